@@ -1,0 +1,1 @@
+"""Text environments in pure Python; nothing in this package imports jax or leafe_jax."""

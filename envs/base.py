@@ -1,0 +1,144 @@
+"""The environment protocol: a state is an immutable value, so a snapshot is the value itself.
+
+`reset(task_id) -> State` and `step(state, action) -> (State, StepResult)` never change their
+arguments: rolling back (paper.md's "restore h_tau and E_tau") means keeping an old state.
+Whoever writes a new environment subclasses `Environment`, which owns step counting, the horizon
+and the "done is final" rule, and writes `_reset`, `_step` and the task lists.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class EnvDataError(ValueError):
+    """A task, split, option or data file is wrong; the message names it and what is allowed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One enumerable task.
+
+    Attributes:
+      task_id: stable id, `split/family/number`, the same on every machine.
+      family: the group that tables report apart (a household task type, a Sokoban size).
+      split: "train", "valid" or "test".
+    """
+
+    task_id: str
+    family: str
+    split: str
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Base of every environment's state: frozen, picklable, compared by value.
+
+    Attributes:
+      task_id: the task being played.
+      num_steps: environment steps taken so far.
+      done: the episode is over; further steps change nothing.
+      success: the goal was reached.
+    """
+
+    task_id: str
+    num_steps: int = 0
+    done: bool = False
+    success: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """What one step returned.
+
+    Attributes:
+      observation: feedback text, worded as the original benchmark words it.
+      reward: reward of this step.
+      done: episode over (goal, failure or horizon).
+      success: goal reached.
+      info: plain JSON-able extras, e.g. {"valid": False} when the action had no effect because it
+        was not understood.
+    """
+
+    observation: str
+    reward: float
+    done: bool
+    success: bool
+    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Environment(abc.ABC):
+    """Base class: horizon, step counting, finality and task look-up; rules live in subclasses.
+
+    Args:
+      horizon: most environment steps per episode, at least 1.
+
+    Raises:
+      EnvDataError: horizon < 1.
+    """
+
+    name: str = ""
+
+    def __init__(self, horizon: int):
+        if not isinstance(horizon, int) or horizon < 1:
+            raise EnvDataError(f"env.horizon = {horizon!r}: must be an integer of at least 1 step")
+        self.horizon = horizon
+        self._tasks: dict[str, tuple[Task, ...]] = {}
+
+    # -- what an environment writes ------------------------------------------------------------
+    @abc.abstractmethod
+    def _list_tasks(self, split: str) -> Sequence[Task]:
+        """All tasks of `split` in a fixed order; raises EnvDataError for an unknown split."""
+
+    @abc.abstractmethod
+    def _reset(self, task_id: str) -> tuple[State, str]:
+        """First state and first observation of a task."""
+
+    @abc.abstractmethod
+    def _step(self, state: Any, action: str) -> tuple[State, StepResult]:
+        """Rules of one step; the base class sets num_steps, done at the horizon and success."""
+
+    @abc.abstractmethod
+    def solve(self, state: Any) -> list[str] | None:
+        """Actions that reach the goal from `state` within the steps left, or None."""
+
+    # -- what callers use ----------------------------------------------------------------------
+    def tasks(self, split: str) -> tuple[Task, ...]:
+        """The fixed, enumerable task list of a split."""
+        if split not in self._tasks:
+            self._tasks[split] = tuple(self._list_tasks(split))
+        return self._tasks[split]
+
+    def split_hash(self, split: str) -> str:
+        """Short SHA-256 of the split's task ids and first observations, to compare machines."""
+        digest = hashlib.sha256()
+        for task in self.tasks(split):
+            _, observation = self.reset(task.task_id)
+            digest.update(f"{task.task_id}\n{observation}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def reset(self, task_id: str) -> tuple[State, str]:
+        """Returns the first state and observation of `task_id`; EnvDataError if unknown."""
+        return self._reset(task_id)
+
+    def step(self, state: Any, action: str) -> tuple[State, StepResult]:
+        """Plays `action`; any string is an action, and a finished episode stays as it is."""
+        if state.done:
+            return state, StepResult("The episode is over.", 0.0, True, state.success, {"valid": False})
+        new_state, result = self._step(state, action)
+        num_steps = state.num_steps + 1
+        done = result.done or result.success or num_steps >= self.horizon
+        new_state = dataclasses.replace(
+            new_state, num_steps=num_steps, done=done, success=result.success
+        )
+        return new_state, dataclasses.replace(result, done=done)
+
+
+def stable_seed(*names: object) -> int:
+    """A 63-bit seed from stable names (SHA-256), never Python's salted `hash`."""
+    digest = hashlib.sha256("/".join(str(n) for n in names).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

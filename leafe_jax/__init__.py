@@ -1,0 +1,3 @@
+"""LEAFE in JAX: learning agency from reflective experience."""
+
+__version__ = "0.1.0"

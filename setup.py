@@ -1,0 +1,41 @@
+"""Installation; the packages above the line are the project's given stack."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="leafe_jax",
+    version="0.1.0",
+    description="LEAFE in JAX: language-model agents that learn to recover from their own mistakes",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["leafe_jax*", "envs*"]),
+    package_data={"leafe_jax": ["assets/**/*"]},
+    install_requires=[
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "transformers>=5.17",
+        "sentencepiece>=0.2.1",
+        "grain>=0.2.18",
+        "ml-collections>=1.1.0",
+        "tensorboardX>=2.6.5",
+        # -- beyond the given stack, each with its reason --
+        "absl-py",  # command-line flags; ml_collections' config flags are built on it
+        "numpy",  # host-side arrays
+        "safetensors",  # the hub's checkpoint format, read without pickle
+        "jinja2",  # chat templates of Hugging Face tokenizers
+        "tqdm",  # progress bars with rate and time left
+        "matplotlib",  # the Pass@k plot of the report
+    ],
+    extras_require={
+        "test": [
+            "pytest",
+            "hypothesis",  # property tests of the environments and parsers
+            "ruff",
+            "torch==2.13.0",  # transformers runs on it: the independent side of the parity tests
+            # compiles the TPU programs for a topology on a machine without a TPU
+            "libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        ],
+    },
+)
