@@ -1,0 +1,213 @@
+"""Scripted household players with known bad habits, and the diagnosis of what went wrong.
+
+The embedded base model learns from these players (leafe_jax/bootstrap.py), and its reflections are
+judged by the same diagnosis (leafe_jax/habits.py). A player sees only what a text player sees: it
+searches the receptacles in the order in which the room lists them and remembers what it saw. Each
+habit is a thing it fails to do unless it is aware of it; a piece of experience makes it aware.
+
+    habit    unaware player                                   experience that mends it
+    closed   walks past closed receptacles while searching    open what is closed.
+    target   moves things into a closed target                open the {target} first.
+    clean    brings the object without cleaning it            clean it with the sinkbasin 1 first.
+    heat     leaves the object in the microwave               heat it with the microwave 1.
+    cool     tries to cool it in the sink, then gives up      cool it with the fridge 1.
+    lamp     examines the object in the dark                  carry it to the desklamp 1 and use that.
+    second   stops after the first of two objects             look for another {object}.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from envs.household import (
+    APPLIANCE,
+    OPENABLE,
+    Household,
+    HouseholdState,
+    Room,
+    class_of,
+    make_room,
+)
+
+HABITS = ("closed", "target", "clean", "heat", "cool", "lamp", "second")
+ALL_AWARE = frozenset(HABITS)
+GIVE_UP = "inventory"
+
+
+def advice(habit: str, room: Room) -> str:
+    """The experience text e that makes a player aware of `habit`."""
+    return {
+        "closed": "open what is closed.",
+        "target": "open the {target} first.",
+        "clean": "clean it with the sinkbasin 1 first.",
+        "heat": "heat it with the microwave 1.",
+        "cool": "cool it with the fridge 1.",
+        "lamp": "carry it to the desklamp 1 and use that.",
+        "second": "look for another {object}.",
+    }[habit].format(target=room.target_class, object=room.object_class)
+
+
+@dataclasses.dataclass
+class Memory:
+    """What a text player knows after some steps.
+
+    Attributes:
+      visited: receptacles in the order of first arrival.
+      seen: where each object was last seen.
+    """
+
+    visited: list[str] = dataclasses.field(default_factory=list)
+    seen: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def update(self, room: Room, state: HouseholdState) -> None:
+        """Takes in the state after a step: only what is visible from where the agent stands."""
+        here = state.location
+        if not here:
+            return
+        if here not in self.visited:
+            self.visited.append(here)
+        if class_of(here) in OPENABLE and here not in state.opened:
+            return
+        self.seen = {name: place for name, place in self.seen.items() if place != here}
+        for name in state.contents[room.receptacles.index(here)]:
+            self.seen[name] = here
+        self.seen.pop(state.holding, None)
+
+
+def decide(
+    room: Room, state: HouseholdState, memory: Memory, aware: frozenset[str]
+) -> tuple[str, str | None]:
+    """The player's next action and the habit that it hangs on (None: any player does the same)."""
+    here, held = state.location, state.holding
+    shut = bool(here) and class_of(here) in OPENABLE and here not in state.opened
+    target = next((r for r in room.receptacles if class_of(r) == room.target_class), "")
+    if held and class_of(held) == room.object_class:
+        return _carrying(room, state, memory, aware, target, shut)
+    if held:  # something else in hand: put it back where one stands
+        return (f"open {here}", None) if shut else (f"move {held} to {here}", None)
+
+    placed = [n for n, place in memory.seen.items() if _is_goal_object(room, n) and place == target]
+    if room.family == "two" and placed and "second" not in aware:
+        return GIVE_UP, "second"
+    habit = "second" if room.family == "two" and placed else None
+    if placed and room.family != "two":
+        return _unfinished(room, state, placed[0], target, aware)
+    wanted = sorted(
+        (n for n, place in memory.seen.items() if _is_goal_object(room, n) and place != target)
+    )
+    if wanted:
+        place = memory.seen[wanted[0]]
+        if room.family == "heat" and place == "microwave 1" and "heat" not in aware:
+            return GIVE_UP, "heat"  # believes that lying in the microwave is enough
+        if here == place:
+            return f"take {wanted[0]} from {place}", habit
+        return f"go to {place}", habit
+    if shut and here != target and "closed" in aware:
+        return f"open {here}", "closed"
+    action = _next_receptacle(room, memory, target)
+    return action, "closed" if shut and here != target else habit
+
+
+def _is_goal_object(room: Room, name: str) -> bool:
+    return class_of(name) == room.object_class
+
+
+def _next_receptacle(room: Room, memory: Memory, target: str) -> str:
+    """Search in listed order; the target itself is no place to search."""
+    for place in room.receptacles:
+        if place not in memory.visited and place != target:
+            return f"go to {place}"
+    return GIVE_UP
+
+
+def _carrying(
+    room: Room,
+    state: HouseholdState,
+    memory: Memory,
+    aware: frozenset[str],
+    target: str,
+    shut: bool,
+) -> tuple[str, str | None]:
+    """With the goal object in hand: treat it as the family asks, then bring it to the target."""
+    here, held, family = state.location, state.holding, room.family
+    treated = {"clean": state.cleaned, "heat": state.hot, "cool": state.cool}
+    if family in treated and held not in treated[family]:
+        device = APPLIANCE[family]
+        if family in aware:
+            if here == device:
+                return f"{family} {held} with {device}", family
+            return f"go to {device}", family if family != "heat" else None
+        if family == "heat":
+            if here != device:
+                return f"go to {device}", None
+            return (f"open {device}" if shut else f"move {held} to {device}"), "heat"
+        if family == "cool":
+            if here != "sinkbasin 1":
+                return "go to sinkbasin 1", "cool"
+            return f"cool {held} with sinkbasin 1", "cool"
+    if family == "look":
+        if "lamp" not in aware:
+            return f"examine {held}", "lamp"
+        lamp = memory.seen.get("desklamp 1")
+        if lamp is None:
+            return _next_receptacle(room, memory, ""), "lamp"
+        return ("use desklamp 1" if here == lamp else f"go to {lamp}"), "lamp"
+    habit = family if family == "clean" and held not in state.cleaned else None
+    if here != target:
+        return f"go to {target}", habit
+    if shut:
+        return (f"open {target}" if "target" in aware else f"move {held} to {target}"), "target"
+    return f"move {held} to {target}", habit
+
+
+def _unfinished(
+    room: Room, state: HouseholdState, name: str, target: str, aware: frozenset[str]
+) -> tuple[str, str | None]:
+    """The object lies at the target and the task is not done: it was brought untreated."""
+    if room.family in aware:
+        if state.location != target:
+            return f"go to {target}", room.family
+        return f"take {name} from {target}", room.family
+    return GIVE_UP, room.family if room.family in APPLIANCE else None
+
+
+def play(
+    env: Household, state: HouseholdState, memory: Memory, aware: frozenset[str], max_steps: int
+) -> list[str]:
+    """Actions of a player from `state` on, until done or `max_steps`."""
+    room, actions = make_room(state.task_id), []
+    while not state.done and len(actions) < max_steps:
+        action, _ = decide(room, state, memory, aware)
+        actions.append(action)
+        state, _ = env.step(state, action)
+        memory.update(room, state)
+    return actions
+
+
+def diagnose(
+    env: Household, task_id: str, actions: list[str], told: dict[int, str]
+) -> tuple[int, str] | None:
+    """The first step that a bad habit spoilt, and which habit.
+
+    Args:
+      task_id: the task.
+      actions: actions taken, step 1 first.
+      told: experience shown, by the step from which it was in the context.
+
+    Returns:
+      (tau, habit): at 1-based step tau the action was not the aware player's, and the aware
+      player's own action hangs on `habit`; or None when no habit spoilt anything.
+    """
+    room = make_room(task_id)
+    state, _ = env.reset(task_id)
+    memory = Memory()
+    heard: set[str] = set()
+    for step, action in enumerate(actions, start=1):
+        if step in told:
+            heard.add(told[step])
+        ideal, habit = decide(room, state, memory, ALL_AWARE)
+        if habit is not None and action != ideal and advice(habit, room) not in heard:
+            return step, habit
+        state, _ = env.step(state, action)
+        memory.update(room, state)
+    return None
