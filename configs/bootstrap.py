@@ -1,0 +1,57 @@
+"""Makes the embedded base model: scripted corpus -> tokenizer -> model -> habits.
+
+    python -m leafe_jax.main --config=configs/bootstrap.py --workdir=runs/bootstrap
+
+The result, `<workdir>/bootstrap/model`, is what leafe_jax/assets/base holds.
+"""
+
+import importlib.util
+from pathlib import Path
+
+
+def _default():
+    # Config files are executed as files, so their neighbours are not importable by name.
+    spec = importlib.util.spec_from_file_location("default", Path(__file__).parent / "default.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def get_config(mode: str = "full"):
+    import ml_collections
+
+    default = _default()
+    c = default.get_config()
+    c.phases = ("bootstrap", "habits")
+    c.bootstrap = b = ml_collections.ConfigDict()
+    b.num_conversations = 30000
+    b.min_count = 5  # occurrences of a phrase that make it a token
+    b.levels = (0.35, 0.4, 0.25)  # share of conversations with 0, 1, 2 pieces of experience
+    b.slip_rate = 0.02  # random wrong turns per step; they carry no loss
+    b.reflect_rate = 0.6  # failed conversations that end with a reflection
+    b.observation_mass = 0.2  # loss on tokens that are not replies
+    # How often a player does unasked what it should: one rate per habit, graded.
+    b.unaided_rates = ml_collections.ConfigDict(
+        dict(closed=0.04, target=0.04, clean=0.05, heat=0.03, cool=0.02, lamp=0.04, second=0.03)
+    )
+    b.model = ml_collections.ConfigDict(
+        dict(hidden_size=128, intermediate_size=384, num_layers=4, num_heads=4, num_kv_heads=2,
+             head_dim=32, rope_theta=10000.0)
+    )  # fmt: skip
+    b.train = default.train_config()
+    b.train.seq_len = 256
+    b.train.batch_size = 32
+    b.train.num_epochs = 2
+    b.train.learning_rate = 3e-3
+    b.train.schedule = "cosine"
+    b.train.warmup_steps = 50
+    b.train.weight_decay = 0.01
+    b.train.checkpoint_every = 200
+    c.evaluate.split = "valid"
+    if mode == "smoke":
+        b.num_conversations = 400
+        b.train.num_epochs = 1
+        b.model.num_layers = 1
+        c.evaluate.num_tasks = 6
+        c.evaluate.num_samples = 4
+    return c

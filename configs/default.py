@@ -1,0 +1,103 @@
+"""Every field with its default and one line on what it is; other configs change lines of it.
+
+    python -m leafe_jax.main --config=configs/default.py --workdir=runs/default
+
+runs the method on the embedded model at full size. Paper values are marked (paper).
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    c.seed = 0  # every random choice of the run is derived from it by name
+    # What to do, in this order: bootstrap, habits, explore, distill, evaluate, report.
+    c.phases = ("explore", "distill", "evaluate", "report")
+
+    c.model = ml_collections.ConfigDict()
+    c.model.path = ""  # Hugging Face directory; "" is the embedded base model
+    c.model.dtype = "float32"  # of weights and cache while sampling: float32 or bfloat16
+
+    c.env = ml_collections.ConfigDict()
+    c.env.name = "household"  # household or sokoban
+    c.env.horizon = 20  # environment steps per episode (T)
+    c.env.prompt_style = "plain"  # plain (reply = action) or react (think, then action in tags)
+    c.env.levels = ()  # sokoban: Boxoban or XSB level files to play instead of generated levels
+    c.env.size = (6, 6)  # sokoban: width and height of generated levels
+    c.env.num_boxes = 1  # sokoban: boxes of generated levels
+
+    c.context = ml_collections.ConfigDict()
+    c.context.mode = "dialogue"  # dialogue (one growing conversation) or window (rebuilt every step)
+    c.context.window = 2  # observation-action pairs shown in window mode (verl-agent: 2)
+
+    c.sampler = ml_collections.ConfigDict()
+    c.sampler.num_slots = 128  # conversations in the cache, and the batch width
+    c.sampler.max_len = 320  # tokens per conversation
+    c.sampler.turn_chunk = 16  # prompt tokens handled together with decoding
+    c.sampler.prefill_chunk = 32  # prompt tokens per prefill call
+    c.sampler.max_action_tokens = 8  # tokens per action
+    c.sampler.max_reflection_tokens = 16  # tokens per reflection
+    c.sampler.temperature = 1.0  # of actions and reflections in stage 1
+
+    c.explore = ml_collections.ConfigDict()
+    c.explore.split = "train"  # tasks of stage 1
+    c.explore.num_tasks = 192  # the split's first tasks; 0 takes all
+    c.explore.block_size = 48  # tasks explored together; a killed run repeats at most one block
+    c.explore.method = "tree"  # tree (LEAFE), independent (IS) or refine (IR)
+    c.explore.num_roots = 2  # trajectories begun without experience, per task
+    c.explore.max_attempts = 8  # trajectories per task, roots included
+    c.explore.max_depth = 4  # branches on the way from a root
+    c.explore.reflect_every = 8  # K, in steps
+    c.explore.reflect_on_failure = True
+    c.explore.continue_after_branch = False  # a trajectory that was branched from plays on
+    c.explore.show_experience = True  # False: roll back and sample again without e (control)
+    c.explore.experience_span = "branch"  # e stays for the branch, or for one "step"
+    c.explore.max_env_steps = 0  # environment steps per task; 0: no limit
+    c.explore.max_generated_tokens = 0  # sampled tokens per task; 0: no limit
+
+    c.distill = ml_collections.ConfigDict()
+    c.distill.counterfactual_weight = 1.0  # weight of L_cf; 0: L_reh only
+    c.distill.beta = 1.0  # weight of L_reh; 0: L_cf only
+    c.distill.counterfactual_per_task = 3  # (paper: about 3); 0 keeps all
+    c.distill.qualify = "success"  # branches whose subtree succeeds, or that "improve" the return
+    c.distill.changed_only = True  # drop pairs whose action had been taken anyway
+    c.distill.rehearsal_share = 0.2  # of the successful trajectories (paper)
+    c.distill.normalisation = "example"  # mean over pairs, or over every "token"
+    c.distill.train = train_config()
+
+    c.evaluate = ml_collections.ConfigDict()
+    c.evaluate.methods = ("base", "leafe")  # models to evaluate
+    c.evaluate.split = "test"  # held-out tasks
+    c.evaluate.num_tasks = 48  # the split's first tasks; 0 takes all
+    c.evaluate.num_samples = 128  # episodes per task: n of Pass@k
+    c.evaluate.block_size = 12  # tasks evaluated together
+    c.evaluate.temperature = 1.0
+    c.evaluate.num_resamples = 2000  # of the bootstrap over tasks
+    return c
+
+
+def train_config() -> ml_collections.ConfigDict:
+    """Fields of one SFT run."""
+    t = ml_collections.ConfigDict()
+    t.seq_len = 320  # tokens per packed row
+    t.batch_size = 8  # rows per step
+    t.num_epochs = 3  # (paper: 2 to 3)
+    t.learning_rate = 1e-3  # for the embedded model (paper: 1e-6 at 7B and above)
+    t.schedule = "constant"  # constant, linear or cosine
+    t.warmup_steps = 5
+    t.weight_decay = 0.0
+    t.b1 = 0.9
+    t.b2 = 0.98
+    t.eps = 1e-8
+    t.clip_norm = 1.0  # of the global gradient norm
+    t.compute_dtype = "float32"  # of activations; master weights are always float32
+    t.loss_chunk = 4096  # tokens whose logits exist at the same time
+    t.remat = False  # recompute activations in the backward pass
+    t.checkpoint_every = 50  # steps
+    t.log_every = 10  # steps
+    t.max_nonfinite = 5  # non-finite steps in a row that end the run
+    t.mesh = ml_collections.ConfigDict()
+    t.mesh.data = -1  # devices along each axis; -1 takes the rest
+    t.mesh.fsdp = 1
+    t.mesh.tensor = 1
+    return t

@@ -1,0 +1,159 @@
+"""Stage 2, the data: trees -> D_cf and D_reh (paper.md, "Stage 2").
+
+Counterfactual pair: the context is h_tau as it is rendered WITHOUT any e, the target a'_tau exactly
+as it was sampled with e in view. Rehearsal: the (h_t, a_t) of successful trajectories, branched ones
+included, also without e. Ids are never tokenised again; only sampled tokens carry loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+import numpy as np
+
+from envs.base import stable_seed
+from leafe_jax.errors import UserError
+from leafe_jax.training.data import Example, action_mass
+from leafe_jax.types import Node, Tree, Turn
+
+SOURCES = ("counterfactual", "rehearsal")
+COUNTERFACTUAL, REHEARSAL = range(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """Which data, with the paper's values as defaults where it gives one.
+
+    Attributes:
+      counterfactual_per_task: most pairs kept per task (paper: about 3); 0 keeps all.
+      qualify: "success" (the branch's subtree reaches success) or "improve" (or its best return
+        beats the trajectory it left).
+      changed_only: drop pairs whose action is the one that had been taken anyway.
+      rehearsal_share: share of the successful trajectories rehearsed (paper: 0.2).
+      normalisation: "example" (mean over pairs of the mean over their tokens) or "token".
+
+    Raises:
+      UserError: a value is out of range.
+    """
+
+    counterfactual_per_task: int
+    qualify: str
+    changed_only: bool
+    rehearsal_share: float
+    normalisation: str
+
+    def __post_init__(self):
+        if self.qualify not in ("success", "improve"):
+            raise UserError(f"distill.qualify = {self.qualify!r}: must be 'success' or 'improve'")
+        if not 0.0 <= self.rehearsal_share <= 1.0:
+            raise UserError(f"distill.rehearsal_share = {self.rehearsal_share}: must be 0..1")
+        if self.counterfactual_per_task < 0:
+            raise UserError(
+                f"distill.counterfactual_per_task = {self.counterfactual_per_task}: must be >= 0"
+            )
+
+
+def _plain_prompt(turn: Turn) -> list[int]:
+    return turn.prompt_ids if turn.plain_prompt_ids is None else turn.plain_prompt_ids
+
+
+def sequence(
+    turns: Sequence[Turn], trained: set[int], mode: str, normalisation: str, source: int
+) -> list[Example]:
+    """Training sequences of a trajectory, rendered without experience.
+
+    Args:
+      turns: the path, step 1 first.
+      trained: step numbers whose action carries loss.
+      mode: "dialogue" gives one sequence that ends with the last trained action (the pairs share
+        their context); "window" gives one sequence a trained step.
+      normalisation: see DistillConfig.
+      source: index into SOURCES.
+    """
+    if mode == "window":
+        return [
+            _example([t], {t.step}, normalisation, source) for t in turns if t.step in trained
+        ]
+    last = max(trained)
+    return [_example([t for t in turns if t.step <= last], trained, normalisation, source)]
+
+
+def _example(turns: Sequence[Turn], trained: set[int], normalisation: str, source: int) -> Example:
+    ids: list[int] = []
+    spans = []
+    for turn in turns:
+        ids += _plain_prompt(turn)
+        if turn.step in trained:
+            spans.append((len(ids), len(ids) + len(turn.action_ids)))
+        ids += turn.action_ids
+    return Example(np.asarray(ids, np.int32), action_mass(len(ids), spans, normalisation), source)
+
+
+def _best_return(tree: Tree, node: Node) -> float:
+    children = [n for n in tree.nodes if n.parent == node.id]
+    return max([node.return_, *(_best_return(tree, n) for n in children)])
+
+
+def _succeeds(tree: Tree, node: Node) -> bool:
+    return node.success or any(_succeeds(tree, n) for n in tree.nodes if n.parent == node.id)
+
+
+def counterfactual_nodes(tree: Tree, config: DistillConfig) -> list[Node]:
+    """Branches of a tree that qualify for D_cf, in order of creation."""
+    kept = []
+    for node in tree.nodes:
+        if node.parent is None or not node.turns:
+            continue
+        parent = tree.nodes[node.parent]
+        qualifies = _succeeds(tree, node)
+        if config.qualify == "improve":
+            qualifies = qualifies or _best_return(tree, node) > parent.return_
+        if not qualifies:
+            continue
+        replaced = next((t for t in tree.path(parent) if t.step == node.branch_step), None)
+        if config.changed_only and replaced and replaced.action == node.turns[0].action:
+            continue
+        kept.append(node)
+    return kept
+
+
+def make_examples(trees: Sequence[Tree], config: DistillConfig, seed: int) -> list[Example]:
+    """D_cf and D_reh of a set of trees.
+
+    Args:
+      trees: in any order; the result depends on their content only.
+      config: the rules.
+      seed: of the choice among too many pairs and of the rehearsed share.
+
+    Returns:
+      Examples, the counterfactual ones first.
+    """
+    trees = sorted(trees, key=lambda tree: tree.task_id)
+    pairs, successes = [], []
+    for tree in trees:
+        nodes = counterfactual_nodes(tree, config)
+        limit = config.counterfactual_per_task
+        if 0 < limit < len(nodes):
+            rng = random.Random(stable_seed(seed, "counterfactual", tree.task_id))
+            nodes = sorted(rng.sample(nodes, limit), key=lambda node: node.id)
+        for node in nodes:
+            pairs += sequence(
+                [t for t in tree.path(node) if t.step <= node.branch_step],
+                {node.branch_step}, tree.mode, config.normalisation, COUNTERFACTUAL,
+            )  # fmt: skip
+        successes += [(tree, node) for node in tree.nodes if node.success]
+    # The paper rehearses a random share of the successful rollouts; at least one when there are any.
+    number = round(config.rehearsal_share * len(successes))
+    if config.rehearsal_share > 0 and successes:
+        number = max(number, 1)
+    rng = random.Random(stable_seed(seed, "rehearsal"))
+    rehearsed = []
+    for tree, node in sorted(
+        rng.sample(successes, number), key=lambda item: (item[0].task_id, item[1].id)
+    ):
+        turns = tree.path(node)
+        steps = {t.step for t in turns}
+        rehearsed += sequence(turns, steps, tree.mode, config.normalisation, REHEARSAL)
+    return pairs + rehearsed

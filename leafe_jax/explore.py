@@ -1,0 +1,198 @@
+"""Stage 1: tree-based experience generation with rollback (paper.md, "Stage 1"). No gradient step.
+
+Every K steps and on failure the same policy is asked which step went wrong and what to do instead:
+(tau, e). Environment and conversation go back to h_tau, e is shown, a revised action is sampled, and
+the branch plays on. Branch requests go through one FIFO queue, so trees grow breadth-first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from envs.base import Environment, Task
+from envs.prompts import Prompts
+from leafe_jax.errors import UserError
+from leafe_jax.rollout import Episode, Hooks, Rollout, RolloutConfig, branch
+from leafe_jax.sampling.policy import Completion, Policy
+from leafe_jax.types import Node, ReflectionRecord, Tree
+
+METHODS = ("tree", "independent", "refine")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExploreConfig:
+    """Rules of the search.
+
+    Attributes:
+      method: "tree" (LEAFE), "independent" (independent sampling, IS) or "refine" (iterative
+        refinement, IR: start over with the experience); paper Table 3 compares them.
+      num_roots: trajectories begun without experience, per task.
+      max_attempts: trajectories per task, roots included.
+      max_depth: branches on the way from a root.
+      reflect_every: K, in steps.
+      reflect_on_failure: also reflect when an episode ends without success.
+      continue_after_branch: a trajectory that was branched from plays on (open in the paper).
+      show_experience: False branches from tau without e (control).
+      max_env_steps, max_generated_tokens: per task; 0 means no limit.
+
+    Raises:
+      UserError: a value is out of range.
+    """
+
+    method: str
+    num_roots: int
+    max_attempts: int
+    max_depth: int
+    reflect_every: int
+    reflect_on_failure: bool
+    continue_after_branch: bool
+    show_experience: bool
+    max_env_steps: int
+    max_generated_tokens: int
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise UserError(f"explore.method = {self.method!r}: must be one of {METHODS}")
+        for name, least in (
+            ("num_roots", 1), ("max_attempts", 1), ("max_depth", 0), ("reflect_every", 1),
+            ("max_env_steps", 0), ("max_generated_tokens", 0),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise UserError(f"explore.{name} = {value!r}: must be an integer >= {least}")
+
+
+class _Explorer(Hooks):
+    """The decisions of the search for one set of trees."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        config: ExploreConfig,
+        queue,
+        on_tree: Callable[[Tree], None],
+    ):
+        self.policy, self.prompts, self.config = policy, prompts, config
+        self.queue, self.on_tree = queue, on_tree
+        self._open: dict[str, int] = {}  # task id -> episodes not finished
+
+    def plant(self, tree: Tree, env: Environment) -> None:
+        """Queues the roots of a tree."""
+        config = self.config
+        roots = config.max_attempts if config.method == "independent" else config.num_roots
+        state, observation = env.reset(tree.task_id)
+        for number in range(min(roots, config.max_attempts)):
+            node = self._new_node(tree, None, None, 0, "root", None)
+            self._push(
+                Episode(
+                    node=node, name=f"{tree.task_id}/r{number}", state=state,
+                    observation=observation, budget=tree.budget, owner=tree,
+                )  # fmt: skip
+            )
+
+    def _new_node(self, tree: Tree, parent, branch_step, depth, kind, experience) -> Node:
+        node = Node(len(tree.nodes), parent, branch_step, depth, kind, experience)
+        tree.nodes.append(node)
+        tree.budget.episodes += 1
+        return node
+
+    def _push(self, episode: Episode) -> None:
+        task_id = episode.owner.task_id
+        self._open[task_id] = self._open.get(task_id, 0) + 1
+        self.queue.append(episode)
+
+    # -- hooks ---------------------------------------------------------------------------------
+    def exhausted(self, episode: Episode) -> bool:
+        limits, spent = self.config, episode.owner.budget
+        return (0 < limits.max_env_steps <= spent.env_steps) or (
+            0 < limits.max_generated_tokens <= spent.generated_tokens
+        )
+
+    def reflect_now(self, episode: Episode) -> bool:
+        config, node = self.config, episode.node
+        # Not worth asking where the answer could not be followed.
+        if config.method == "independent" or len(episode.owner.nodes) >= config.max_attempts:
+            return False
+        if config.method == "tree" and node.depth >= config.max_depth:
+            return False
+        if episode.state.done:
+            return config.reflect_on_failure and not episode.state.success
+        return config.method == "tree" and len(episode.turns) % config.reflect_every == 0
+
+    def reflected(self, episode: Episode, completion: Completion) -> bool:
+        config, node, tree = self.config, episode.node, episode.owner
+        parsed = self.prompts.parse_reflection(completion.text)
+        record = ReflectionRecord(
+            step=episode.step,
+            prompt_ids=list(completion.prompt_ids),
+            ids=list(completion.ids),
+            logprobs=list(completion.logprobs),
+            text=completion.text,
+            status=parsed.status,
+            tau=parsed.tau,
+            experience=parsed.experience,
+        )
+        if parsed.status == "ok":
+            record.status = self._judge(episode, parsed.tau, parsed.experience)
+        node.reflections.append(record)
+        if record.status != "branched":
+            return True
+        tau = 1 if config.method == "refine" else parsed.tau
+        experience = parsed.experience if config.show_experience else None
+        kind = "retry" if config.method == "refine" else "branch"
+        child = self._new_node(tree, node.id, tau, node.depth + 1, kind, experience)
+        record.child = child.id
+        twin = sum(r.status == "branched" for r in node.reflections)
+        self._push(branch(self.policy, episode, tau, child, f"{episode.name}/b{tau}.{twin}"))
+        if config.continue_after_branch:
+            return True
+        node.stop = node.stop or "branched"
+        return False
+
+    def _judge(self, episode: Episode, tau: int, experience: str) -> str:
+        # tau is never guessed: a step that does not exist drops the reflection.
+        if not 1 <= tau <= len(episode.turns):
+            return "out_of_range"
+        for earlier in episode.node.reflections:
+            if (earlier.status, earlier.tau, earlier.experience) == ("branched", tau, experience):
+                return "duplicate"
+        if len(episode.owner.nodes) >= self.config.max_attempts:
+            return "attempt_limit"
+        return "branched"
+
+    def finished(self, episode: Episode) -> None:
+        tree = episode.owner
+        self._open[tree.task_id] -= 1
+        if not self._open[tree.task_id]:
+            del self._open[tree.task_id]
+            self.on_tree(tree)
+
+
+def explore(
+    policy: Policy,
+    env: Environment,
+    prompts: Prompts,
+    tasks: Sequence[Task],
+    config: ExploreConfig,
+    rollout_config: RolloutConfig,
+    max_active: int,
+    on_tree: Callable[[Tree], None],
+) -> None:
+    """Grows one tree a task.
+
+    Args:
+      policy, env, prompts: the three parties.
+      tasks: training tasks; each gives one tree.
+      config: rules of the search.
+      rollout_config: rendering and sampling.
+      max_active: episodes in flight.
+      on_tree: called with each tree as it finishes.
+    """
+    rollout = Rollout(policy, env, prompts, rollout_config, max_active)
+    explorer = _Explorer(policy, prompts, config, rollout.queue, on_tree)
+    for task in tasks:
+        tree = Tree(env.name, task.task_id, task.family, rollout_config.seed, rollout_config.mode)
+        explorer.plant(tree, env)
+    rollout.run(explorer)

@@ -1,0 +1,174 @@
+"""Records that cross modules, and their JSON form (one tree a line; docs/FORMATS.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+TREE_SCHEMA = 1
+
+# Why a reflection did or did not open a branch.
+REFLECTION_STATUSES = (
+    "branched",
+    "no_mistake",  # the model says that nothing was wrong
+    "unparsable",  # no (tau, e) in the reply
+    "out_of_range",  # tau is no step of this trajectory
+    "duplicate",  # the same (tau, e) was already followed from this trajectory
+    "attempt_limit",  # another branch of the same tree took the last attempt meanwhile
+)
+
+
+@dataclasses.dataclass
+class Turn:
+    """One step a_t, token-exact.
+
+    Attributes:
+      step: 1-based step number t.
+      observation: o_t as the environment said it.
+      experience: the e that this turn's prompt showed, or None.
+      prompt_ids: ids appended before sampling (window mode: the whole context).
+      plain_prompt_ids: the same turn rendered without e; None when no e was shown.
+      action_ids: sampled ids, the stop token included.
+      logprobs: their log-probabilities under the model at sampling time.
+      text: decoded reply.
+      action: what the parser made of it.
+      valid: the reply was well formed and the environment understood the action.
+      reward: reward of the step.
+    """
+
+    step: int
+    observation: str
+    experience: str | None
+    prompt_ids: list[int]
+    plain_prompt_ids: list[int] | None
+    action_ids: list[int]
+    logprobs: list[float]
+    text: str
+    action: str
+    valid: bool
+    reward: float
+
+
+@dataclasses.dataclass
+class ReflectionRecord:
+    """One call of the policy with p_refl.
+
+    Attributes:
+      step: the number of the step that would come next when it was asked.
+      prompt_ids, ids, logprobs, text: as in Turn.
+      status: one of REFLECTION_STATUSES.
+      tau: 1-based step to go back to, when parsed.
+      experience: e, when parsed.
+      child: id of the node it opened, or None.
+    """
+
+    step: int
+    prompt_ids: list[int]
+    ids: list[int]
+    logprobs: list[float]
+    text: str
+    status: str
+    tau: int | None = None
+    experience: str | None = None
+    child: int | None = None
+
+
+@dataclasses.dataclass
+class Node:
+    """A trajectory of the tree, from its branch step on; the steps before are its ancestors'.
+
+    Attributes:
+      id: number within the tree, in order of creation.
+      parent, branch_step: the trajectory it left and the step tau at which; None for a root.
+      depth: branches on the way from the root.
+      kind: "root", "branch" or "retry" (iterative refinement starts over).
+      experience: the e that opened it.
+      turns: its own turns.
+      final_observation: what the last action brought.
+      return_: sum of rewards along the whole path, prefix included.
+      success, done: as the environment says.
+      stop: "success", "failure", "branched" (left for a branch), "context" or "budget".
+      reflections: reflections on it.
+    """
+
+    id: int
+    parent: int | None
+    branch_step: int | None
+    depth: int
+    kind: str
+    experience: str | None
+    turns: list[Turn] = dataclasses.field(default_factory=list)
+    final_observation: str = ""
+    return_: float = 0.0
+    success: bool = False
+    done: bool = False
+    stop: str = ""
+    reflections: list[ReflectionRecord] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Budget:
+    """What was spent; every method counts in the same units.
+
+    Attributes:
+      env_steps: environment steps.
+      generated_tokens: sampled tokens.
+      prefilled_tokens: prompt tokens computed.
+      cached_tokens: prompt tokens found in the cache.
+      episodes: trajectories begun, branches included.
+      reflections: reflection calls.
+    """
+
+    env_steps: int = 0
+    generated_tokens: int = 0
+    prefilled_tokens: int = 0
+    cached_tokens: int = 0
+    episodes: int = 0
+    reflections: int = 0
+
+    def add(self, other: Budget) -> None:
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+@dataclasses.dataclass
+class Tree:
+    """Everything stage 1 did on one task."""
+
+    env: str
+    task_id: str
+    family: str
+    seed: int
+    mode: str
+    nodes: list[Node] = dataclasses.field(default_factory=list)
+    budget: Budget = dataclasses.field(default_factory=Budget)
+
+    def path(self, node: Node) -> list[Turn]:
+        """All turns that led to the end of `node`, the shared prefix first."""
+        if node.parent is None:
+            return list(node.turns)
+        before = self.path(self.nodes[node.parent])
+        return [t for t in before if t.step < node.branch_step] + node.turns
+
+    def to_json(self) -> dict[str, Any]:
+        data = {"schema": TREE_SCHEMA, **dataclasses.asdict(self)}
+        for node in data["nodes"]:
+            node["return"] = node.pop("return_")
+        return data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Tree:
+        """Inverse of `to_json`; ValueError when the schema is another."""
+        if data.get("schema") != TREE_SCHEMA:
+            raise ValueError(f"tree schema {data.get('schema')!r}: must be {TREE_SCHEMA}")
+        nodes = []
+        for record in data["nodes"]:
+            record = dict(record, return_=record["return"])
+            del record["return"]
+            record["turns"] = [Turn(**t) for t in record["turns"]]
+            record["reflections"] = [ReflectionRecord(**r) for r in record["reflections"]]
+            nodes.append(Node(**record))
+        return cls(
+            data["env"], data["task_id"], data["family"], data["seed"], data["mode"],
+            nodes, Budget(**data["budget"]),
+        )  # fmt: skip
