@@ -73,7 +73,9 @@ class _Explorer(Hooks):
         config: ExploreConfig,
         queue,
         on_tree: Callable[[Tree], None],
+        adviser: Callable[[Episode], str] | None,
     ):
+        self.adviser = adviser
         self.policy, self.prompts, self.config = policy, prompts, config
         self.queue, self.on_tree = queue, on_tree
         self._open: dict[str, int] = {}  # task id -> episodes not finished
@@ -123,13 +125,14 @@ class _Explorer(Hooks):
 
     def reflected(self, episode: Episode, completion: Completion) -> bool:
         config, node, tree = self.config, episode.node, episode.owner
-        parsed = self.prompts.parse_reflection(completion.text)
+        text = self.adviser(episode) if self.adviser else completion.text
+        parsed = self.prompts.parse_reflection(text)
         record = ReflectionRecord(
             step=episode.step,
             prompt_ids=list(completion.prompt_ids),
             ids=list(completion.ids),
             logprobs=list(completion.logprobs),
-            text=completion.text,
+            text=text,
             status=parsed.status,
             tau=parsed.tau,
             experience=parsed.experience,
@@ -179,6 +182,7 @@ def explore(
     rollout_config: RolloutConfig,
     max_active: int,
     on_tree: Callable[[Tree], None],
+    adviser: Callable[[Episode], str] | None = None,
 ) -> None:
     """Grows one tree a task.
 
@@ -189,9 +193,10 @@ def explore(
       rollout_config: rendering and sampling.
       max_active: episodes in flight.
       on_tree: called with each tree as it finishes.
+      adviser: answers in place of the model's reflections (leafe_jax/habits.py measures with it).
     """
     rollout = Rollout(policy, env, prompts, rollout_config, max_active)
-    explorer = _Explorer(policy, prompts, config, rollout.queue, on_tree)
+    explorer = _Explorer(policy, prompts, config, rollout.queue, on_tree, adviser)
     for task in tasks:
         tree = Tree(env.name, task.task_id, task.family, rollout_config.seed, rollout_config.mode)
         explorer.plant(tree, env)

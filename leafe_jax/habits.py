@@ -1,0 +1,175 @@
+"""What a household model does unasked, when told, and how good its reflections are, measured.
+
+The scripted diagnosis (envs/household_player.py) is the yardstick: it knows the first step that a
+bad habit spoilt and what should have been done instead. Unaided: plain rollouts. Told: stage-1
+trees in which the diagnosis answers in place of the model's reflections. Reflections: stage-1 trees
+as the method grows them, each reply beside the diagnosis of the same history.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from envs.base import Environment, Task
+from envs.household import make_room
+from envs.household_player import ALL_AWARE, Memory, advice, decide, diagnose
+from envs.prompts import Prompts
+from leafe_jax.errors import UserError
+from leafe_jax.evaluate import evaluate
+from leafe_jax.explore import ExploreConfig, explore
+from leafe_jax.rollout import Episode, RolloutConfig
+from leafe_jax.sampling.policy import Policy
+from leafe_jax.types import Node, Tree, Turn
+
+COLUMNS = (
+    "unaided",  # success rate of plain rollouts
+    "told",  # success rate of trees whose reflections are the diagnosis
+    "followed",  # branches from a diagnosis whose first action is the aware player's
+    "parsed",  # reflections that parse
+    "right_step",  # of those that name a mistake: tau is the diagnosed step
+    "right_advice",  # of those: e is the diagnosed advice, word for word
+    "num_reflections",
+)
+_TOLD_ROOTS = 8
+
+
+def _told(turns: Sequence[Turn]) -> dict[int, str]:
+    return {t.step: t.experience for t in turns if t.experience is not None}
+
+
+def _diagnosis(env: Environment, task_id: str, turns: Sequence[Turn]) -> tuple[int, str] | None:
+    """(tau, advice) of a played history, or None."""
+    mistake = diagnose(env, task_id, [t.action for t in turns], _told(turns))
+    return None if mistake is None else (mistake[0], advice(mistake[1], make_room(task_id)))
+
+
+def _follows(env: Environment, tree: Tree, node: Node) -> bool:
+    """Whether a branch's first action is what a player aware of everything does at h_tau."""
+    room, memory = make_room(tree.task_id), Memory()
+    state, _ = env.reset(tree.task_id)
+    for turn in tree.path(node):
+        if turn.step == node.branch_step:
+            return turn.action == decide(room, state, memory, ALL_AWARE)[0]
+        state, _ = env.step(state, turn.action)
+        memory.update(room, state)
+    return False
+
+
+def _search(reflect_every: int, num_roots: int, max_depth: int) -> ExploreConfig:
+    return ExploreConfig(
+        method="tree", num_roots=num_roots, max_attempts=num_roots * (max_depth + 1),
+        max_depth=max_depth, reflect_every=reflect_every, reflect_on_failure=True,
+        continue_after_branch=False, show_experience=True, max_env_steps=0, max_generated_tokens=0,
+    )  # fmt: skip
+
+
+def measure(
+    make_policy: Callable[[], Policy],
+    env: Environment,
+    prompts: Prompts,
+    tasks: Sequence[Task],
+    num_samples: int,
+    reflect_every: int,
+    rollout_config: RolloutConfig,
+    max_active: int,
+) -> dict[str, dict[str, float]]:
+    """Rates per family and over all.
+
+    Args:
+      make_policy: gives the model's policy with an empty cache.
+      env, prompts: the household and its prompts.
+      tasks: tasks to measure on (the validation split).
+      num_samples: plain rollouts per task.
+      reflect_every: K of the measured reflections.
+      rollout_config: rendering and sampling.
+      max_active: episodes in flight.
+
+    Returns:
+      {"all" or family: {column: rate}}, columns as in COLUMNS.
+
+    Raises:
+      UserError: the environment is not the household.
+    """
+    if env.name != "household":
+        raise UserError(f"env.name = {env.name!r}: habits are diagnosed in the household only")
+    records, _ = evaluate(
+        make_policy(), env, prompts, tasks, num_samples,
+        dataclasses.replace(rollout_config, purpose="habits/unaided"), max_active, lambda: None,
+    )  # fmt: skip
+    told: list[Tree] = []
+    explore(
+        make_policy(), env, prompts, tasks, _search(reflect_every, _TOLD_ROOTS, 3),
+        dataclasses.replace(rollout_config, purpose="habits/told"), max_active, told.append,
+        adviser=lambda episode: _advise(env, prompts, episode),
+    )  # fmt: skip
+    reflected: list[Tree] = []
+    explore(
+        make_policy(), env, prompts, tasks, _search(reflect_every, _TOLD_ROOTS, 2),
+        dataclasses.replace(rollout_config, purpose="habits/reflect"), max_active,
+        reflected.append,
+    )  # fmt: skip
+
+    tallies: dict[str, dict[str, list[bool]]] = {}
+
+    def count(family: str, column: str, value: bool) -> None:
+        for name in ("all", family):
+            tallies.setdefault(name, {}).setdefault(column, []).append(value)
+
+    for record in records:
+        for success in record["successes"]:
+            count(record["family"], "unaided", success)
+    for tree in told:
+        for node in tree.nodes:
+            if node.parent is None:
+                count(tree.family, "told", _line_succeeds(tree, node))
+            elif node.turns:
+                count(tree.family, "followed", _follows(env, tree, node))
+    for tree in reflected:
+        for node in tree.nodes:
+            for record in node.reflections:
+                _judge(env, tree, node, record, count)
+    return {
+        family: {
+            **{c: _rate(tallies[family].get(c, [])) for c in COLUMNS[:-1]},
+            "num_reflections": float(len(tallies[family].get("parsed", []))),
+        }
+        for family in ["all", *sorted(set(tallies) - {"all"})]
+    }
+
+
+def _rate(values: list[bool]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _advise(env: Environment, prompts: Prompts, episode: Episode) -> str:
+    mistake = _diagnosis(env, episode.owner.task_id, episode.turns)
+    return "no mistake." if mistake is None else prompts.format_reflection(*mistake)
+
+
+def _line_succeeds(tree: Tree, node: Node) -> bool:
+    return node.success or any(
+        _line_succeeds(tree, child) for child in tree.nodes if child.parent == node.id
+    )
+
+
+def _judge(env, tree: Tree, node: Node, record, count: Callable[[str, str, bool], None]) -> None:
+    turns = [t for t in tree.path(node) if t.step < record.step]
+    mistake = _diagnosis(env, tree.task_id, turns)
+    count(tree.family, "parsed", record.status != "unparsable")
+    if record.tau is None:
+        if record.status == "no_mistake" and mistake is not None:
+            count(tree.family, "right_step", False)  # it missed the mistake
+        return
+    count(tree.family, "right_step", mistake is not None and record.tau == mistake[0])
+    count(tree.family, "right_advice", mistake is not None and record.experience == mistake[1])
+
+
+def console_table(table: dict[str, dict[str, float]]) -> str:
+    """The table for the terminal, rates in percent."""
+    lines = [f"{'family':8s}" + "".join(f"{column:>16s}" for column in COLUMNS)]
+    for family, row in table.items():
+        cells = [f"{100 * row[c]:15.1f}%" for c in COLUMNS[:-1]]
+        lines.append(f"{family:8s}" + "".join(cells) + f"{row['num_reflections']:16.0f}")
+    return "\n".join(lines)
