@@ -24,7 +24,7 @@ def get_config(mode: str = "full"):
     c = default.get_config()
     c.phases = ("bootstrap", "habits")
     c.bootstrap = b = ml_collections.ConfigDict()
-    b.num_conversations = 30000
+    b.num_conversations = 36000
     b.min_count = 5  # occurrences of a phrase that make it a token
     b.levels = (0.35, 0.4, 0.25)  # share of conversations with 0, 1, 2 pieces of experience
     b.slip_rate = 0.02  # random wrong turns per step; they carry no loss
@@ -40,9 +40,9 @@ def get_config(mode: str = "full"):
     )  # fmt: skip
     b.train = default.train_config()
     b.train.seq_len = 256
-    b.train.batch_size = 32
-    b.train.num_epochs = 2
-    b.train.learning_rate = 3e-3
+    b.train.batch_size = 16
+    b.train.num_epochs = 1
+    b.train.learning_rate = 2e-3
     b.train.schedule = "cosine"
     b.train.warmup_steps = 50
     b.train.weight_decay = 0.01
