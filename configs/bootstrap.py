@@ -39,8 +39,8 @@ def get_config(mode: str = "full"):
              head_dim=32, rope_theta=10000.0)
     )  # fmt: skip
     b.train = default.train_config()
-    b.train.seq_len = 256
-    b.train.batch_size = 16
+    b.train.seq_len = 320
+    b.train.batch_size = 12
     b.train.num_epochs = 1
     b.train.learning_rate = 2e-3
     b.train.schedule = "cosine"
