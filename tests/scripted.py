@@ -1,0 +1,78 @@
+"""A policy without a model: the method's tests run on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from leafe_jax.sampling.policy import Completion, Request
+
+
+@dataclasses.dataclass(eq=False)
+class ScriptedSession:
+    """`turns` are (user text, reply); `ids` stand for tokens: one a user turn, one a reply."""
+
+    turns: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    ids: list[int] = dataclasses.field(default_factory=list)
+
+
+class ScriptedPolicy:
+    """Replies by a function of the conversation so far.
+
+    Args:
+      reply: (earlier turns, user text, seed) -> reply text.
+    """
+
+    def __init__(self, reply: Callable[[list[tuple[str, str]], str, int], str]):
+        self.reply = reply
+        self.calls: list[list[Request]] = []
+        self.live: set[int] = set()
+        self._texts: list[str] = []
+
+    def _id(self, text: str) -> int:
+        if text not in self._texts:
+            self._texts.append(text)
+        return self._texts.index(text)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What ids stand for, one line each."""
+        return "\n".join(self._texts[i] for i in ids)
+
+    def start(self) -> ScriptedSession:
+        session = ScriptedSession()
+        self.live.add(id(session))
+        return session
+
+    def length(self, session: ScriptedSession) -> int:
+        return len(session.ids)
+
+    def fork(self, session: ScriptedSession, length: int) -> ScriptedSession:
+        assert length % 2 == 0, "turns are forked whole"
+        copy = ScriptedSession(session.turns[: length // 2], session.ids[:length])
+        self.live.add(id(copy))
+        return copy
+
+    def rewind(self, session: ScriptedSession, length: int) -> None:
+        del session.ids[length:]
+        del session.turns[length // 2 :]
+
+    def append(self, session: ScriptedSession, ids: Sequence[int]) -> None:
+        session.ids += ids
+        session.turns.append((self._texts[ids[0]], self._texts[ids[1]]))
+
+    def release(self, session: ScriptedSession) -> None:
+        self.live.discard(id(session))
+
+    def extend(self, requests: Sequence[Request]) -> list[Completion]:
+        self.calls.append(list(requests))
+        completions = []
+        for request in requests:
+            text = self.reply(list(request.session.turns), request.text, request.seed)
+            prompt, reply = self._id(request.text), self._id(text)
+            plain = None if request.plain_text is None else (self._id(request.plain_text),)
+            request.session.turns.append((request.text, text))
+            request.session.ids += [prompt, reply]
+            completions.append(
+                Completion(text, (prompt,), plain, (reply,), (-0.5,), "stop", 1, 0)
+            )
+        return completions

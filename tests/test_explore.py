@@ -1,0 +1,299 @@
+"""Stage 1 with a scripted policy on the household: rollback, branching, budgets, bookkeeping."""
+
+import json
+import re
+
+import pytest
+from scripted import ScriptedPolicy
+
+from envs.household import Household, make_room
+from envs.household_player import Memory, advice, decide, diagnose
+from envs.prompts import Prompts
+from leafe_jax.distill import DistillConfig, make_examples
+from leafe_jax.errors import UserError
+from leafe_jax.explore import ExploreConfig, explore
+from leafe_jax.rollout import RolloutConfig
+from leafe_jax.types import Tree
+
+ENV = Household(horizon=20)
+PROMPTS = Prompts(ENV.description)
+HABIT_OF = {"closed": "open what is closed."}
+
+
+def search(**changes) -> ExploreConfig:
+    fields = dict(
+        method="tree", num_roots=1, max_attempts=6, max_depth=4, reflect_every=8,
+        reflect_on_failure=True, continue_after_branch=False, show_experience=True,
+        max_env_steps=0, max_generated_tokens=0,
+    )  # fmt: skip
+    return ExploreConfig(**{**fields, **changes})
+
+
+def rollout_config(**changes) -> RolloutConfig:
+    fields = dict(
+        mode="dialogue", window=3, experience_span="branch", temperature=1.0, max_action_tokens=8,
+        max_reflection_tokens=16, seed=0, purpose="explore",
+    )  # fmt: skip
+    return RolloutConfig(**{**fields, **changes})
+
+
+def player_reply(task_id):
+    """A household player with every bad habit, which follows what it is told and reflects rightly.
+
+    It reads nothing but the conversation, as a model would.
+    """
+    room = make_room(task_id)
+
+    def replay(turns):
+        state, _ = ENV.reset(task_id)
+        memory, told, actions = Memory(), {}, []
+        for step, (text, action) in enumerate(turns, start=1):
+            if "\nExperience: " in text:
+                told[step] = text.split("\nExperience: ")[1].split("\n")[0]
+            state, _ = ENV.step(state, action)
+            memory.update(room, state)
+            actions.append(action)
+        return state, memory, told, actions
+
+    def reply(turns, text, seed):
+        state, memory, told, actions = replay(turns)
+        if "Reflect:" in text:
+            mistake = diagnose(ENV, task_id, actions, told)
+            return "no mistake." if mistake is None else f"[{mistake[0]}] {advice(mistake[1], room)}"
+        if "\nExperience: " in text:
+            told[len(turns) + 1] = text.split("\nExperience: ")[1]
+        aware = frozenset(
+            h for h in ("closed", "target", "clean", "heat", "cool", "lamp", "second")
+            if advice(h, room) in told.values()
+        )  # fmt: skip
+        return decide(room, state, memory, aware)[0]
+
+    return reply
+
+
+def grow(task_id, config=None, rollout=None, reply=None, max_active=4) -> tuple[Tree, ScriptedPolicy]:
+    policy = ScriptedPolicy(reply or player_reply(task_id))
+    task = next(t for t in ENV.tasks(task_id.split("/")[0]) if t.task_id == task_id)
+    trees = []
+    explore(
+        policy, ENV, PROMPTS, [task], config or search(), rollout or rollout_config(), max_active,
+        trees.append,
+    )  # fmt: skip
+    return trees[0], policy
+
+
+@pytest.mark.parametrize("family", ["pick", "look", "clean", "heat", "cool", "two"])
+@pytest.mark.parametrize("span", ["branch", "step"])
+def test_reflection_and_rollback_solve_what_the_habits_spoil(family, span):
+    task_id = f"test/{family}/0003"
+    tree, policy = grow(task_id, rollout=rollout_config(experience_span=span))
+    root = tree.nodes[0]
+    assert not root.success and len(tree.nodes) > 1
+    if span == "branch":  # what is told for one step only may be forgotten again
+        assert any(n.success for n in tree.nodes)
+    for node in tree.nodes[1:]:
+        parent = tree.nodes[node.parent]
+        # The branch begins at h_tau: same prefix, and the environment replays to what was recorded.
+        prefix = [t for t in tree.path(parent) if t.step < node.branch_step]
+        assert tree.path(node)[: len(prefix)] == prefix
+        assert [t.step for t in tree.path(node)] == list(range(1, len(tree.path(node)) + 1))
+        assert node.turns[0].experience == node.experience
+        assert all(t.experience is None for t in node.turns[1:])
+    for node in tree.nodes:
+        state, observation = ENV.reset(task_id)
+        for turn in tree.path(node):
+            assert turn.observation == observation
+            state, result = ENV.step(state, turn.action)
+            observation = result.observation
+        assert (state.success, observation) == (node.success, node.final_observation)
+    assert not policy.live, "every session is released"
+
+
+def test_only_the_experience_is_missing_from_the_plain_prompt():
+    tree, policy = grow("test/clean/0003")
+    told = [t for n in tree.nodes for t in n.turns if t.experience is not None]
+    assert told
+    for turn in told:
+        shown, plain = policy.text(turn.prompt_ids), policy.text(turn.plain_prompt_ids)
+        assert shown == plain + f"\nExperience: {turn.experience}"
+
+
+def test_step_span_forgets_the_experience_after_one_action():
+    seen = []
+
+    def reply(turns, text, seed):
+        seen.append((turns, text))
+        return player_reply("test/clean/0003")(turns, text, seed)
+
+    grow("test/clean/0003", rollout=rollout_config(experience_span="step"), reply=reply)
+    assert any("Experience" in text for _, text in seen)
+    assert not any("Experience" in text for turns, _ in seen for text, _ in turns)
+
+
+def test_window_mode_rebuilds_the_prompt_every_step():
+    tree, policy = grow(
+        "test/pick/0003",
+        rollout=rollout_config(mode="window", window=2),
+        reply=lambda turns, text, seed: "[1] look.\n" if "Reflect" in text else "inventory",
+        config=search(max_attempts=2),
+    )
+    root = tree.nodes[0]
+    assert all(len(t.prompt_ids) == 1 for t in root.turns)
+    fifth = policy.text(root.turns[4].prompt_ids)
+    task = root.turns[0].observation
+    expected = f"{task}\n[3] {root.turns[2].observation}\n[3] > inventory\n"
+    expected += f"[4] {root.turns[3].observation}\n[4] > inventory\n[5] {root.turns[4].observation}"
+    assert fifth == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("[99] too far.", "out_of_range"),
+        ("[0] before the start.", "out_of_range"),
+        ("no idea", "unparsable"),
+        ("", "unparsable"),
+        ("no mistake.", "no_mistake"),
+        ("[999999999] \x00<script>", "out_of_range"),
+    ],
+)
+def test_bad_reflections_are_counted_and_dropped(text, status):
+    tree, _ = grow(
+        "test/pick/0003",
+        reply=lambda turns, user, seed: text if "Reflect" in user else "inventory",
+    )
+    assert [r.status for r in tree.nodes[0].reflections] == [status] * 3  # steps 8, 16, failure
+    assert len(tree.nodes) == 1 and tree.nodes[0].stop == "failure"
+    assert tree.budget.reflections == 3 and tree.budget.env_steps == 20
+
+
+def test_limits():
+    always = lambda turns, user, seed: f"[{len(turns)}] again {seed}." if "Reflect" in user else "look"  # noqa: E731
+    tree, _ = grow("test/pick/0003", config=search(max_attempts=5, max_depth=9), reply=always)
+    assert len(tree.nodes) == 5 and tree.budget.episodes == 5
+    tree, _ = grow("test/pick/0003", config=search(max_attempts=50, max_depth=2), reply=always)
+    assert max(n.depth for n in tree.nodes) == 2
+    tree, _ = grow("test/pick/0003", config=search(max_env_steps=11), reply=always)
+    assert tree.budget.env_steps == 11 and tree.nodes[-1].stop == "budget"
+    with pytest.raises(UserError, match="explore.reflect_every = 0"):
+        search(reflect_every=0)
+    with pytest.raises(UserError, match="explore.method = 'mcts'"):
+        search(method="mcts")
+
+
+def test_breadth_first_and_continue_after_branch():
+    def reply(turns, user, seed):
+        return f"[{len(turns)}] retry." if "Reflect" in user else "look"
+
+    tree, _ = grow(
+        "test/pick/0003",
+        config=search(continue_after_branch=True, max_attempts=7, reflect_every=5, max_depth=3),
+        reply=reply,
+        max_active=1,
+    )
+    # One at a time and first in, first out: the root's branches come before their own.
+    assert [n.parent for n in tree.nodes] == [None, 0, 0, 0, 0, 1, 1]
+    assert [n.branch_step for n in tree.nodes[1:5]] == [5, 10, 15, 20]
+    assert tree.nodes[0].stop == "failure"
+
+
+@pytest.mark.parametrize("method", ["independent", "refine"])
+def test_other_expansion_rules(method):
+    tree, _ = grow("test/clean/0003", config=search(method=method, max_attempts=4))
+    if method == "independent":
+        assert [n.kind for n in tree.nodes] == ["root"] * 4 and tree.budget.reflections == 0
+    else:
+        assert [n.kind for n in tree.nodes] == ["root"] + ["retry"] * (len(tree.nodes) - 1)
+        assert all(n.branch_step == 1 for n in tree.nodes[1:])
+        assert tree.nodes[1].turns[0].experience == "open what is closed."
+
+
+def test_trees_do_not_depend_on_how_many_run_at_once():
+    def noisy(turns, user, seed):
+        if "Reflect" in user:
+            return f"[{1 + seed % 9}] word {seed % 5}."
+        return ("look", "inventory")[seed % 2]
+
+    tasks = ENV.tasks("test")[:5]
+    results = []
+    for max_active in (1, 3, 64):
+        trees = []
+        explore(
+            ScriptedPolicy(noisy), ENV, PROMPTS, tasks, search(num_roots=1), rollout_config(),
+            max_active, trees.append,
+        )  # fmt: skip
+        texts = {}
+        for tree in trees:
+            texts[tree.task_id] = [
+                (n.branch_step, n.experience, [(t.step, t.action) for t in n.turns])
+                for n in tree.nodes
+            ]
+        results.append(texts)
+    assert results[0] == results[1] == results[2]
+
+
+def test_tree_json_round_trip():
+    tree, _ = grow("test/two/0003")
+    assert Tree.from_json(json.loads(json.dumps(tree.to_json()))) == tree
+    with pytest.raises(ValueError, match="schema"):
+        Tree.from_json({**tree.to_json(), "schema": 99})
+
+
+def distill_config(**changes) -> DistillConfig:
+    fields = dict(
+        counterfactual_per_task=0, qualify="success", changed_only=True, rehearsal_share=1.0,
+        normalisation="example",
+    )  # fmt: skip
+    return DistillConfig(**{**fields, **changes})
+
+
+def test_distilled_examples_are_token_exact_and_without_experience():
+    tree, policy = grow("test/clean/0003")
+    examples = make_examples([tree], distill_config(), seed=0)
+    pairs = [e for e in examples if e.source == 0]
+    rehearsed = [e for e in examples if e.source == 1]
+    successes = [n for n in tree.nodes if n.success]
+    assert len(pairs) == 2 and len(rehearsed) == len(successes) == 1
+    for example in examples:
+        assert "Experience" not in policy.text(example.ids)
+    # The pair: context h_tau, loss on a'_tau alone, exactly the ids that were sampled.
+    for example, node in zip(pairs, tree.nodes[1:], strict=True):
+        turn = node.turns[0]
+        assert list(example.ids[-1:]) == turn.action_ids
+        assert example.mass.tolist() == [0.0] * (len(example.ids) - 1) + [1.0]
+        before = [i for t in tree.path(node) if t.step < node.branch_step
+                  for i in [*(t.plain_prompt_ids or t.prompt_ids), *t.action_ids]]  # fmt: skip
+        assert example.ids.tolist() == [*before, *turn.plain_prompt_ids, *turn.action_ids]
+    # Rehearsal: every action of the path carries loss, no prompt does.
+    path = tree.path(successes[0])
+    assert rehearsed[0].mass.tolist() == [0.0, 1.0] * len(path)
+
+
+def test_distill_rules():
+    tree, _ = grow("test/clean/0003")
+    one = make_examples([tree], distill_config(counterfactual_per_task=1), seed=0)
+    assert sum(e.source == 0 for e in one) == 1
+    none = make_examples([tree], distill_config(rehearsal_share=0.0), seed=0)
+    assert all(e.source == 0 for e in none)
+    failed, _ = grow("test/clean/0003", config=search(max_attempts=2))
+    assert make_examples([failed], distill_config(), seed=0) == []
+    with pytest.raises(UserError, match="distill.rehearsal_share = 1.5"):
+        distill_config(rehearsal_share=1.5)
+    # A branch that took the same action again teaches nothing new.
+    tree.nodes[1].turns[0].action = tree.nodes[0].turns[tree.nodes[1].branch_step - 1].action
+    changed = make_examples([tree], distill_config(rehearsal_share=0.0), seed=0)
+    assert len(changed) == 1
+    assert len(make_examples([tree], distill_config(changed_only=False, rehearsal_share=0.0), 0)) == 2
+
+
+def test_parsers_are_total():
+    react = Prompts("text", style="react")
+    assert react.parse_action("<think>x</think><action> Go To desk 1 </action>") == ("go to desk 1", True)
+    assert react.parse_action("no tags at all, just thirty characters or more")[1] is False
+    assert PROMPTS.parse_action("  go  to\n desk 1 ") == ("go to desk 1", True)
+    assert PROMPTS.parse_action("") == ("", False)
+    assert react.parse_reflection("<think>[9] no</think>Step 3: open it").tau == 3
+    for text in ("", "[", "[1]", "[1] ", "\x00", "9" * 500, "[3" * 100):
+        parsed = PROMPTS.parse_reflection(text)
+        assert parsed.status in ("ok", "no_mistake", "unparsable")
+    assert re.fullmatch(r"x{400}", PROMPTS.parse_reflection("[1] " + "x" * 9999).experience)
