@@ -432,7 +432,8 @@ class Engine:
                 if len(ids) > self.turn_chunk:
                     taken[slot] = min(self.prefill_chunk, len(ids) - 1)
                     tokens[slot, : taken[slot]] = ids[: taken[slot]]
-            self._cache = _prefill(self.config, self.params, self._cache, tokens, start)
+            # A copy: jax may read a NumPy argument in place, after this call has returned.
+            self._cache = _prefill(self.config, self.params, self._cache, tokens, start.copy())
             for slot, count in taken.items():
                 request, ids, cached = todo[slot]
                 todo[slot] = (request, ids[count:], cached)

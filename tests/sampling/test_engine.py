@@ -1,0 +1,274 @@
+"""The sampler against a plain forward pass: prefill, decode, fork, rewind, slots, keys."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from leafe_jax.errors import UserError
+from leafe_jax.models import decoder
+from leafe_jax.models.decoder import ModelConfig
+from leafe_jax.sampling.engine import Engine, Request
+
+CONFIG = ModelConfig(
+    model_type="qwen2", vocab_size=61, hidden_size=48, intermediate_size=80, num_layers=2,
+    num_heads=6, num_kv_heads=2, head_dim=8, rope_theta=1e4, rms_norm_eps=1e-6,
+    tie_word_embeddings=True, qkv_bias=True, max_position_embeddings=128,
+)  # fmt: skip
+STOP = 7
+
+
+@pytest.fixture(scope="module")
+def params():
+    drawn = decoder.init_params(CONFIG, jax.random.key(0))
+    # Larger weights than at initialisation, so that the distributions are far from uniform.
+    return jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, drawn)
+
+
+def make(params, **changes) -> Engine:
+    sizes = dict(
+        num_slots=3, max_len=64, turn_chunk=4, prefill_chunk=8, max_new_tokens=6, stop_ids=(STOP,)
+    )
+    return Engine(CONFIG, params, **{**sizes, **changes})
+
+
+@jax.jit
+def _forward(params, tokens, segment_ids):
+    positions = jnp.arange(tokens.shape[1])[None]
+    attend = decoder.segment_attend(segment_ids)
+    hidden = decoder.hidden(CONFIG, params, tokens, positions, attend)
+    return jax.nn.log_softmax(decoder.head(CONFIG, params, hidden)[0], axis=-1)
+
+
+def forward(params, ids) -> np.ndarray:
+    """Log-probabilities [T, V] by the training path."""
+    tokens = np.zeros((1, 80), np.int32)  # one length, so that it compiles once
+    tokens[0, : len(ids)] = ids
+    segment_ids = (np.arange(80) < len(ids)).astype(np.int32)[None]
+    return np.asarray(_forward(params, tokens, segment_ids))[: len(ids)]
+
+
+def reference(params, ids, count, temperature, seed) -> list[int]:
+    """Samples token by token with a full forward pass each."""
+    ids, new = list(ids), []
+    while len(new) < count:
+        logits = forward(params, ids)[-1]
+        if temperature > 0:
+            key = jax.random.fold_in(jax.random.PRNGKey(seed), len(ids))
+            logits = logits / temperature + np.asarray(jax.random.gumbel(key, logits.shape))
+        new.append(int(logits.argmax()))
+        ids.append(new[-1])
+        if new[-1] == STOP:
+            break
+    return new
+
+
+def prompt(seed: int, length: int) -> list[int]:
+    return np.random.default_rng(seed).integers(8, 61, length).tolist()
+
+
+def ask(session, ids, temperature=0.0, seed=0, count=6) -> Request:
+    return Request(session, ids, count, temperature, seed)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_of_unequal_length_equal_the_plain_forward(params, temperature):
+    engine = make(params)
+    prompts = [prompt(i, n) for i, n in enumerate((1, 11, 29))]
+    sessions = [engine.start() for _ in prompts]
+    results = engine.generate(
+        [ask(s, p, temperature, 40 + i) for i, (s, p) in enumerate(zip(sessions, prompts))]
+    )
+    for i, (session, ids, result) in enumerate(zip(sessions, prompts, results)):
+        assert list(result.ids) == reference(params, ids, 6, temperature, 40 + i)
+        assert session.ids == ids + list(result.ids)
+        assert result.prefilled == len(ids) and result.cached == 0
+
+
+def test_logprobs_equal_the_training_forward(params):
+    engine = make(params)
+    session = engine.start()
+    for turn in range(3):
+        before = list(session.ids)
+        new = prompt(turn, 9)
+        result = engine.generate([ask(session, new, 1.0, turn)])[0]
+        table = forward(params, session.ids)
+        begin = len(before) + len(new)
+        expected = [table[begin + i - 1, t] for i, t in enumerate(result.ids)]
+        np.testing.assert_allclose(result.logprobs, expected, atol=1e-5)
+
+
+def test_turns_compute_only_what_is_new(params):
+    engine = make(params)
+    session = engine.start()
+    engine.generate([ask(session, prompt(0, 10))])
+    length = len(session)
+    result = engine.generate([ask(session, prompt(1, 5))])[0]
+    # The last sampled token has not been through the model when the next turn comes.
+    assert (result.prefilled, result.cached) == (6, length - 1)
+    assert list(result.ids) == reference(params, session.ids[: length + 5], 6, 0.0, 0)
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 5])
+def test_forks_and_rewinds_equal_fresh_sessions(params, num_slots):
+    """Also when there are fewer rows than sessions, so that some are recomputed."""
+    engine = make(params, num_slots=num_slots)
+    root = engine.start()
+    engine.generate([ask(root, prompt(0, 13))])
+    branches = [engine.fork(root, n) for n in (0, 5, 13, len(root))]
+    new = prompt(9, 6)
+    results = engine.generate([ask(b, new, 1.0, i) for i, b in enumerate(branches)])
+    for i, (n, result) in enumerate(zip((0, 5, 13, len(root)), results)):
+        assert list(result.ids) == reference(params, root.ids[:n] + new, 6, 1.0, i)
+    # The branches left their root as it was.
+    grown = list(root.ids)
+    result = engine.generate([ask(root, new)])[0]
+    assert list(result.ids) == reference(params, grown + new, 6, 0.0, 0)
+    engine.rewind(root, 7)
+    engine.append(root, prompt(5, 3))
+    kept = list(root.ids)
+    assert len(kept) == 10
+    result = engine.generate([ask(root, new)])[0]
+    assert list(result.ids) == reference(params, kept + new, 6, 0.0, 0)
+
+
+def test_a_fork_takes_the_prefix_from_the_cache(params):
+    engine = make(params)
+    root = engine.start()
+    engine.generate([ask(root, prompt(0, 20))])
+    fork = engine.fork(root, 17)
+    result = engine.generate([ask(fork, prompt(1, 3))])[0]
+    assert (result.cached, result.prefilled) == (17, 3)
+    engine.release(root)
+    engine.release(fork)
+    # A released row is still found by a session with the same prefix.
+    again = engine.generate([ask(engine.start(), prompt(0, 20))])[0]
+    assert again.cached == 19
+
+
+def test_tokens_do_not_depend_on_slot_neighbours_or_batch(params):
+    prompts = [prompt(i, 3 + i) for i in range(7)]
+    outcomes = []
+    for num_slots, order in ((7, range(7)), (2, range(7)), (3, reversed(range(7)))):
+        engine = make(params, num_slots=num_slots)
+        order = list(order)
+        results = engine.generate([ask(engine.start(), prompts[i], 1.0, i) for i in order])
+        outcomes.append({i: r.ids for i, r in zip(order, results)})
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+def test_seeds_and_temperature(params):
+    engine = make(params, num_slots=16)
+    ids = prompt(0, 8)
+
+    def sample(temperature, seeds):
+        requests = [ask(engine.start(), ids, temperature, s) for s in seeds]
+        return [r.ids for r in engine.generate(requests)]
+
+    assert len(set(sample(0.0, range(16)))) == 1
+    assert sample(1.0, range(16)) == sample(1.0, range(16))
+    assert len({r[0] for r in sample(1.0, range(16))}) > 1
+
+
+def test_sampling_follows_the_distribution(params):
+    """Chi-squared over the first token of 4,000 seeds, at two temperatures."""
+    ids = prompt(3, 6)
+    logits = forward(params, ids)[-1]
+    engine = make(params, num_slots=200, max_new_tokens=1)
+    for temperature in (1.0, 0.6):
+        counts = np.zeros(61)
+        for block in range(20):
+            requests = [
+                ask(engine.start(), ids, temperature, block * 200 + i, 1) for i in range(200)
+            ]
+            for result in engine.generate(requests):
+                counts[result.ids[0]] += 1
+        expected = np.exp(logits / temperature)
+        expected *= 4000 / expected.sum()
+        kept = expected > 5
+        statistic = ((counts - expected) ** 2 / expected)[kept].sum()
+        # 99.9% quantile of chi-squared is below df + 4.5 * sqrt(2 * df) for these sizes
+        df = kept.sum() - 1
+        assert statistic < df + 4.5 * np.sqrt(2 * df)
+
+
+def test_finish_reasons(params):
+    engine = make(params)
+    results = {}
+    for seed in range(60):
+        result = engine.generate([ask(engine.start(), prompt(seed, 5), 1.0, seed)])[0]
+        results[result.finish_reason] = result
+    assert results["stop"].ids[-1] == STOP and STOP not in results["stop"].ids[:-1]
+    assert len(results["length"].ids) == 6
+    # 61 of 64 places are taken: three tokens are left.
+    near = engine.generate([ask(engine.start(), prompt(1, 61))])[0]
+    assert near.finish_reason in ("context", "stop") and len(near.ids) <= 3
+    full = engine.generate([ask(engine.start(), prompt(1, 64))])[0]
+    assert (full.finish_reason, full.ids) == ("context", ())
+
+
+def test_an_overlong_request_does_not_disturb_the_others(params):
+    engine = make(params)
+    ids = prompt(0, 8)
+    bad, good = engine.generate([ask(engine.start(), prompt(1, 99)), ask(engine.start(), ids)])
+    assert bad.finish_reason == "context"
+    assert list(good.ids) == reference(params, ids, 6, 0.0, 0)
+
+
+def test_bad_requests_and_sizes(params):
+    engine = make(params)
+    session = engine.start()
+    with pytest.raises(ValueError, match="occurs twice"):
+        engine.generate([ask(session, [1]), ask(session, [2])])
+    with pytest.raises(ValueError, match="empty prompt"):
+        engine.generate([ask(session, [])])
+    with pytest.raises(ValueError, match="max_new_tokens = 9"):
+        engine.generate([ask(session, [1], count=9)])
+    with pytest.raises(ValueError, match="rewind length"):
+        engine.rewind(session, 1)
+    with pytest.raises(UserError, match="sampler.num_slots = 0"):
+        make(params, num_slots=0)
+    with pytest.raises(UserError, match="sampler.max_len = 999"):
+        make(params, max_len=999)
+
+
+def test_random_operations_against_token_lists(params):
+    """Start, extend, fork, rewind, append and release at random, against plain lists."""
+    rng = np.random.default_rng(0)
+    engine = make(params, num_slots=4, max_len=48)
+    sessions: dict[int, tuple] = {}
+    checked = 0
+    for step in range(150):
+        action = rng.choice(["start", "extend", "extend", "extend", "fork", "rewind", "release"])
+        if action == "start" or not sessions:
+            sessions[step] = (engine.start(), [])
+            continue
+        picks = rng.choice(list(sessions), size=min(len(sessions), 3), replace=False)
+        session, ids = sessions[picks[0]]
+        if action == "fork":
+            length = int(rng.integers(0, len(ids) + 1))
+            sessions[step] = (engine.fork(session, length), ids[:length])
+        elif action == "rewind":
+            length = int(rng.integers(0, len(ids) + 1))
+            engine.rewind(session, length)
+            del ids[length:]
+        elif action == "release":
+            engine.release(session)
+            del sessions[picks[0]]
+        else:
+            batch = [sessions[p] for p in picks if len(sessions[p][1]) < 36]
+            news = [rng.integers(8, 61, rng.integers(1, 7)).tolist() for _ in batch]
+            requests = [ask(s, n, 1.0, step, 3) for (s, _), n in zip(batch, news)]
+            for (s, known), new, result in zip(batch, news, engine.generate(requests)):
+                known += new
+                if checked < 40:
+                    assert list(result.ids) == reference(params, known, 3, 1.0, step)
+                    checked += 1
+                known += result.ids
+                assert s.ids == known
+                table = forward(params, known)
+                got = [table[len(known) - len(result.ids) + i - 1, t]
+                       for i, t in enumerate(result.ids)]  # fmt: skip
+                np.testing.assert_allclose(result.logprobs, got, atol=1e-5)
+    owned = [s for s in engine._owner if s is not None]
+    assert len(owned) <= len(sessions) and checked == 40
