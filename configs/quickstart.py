@@ -1,0 +1,32 @@
+"""LEAFE end to end on the embedded model: explore, distill, evaluate, report.
+
+    python -m leafe_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+`--config=configs/quickstart.py:smoke` runs the same program on a handful of tasks.
+"""
+
+import importlib.util
+from pathlib import Path
+
+
+def _default():
+    # Config files are executed as files, so their neighbours are not importable by name.
+    spec = importlib.util.spec_from_file_location("default", Path(__file__).parent / "default.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def get_config(mode: str = "full"):
+    c = _default().get_config()
+    if mode == "smoke":
+        c.explore.num_tasks = 12
+        c.explore.block_size = 6
+        c.explore.max_attempts = 4
+        c.distill.train.num_epochs = 1
+        c.evaluate.num_tasks = 6
+        c.evaluate.block_size = 3
+        c.evaluate.num_samples = 8
+    elif mode != "full":
+        raise ValueError(f"--config=configs/quickstart.py:{mode}: the modes are full and smoke")
+    return c
