@@ -24,13 +24,18 @@ def get_config(mode: str = "full"):
     c = default.get_config()
     c.phases = ("bootstrap", "habits")
     c.bootstrap = b = ml_collections.ConfigDict()
-    b.num_conversations = 36000
+    b.num_conversations = 48000
+    # Share of each family in the corpus; the longer ones are harder to learn.
+    b.family_weights = ml_collections.ConfigDict(
+        dict(pick=1.0, look=1.2, clean=1.0, heat=1.0, cool=1.0, two=2.0)
+    )
     b.min_count = 5  # occurrences of a phrase that make it a token
     b.levels = (0.35, 0.4, 0.25)  # share of conversations with 0, 1, 2 pieces of experience
     b.slip_rate = 0.02  # random wrong turns per step; they carry no loss
     b.reflect_rate = 0.6  # failed conversations that end with a reflection
     b.observation_mass = 0.2  # loss on tokens that are not replies
     # How often a player does unasked what it should: one rate per habit, graded.
+    b.rate_scale = 1.0  # multiplies all of them (configs/unaided_sweep.py)
     b.unaided_rates = ml_collections.ConfigDict(
         dict(closed=0.04, target=0.04, clean=0.05, heat=0.03, cool=0.02, lamp=0.04, second=0.03)
     )

@@ -61,11 +61,13 @@ def write_conversation(env: Household, prompts: Prompts, task_id: str, config, r
     Args:
       env, prompts: the household and its prompts.
       task_id: a task of the "bootstrap" split.
-      config: `config.bootstrap` (unaided_rates, levels, slip_rate, reflect_rate).
+      config: `config.bootstrap` (unaided_rates, rate_scale, levels, slip_rate, reflect_rate).
       rng: the conversation's own random.Random.
     """
     room = make_room(task_id)
-    unaided = frozenset(h for h in HABITS if rng.random() < config.unaided_rates[h])
+    unaided = frozenset(
+        h for h in HABITS if rng.random() < config.rate_scale * config.unaided_rates[h]
+    )
     level = rng.choices(range(len(config.levels)), weights=config.levels)[0]
     told: dict[int, str] = {}
     actions: list[str] = []
@@ -144,13 +146,14 @@ def _play(env, task_id, prefix, slips, aware, config, rng) -> tuple[list[str], l
 
 
 def write_corpus(config, seed: int) -> Iterator[Conversation]:
-    """`config.bootstrap.num_conversations` conversations, families in turn; seeded by number."""
+    """`config.bootstrap.num_conversations` conversations, each seeded by its number."""
+    weights = [config.bootstrap.family_weights[family] for family in FAMILIES]
     env = Household(horizon=config.env.horizon)
     prompts = Prompts(env.description, config.env.prompt_style)
     tasks = env.tasks("bootstrap")
     for number in range(config.bootstrap.num_conversations):
         rng = random.Random(stable_seed(seed, "bootstrap", number))
-        family = FAMILIES[number % len(FAMILIES)]
+        family = rng.choices(FAMILIES, weights)[0]
         pick = rng.randrange(len(tasks) // len(FAMILIES))
         task = tasks[pick * len(FAMILIES) + FAMILIES.index(family)]
         yield write_conversation(env, prompts, task.task_id, config.bootstrap, rng)
