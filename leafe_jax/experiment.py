@@ -327,7 +327,6 @@ def run_explore(config, workdir: epath.Path, metrics: Metrics) -> bool:
     make_policy = policy_factory(config, base_model_path(config, workdir))
     directory = phase.directory / "trees"
     directory.mkdir(parents=True, exist_ok=True)
-    metrics.rewind("explore", _count_blocks(directory))
     with Progress(len(tasks), "tree", "explore") as bar:
         for number, block in _blocks(tasks, config.explore.block_size):
             final = directory / f"{number:04d}.jsonl"
@@ -357,13 +356,6 @@ def run_explore(config, workdir: epath.Path, metrics: Metrics) -> bool:
             metrics.scalars(number, {"explore/tasks_solved": solved / len(block)})
     phase.finish()
     return True
-
-
-def _count_blocks(directory: epath.Path) -> int:
-    number = 0
-    while (directory / f"{number:04d}.jsonl").exists():
-        number += 1
-    return number
 
 
 def read_trees(workdir: epath.Path) -> list[Tree]:

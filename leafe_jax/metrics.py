@@ -11,6 +11,10 @@ from tensorboardX import SummaryWriter
 class Metrics:
     """Writes scalars twice: for TensorBoard and for whoever has none.
 
+    A phase that was killed and resumed writes some steps again: the lines of the same prefix (what
+    stands before the last slash) from that step on are replaced, so metrics.jsonl reads as if
+    nothing had happened.
+
     Args:
       directory: the workdir; events go to `tensorboard/`, lines to `metrics.jsonl`.
     """
@@ -18,7 +22,14 @@ class Metrics:
     def __init__(self, directory: Path):
         self._path = directory / "metrics.jsonl"
         self._writer = SummaryWriter(str(directory / "tensorboard"))
-        self._lines = self._read()
+        self._lines: list[dict] = []
+        if self._path.exists():
+            for line in self._path.read_text().splitlines():
+                try:
+                    self._lines.append(json.loads(line))
+                except ValueError:
+                    break  # torn by a kill; what follows is written again
+            self._rewrite()
 
     def __enter__(self) -> Metrics:
         return self
@@ -26,29 +37,22 @@ class Metrics:
     def __exit__(self, *_) -> None:
         self._writer.close()
 
-    def _read(self) -> list[dict]:
-        lines = []
-        if self._path.exists():
-            for line in self._path.read_text().splitlines():
-                try:
-                    lines.append(json.loads(line))
-                except ValueError:
-                    break  # torn by a kill: the rest is written again
-        return lines
-
-    def rewind(self, prefix: str, step: int) -> None:
-        """Drops lines of `prefix`/... from `step` on; a resumed phase writes them again."""
-        self._lines = [
-            line
-            for line in self._lines
-            if line["step"] < step or not any(k.startswith(prefix + "/") for k in line)
-        ]
+    def _rewrite(self) -> None:
         partial = self._path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
         partial.replace(self._path)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes slash-named values, e.g. {"distill/loss": 0.3}, at a step."""
+        """Writes values with slash names and one prefix, e.g. {"distill/loss": 0.3}, at a step."""
+        prefix = next(iter(values)).rpartition("/")[0]
+        kept = [
+            line
+            for line in self._lines
+            if line["step"] < step or all(k.rpartition("/")[0] != prefix for k in line)
+        ]
+        if len(kept) < len(self._lines):
+            self._lines = kept
+            self._rewrite()
         line = {"step": step, **{name: float(value) for name, value in values.items()}}
         self._lines.append(line)
         with open(self._path, "a") as file:
