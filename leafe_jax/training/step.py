@@ -138,7 +138,7 @@ def make_train_step(
             return batch_loss(config, params, batch, coefficients, loss_chunk, remat)
 
         (loss, means), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
         updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
         new = {
@@ -151,8 +151,8 @@ def make_train_step(
             "loss": loss,
             **{f"loss_{name}": means[index] for index, name in enumerate(sources)},
             "grad_norm": grad_norm,
-            "param_norm": optax.global_norm(new["params"]),
-            "update_norm": optax.global_norm(updates),
+            "param_norm": optax.tree.norm(new["params"]),
+            "update_norm": optax.tree.norm(updates),
             "target_tokens": jnp.sum(batch["mass"] > 0).astype(jnp.float32),
             "finite": finite.astype(jnp.float32),
         }
