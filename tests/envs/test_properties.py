@@ -1,0 +1,127 @@
+"""What every environment must do; a new one joins by a line in ENVIRONMENTS."""
+
+import dataclasses
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import envs
+from envs.base import EnvDataError, Environment
+
+ENVIRONMENTS = {
+    "household": lambda **kw: envs.make("household", **kw),
+    "sokoban": lambda **kw: envs.make("sokoban", **kw),
+    "sokoban-2-boxes": lambda **kw: envs.make("sokoban", size=(7, 7), num_boxes=2, **{"horizon": 25, **kw}),
+}  # fmt: skip
+MADE = {name: make() for name, make in ENVIRONMENTS.items()}
+WORDS = st.sampled_from(
+    ["up", "down", "left", "right", "look", "inventory", "go to desk 1", "go to fridge 1",
+     "open fridge 1", "go to drawer 1", "open drawer 1", "close drawer 1", "take mug 1 from desk 1",
+     "go to countertop 1", "examine fridge 1", "use desklamp 1"]
+)  # fmt: skip
+ACTIONS = st.lists(st.one_of(WORDS, st.text(max_size=40)), max_size=30)
+PLAYS = st.tuples(st.sampled_from(sorted(MADE)), st.integers(0, 7), ACTIONS)
+
+
+def play(env: Environment, state, actions):
+    trace = []
+    for action in actions:
+        state, result = env.step(state, action)
+        trace.append((state, result))
+    return trace
+
+
+@settings(max_examples=60, deadline=None)
+@given(PLAYS, st.integers(0, 30))
+def test_states_are_values(case, cut):
+    name, number, actions = case
+    env = MADE[name]
+    task = env.tasks("train")[number]
+    state, observation = env.reset(task.task_id)
+    assert env.reset(task.task_id) == (state, observation)
+    trace = play(env, state, actions)
+    # Going back to a kept state gives the same continuation, whatever happened in between.
+    kept = ([state] + [s for s, _ in trace])[min(cut, len(trace))]
+    play(env, kept, ["look", "up", "left"])
+    assert play(env, kept, actions[min(cut, len(trace)) :]) == trace[min(cut, len(trace)) :]
+    for new, _ in trace:
+        copy = pickle.loads(pickle.dumps(new))
+        assert copy == new and hash(copy) == hash(new)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        state.num_steps = 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(PLAYS)
+def test_any_string_is_an_action_and_done_is_final(case):
+    name, number, actions = case
+    env = MADE[name]
+    state, _ = env.reset(env.tasks("train")[number].task_id)
+    for action in [*actions, *["look"] * env.horizon]:
+        before = state
+        state, result = env.step(state, action)
+        assert isinstance(result.observation, str) and result.observation
+        if before.done:
+            assert state == before and result.reward == 0.0 and result.done
+        else:
+            assert state.num_steps == before.num_steps + 1
+            assert state.done == result.done == (state.success or state.num_steps == env.horizon)
+            assert state.success == result.success
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_every_task_can_be_solved_within_the_horizon(name, split):
+    env = MADE[name]
+    tasks = env.tasks(split)[: 600 if name == "household" else 40]
+    for task in tasks:
+        assert task.split == split and task.task_id.startswith(split + "/")
+        state, _ = env.reset(task.task_id)
+        plan = env.solve(state)
+        assert plan is not None and len(plan) <= env.horizon
+        for action in plan:
+            assert not state.done
+            state, result = env.step(state, action)
+        assert state.success and result.success and result.reward > 0
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_splits_share_no_task(name):
+    env = MADE[name]
+    count = 200 if name == "household" else 40
+    starts = [{env.reset(t.task_id)[1] for t in env.tasks(s)[:count]} for s in ("train", "valid", "test")]
+    assert not starts[0] & starts[1] and not starts[0] & starts[2] and not starts[1] & starts[2]
+
+
+def test_task_lists_are_the_same_in_another_process():
+    code = "import envs; e = envs.make('household'); print(e.split_hash('test'), e.split_hash('valid'))"
+    root = str(Path(__file__).resolve().parents[2])
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONPATH": root, "PYTHONHASHSEED": seed},
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }  # fmt: skip
+    # Pinned: a change of the held-out tasks makes published numbers incomparable.
+    assert outputs == {"ecb656675032807b b8f2be1e48ecdaa8"}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_clear_errors(name):
+    for horizon in (0, -1, 2.5):
+        with pytest.raises(EnvDataError, match="env.horizon"):
+            ENVIRONMENTS[name](horizon=horizon)
+    for task_id in ("", "train", "train/nothing/0000", "nowhere/pick/0000", "test/pick/99999", "test/pick/00x0"):
+        with pytest.raises(EnvDataError, match="task"):
+            MADE[name].reset(task_id)
+    with pytest.raises(EnvDataError, match="split"):
+        MADE[name].tasks("nowhere")
+    with pytest.raises(EnvDataError, match="env.name = 'chess'"):
+        envs.make("chess")
