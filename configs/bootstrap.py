@@ -24,6 +24,7 @@ def get_config(mode: str = "full"):
     c = default.get_config()
     c.phases = ("bootstrap", "habits")
     c.bootstrap = b = ml_collections.ConfigDict()
+    b.from_scratch = True  # False: train on from the model of model.path, with its tokenizer
     b.num_conversations = 48000
     # Share of each family in the corpus; the longer ones are harder to learn.
     b.family_weights = ml_collections.ConfigDict(

@@ -68,7 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.evaluate = ml_collections.ConfigDict()
     c.evaluate.methods = ("base", "leafe")  # models to evaluate
     c.evaluate.split = "test"  # held-out tasks
-    c.evaluate.num_tasks = 48  # the split's first tasks; 0 takes all
+    c.evaluate.num_tasks = 72  # the split's first tasks; 0 takes all
     c.evaluate.num_samples = 128  # episodes per task: n of Pass@k
     c.evaluate.block_size = 12  # tasks evaluated together
     c.evaluate.temperature = 1.0

@@ -15,17 +15,23 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from envs.base import stable_seed
 from envs.household import FAMILIES, Household, make_room
 from envs.household_player import ALL_AWARE, HABITS, Memory, advice, decide, diagnose
 from envs.prompts import Prompts
-from leafe_jax.chat import ChatFormat
+from leafe_jax.chat import ChatFormat, load_tokenizer
 from leafe_jax.errors import UserError
+from leafe_jax.models import hf
+from leafe_jax.models.decoder import ModelConfig, init_params
+from leafe_jax.seeds import seed_for
 from leafe_jax.training.data import Example
+from leafe_jax.training.loop import fit
 
 USER, ASSISTANT, END, PAD = "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
 CHAT_TEMPLATE = (
@@ -240,40 +246,10 @@ def to_example(turns: Conversation, chat: ChatFormat, observation_mass: float) -
 
 
 # -- the phase -------------------------------------------------------------------------------------
-def run(config, directory, log: Callable, progress: Callable) -> None:
-    """Writes `directory`/corpus.jsonl and trains `directory`/model (HF format).
-
-    Args:
-      config: the whole config, with its `bootstrap` section.
-      directory: pathlib.Path of the phase.
-      log: log(step, measurements).
-      progress: progress(step, total).
-
-    Raises:
-      UserError: the corpus does not fit the context or the sections are inconsistent.
-    """
-    from leafe_jax.models import hf
-    from leafe_jax.models.decoder import ModelConfig, init_params
-    from leafe_jax.seeds import seed_for
-    from leafe_jax.training.loop import fit
-
-    import jax
-
-    conversations = list(write_corpus(config, config.seed))
-    corpus = directory / "corpus.jsonl"
-    with open(corpus, "w") as file:
-        for turns in conversations:
-            file.write(json.dumps(turns) + "\n")
-    tokenizer = build_tokenizer(conversations, config.bootstrap.min_count)
-    chat = ChatFormat(tokenizer)
-    examples = [to_example(t, chat, config.bootstrap.observation_mass) for t in conversations]
-    longest = max(len(e.ids) for e in examples)
-    if longest > config.sampler.max_len:
-        raise UserError(
-            f"sampler.max_len = {config.sampler.max_len}: the corpus has conversations of {longest}"
-        )
+def _fresh_model(config, tokenizer):
+    """A model with random weights, shaped as `config.bootstrap.model` says."""
     model_config = ModelConfig(
-        model_type="llama",  # see docs/BASE_MODEL.md for why not qwen2
+        model_type="llama",  # docs/BASE_MODEL.md says why not qwen2
         vocab_size=len(tokenizer),
         rms_norm_eps=1e-6,
         tie_word_embeddings=True,
@@ -282,9 +258,44 @@ def run(config, directory, log: Callable, progress: Callable) -> None:
         **config.bootstrap.model,
     )
     key = jax.random.key(seed_for(config.seed, "bootstrap", "init"))
+    return model_config, init_params(model_config, key)
+
+
+def run(config, start_from: Path | None, directory: Path, log: Callable, progress: Callable) -> None:
+    """Writes `directory`/corpus.jsonl and trains `directory`/model (HF format).
+
+    Args:
+      config: the whole config, with its `bootstrap` section.
+      start_from: a model to train on from, with its tokenizer; None starts with random weights and
+        makes a tokenizer.
+      directory: of the phase.
+      log: log(step, measurements).
+      progress: progress(step, total).
+
+    Raises:
+      UserError: the corpus does not fit the context.
+    """
+    conversations = list(write_corpus(config, config.seed))
+    with open(directory / "corpus.jsonl", "w") as file:
+        for turns in conversations:
+            file.write(json.dumps(turns) + "\n")
+    if start_from is None:
+        tokenizer = build_tokenizer(conversations, config.bootstrap.min_count)
+        model_config, params = _fresh_model(config, tokenizer)
+    else:
+        model_config = hf.read_config(start_from)
+        params = hf.load_params(start_from, model_config, "float32")
+        tokenizer = load_tokenizer(str(start_from), model_config.vocab_size)
+    chat = ChatFormat(tokenizer)
+    examples = [to_example(t, chat, config.bootstrap.observation_mass) for t in conversations]
+    longest = max(len(e.ids) for e in examples)
+    if longest > config.sampler.max_len:
+        raise UserError(
+            f"sampler.max_len = {config.sampler.max_len}: the corpus has conversations of {longest}"
+        )
     params = fit(
         model_config=model_config,
-        params=init_params(model_config, key, "float32"),
+        params=params,
         examples=examples,
         train_config=config.bootstrap.train,
         sources=("corpus",),

@@ -51,7 +51,7 @@ METHODS = ("base", "leafe")
 # The config sections that a phase's result depends on.
 _SAMPLING = ("seed", "model", "env", "context", "sampler")
 _DEPENDS = {
-    "bootstrap": ("seed", "env", "sampler.max_len", "bootstrap"),
+    "bootstrap": ("seed", "env", "model.path", "sampler.max_len", "bootstrap"),
     "habits": (*_SAMPLING, "bootstrap", "explore.reflect_every", "evaluate"),
     "explore": (*_SAMPLING, "explore"),
     "distill": (*_SAMPLING, "explore", "distill"),
@@ -280,10 +280,14 @@ def run_bootstrap(config, workdir: epath.Path, metrics: Metrics) -> bool:
     if phase.done:
         return False
     begin = time.time()
+    start_from = None
+    if not config.bootstrap.from_scratch:
+        start_from = Path(config.model.path) if config.model.path else BASE_MODEL
     with Progress(1, "step", "bootstrap") as bar:
         bootstrap.run(
-            config, Path(phase.directory), _logger(metrics, "bootstrap"), _sft_progress(bar)
-        )
+            config, start_from, Path(phase.directory), _logger(metrics, "bootstrap"),
+            _sft_progress(bar),
+        )  # fmt: skip
     phase.add_seconds(time.time() - begin)
     phase.finish()
     return True
