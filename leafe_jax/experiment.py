@@ -187,9 +187,11 @@ class Phase:
         if self.record_path.exists():
             self.record = json.loads(self.record_path.read_text())
             self._refuse_changes(relevant)
-        else:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._write()
+
+    def begin(self) -> None:
+        """Claims the directory for this config; called once everything it needs has been loaded."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._write()
 
     def _refuse_changes(self, config: dict[str, Any]) -> None:
         known = self.record["config"]
@@ -256,6 +258,7 @@ def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
         )
         return LMPolicy(engine, chat)
 
+    make()  # wrong sizes are refused before any directory is claimed
     return make
 
 
@@ -280,6 +283,7 @@ def run_bootstrap(config, workdir: epath.Path, metrics: Metrics) -> bool:
     if phase.done:
         return False
     begin = time.time()
+    phase.begin()
     start_from = None
     if not config.bootstrap.from_scratch:
         start_from = Path(config.model.path) if config.model.path else BASE_MODEL
@@ -303,8 +307,10 @@ def run_habits(config, workdir: epath.Path, metrics: Metrics) -> bool:
         env, config.evaluate.split, config.evaluate.num_tasks, "evaluate.num_tasks"
     )
     prompts = Prompts(env.description, config.env.prompt_style)
+    make_policy = policy_factory(config, base_model_path(config, workdir))
+    phase.begin()
     table = habits.measure(
-        policy_factory(config, base_model_path(config, workdir)),
+        make_policy,
         env,
         prompts,
         tasks,
@@ -329,6 +335,7 @@ def run_explore(config, workdir: epath.Path, metrics: Metrics) -> bool:
     prompts = Prompts(env.description, config.env.prompt_style)
     tasks = _first_tasks(env, config.explore.split, config.explore.num_tasks, "explore.num_tasks")
     make_policy = policy_factory(config, base_model_path(config, workdir))
+    phase.begin()
     directory = phase.directory / "trees"
     directory.mkdir(parents=True, exist_ok=True)
     with Progress(len(tasks), "tree", "explore") as bar:
@@ -389,10 +396,12 @@ def run_distill(config, workdir: epath.Path, metrics: Metrics) -> bool:
         )
     path = base_model_path(config, workdir)
     model_config = hf.read_config(str(path))
+    params = hf.load_params(str(path), model_config, "float32")
+    phase.begin()
     with Progress(1, "step", "distill") as bar:
         params = fit(
             model_config=model_config,
-            params=hf.load_params(str(path), model_config, "float32"),
+            params=params,
             examples=examples,
             train_config=config.distill.train,
             sources=distill.SOURCES,
@@ -445,6 +454,7 @@ def _evaluate_method(config, workdir: epath.Path, metrics: Metrics, method: str)
     settings = config.evaluate
     tasks = _first_tasks(env, settings.split, settings.num_tasks, "evaluate.num_tasks")
     make_policy = policy_factory(config, _model_path(config, workdir, method))
+    phase.begin()
     with Progress(len(tasks) * settings.num_samples, "episode", f"evaluate {method}") as bar:
         for number, block in _blocks(tasks, settings.block_size):
             final = phase.directory / f"{number:04d}.json"

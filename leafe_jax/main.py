@@ -51,10 +51,11 @@ def main(argv: list[str]) -> int:
         if config is None or workdir is None:
             missing = "--config" if config is None else "--workdir"
             return _fail(f"{missing} is missing; see README.md for the commands")
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        return _fail(" ".join(str(error).split()))
-    except (FileNotFoundError, ImportError) as error:
-        return _fail(f"--config: {error}")
+    except KeyError as error:  # ml_collections' own words: which field, and what it may have meant
+        return _fail("no such config field: " + " ".join(str(error.args[0]).split()))
+    except (flags.Error, AttributeError, TypeError, ValueError, OSError, ImportError) as error:
+        # A config file's own complaint comes wrapped in its traceback: the last line says it.
+        return _fail(" ".join(str(error).strip().splitlines()[-1].split()))
 
     from leafe_jax import experiment
 
