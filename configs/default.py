@@ -27,7 +27,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.env.num_boxes = 1  # sokoban: boxes of generated levels
 
     c.context = ml_collections.ConfigDict()
-    c.context.mode = "dialogue"  # dialogue (one growing conversation) or window (rebuilt every step)
+    c.context.mode = (
+        "dialogue"  # dialogue (one growing conversation) or window (rebuilt every step)
+    )
     c.context.window = 2  # observation-action pairs shown in window mode (verl-agent: 2)
 
     c.sampler = ml_collections.ConfigDict()

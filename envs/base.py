@@ -128,7 +128,9 @@ class Environment(abc.ABC):
     def step(self, state: Any, action: str) -> tuple[State, StepResult]:
         """Plays `action`; any string is an action, and a finished episode stays as it is."""
         if state.done:
-            return state, StepResult("The episode is over.", 0.0, True, state.success, {"valid": False})
+            return state, StepResult(
+                "The episode is over.", 0.0, True, state.success, {"valid": False}
+            )
         new_state, result = self._step(state, action)
         num_steps = state.num_steps + 1
         done = result.done or result.success or num_steps >= self.horizon

@@ -127,9 +127,7 @@ def _goal_text(family: str, obj: str, target: str) -> str:
 def _draw_room(family: str, hard: bool, rng: random.Random) -> Room | None:
     """One candidate room, or None when the draw cannot be completed."""
     kitchen = family in APPLIANCE or (family in ("pick", "two") and rng.random() < 0.5)
-    fixed, more = (
-        (_KITCHEN_FIXED, _KITCHEN_MORE) if kitchen else (_STUDY_FIXED, _STUDY_MORE)
-    )
+    fixed, more = (_KITCHEN_FIXED, _KITCHEN_MORE) if kitchen else (_STUDY_FIXED, _STUDY_MORE)
     receptacles = list(fixed) + rng.sample(more, _ROOM_SIZE - len(fixed))
     rng.shuffle(receptacles)
     classes = {

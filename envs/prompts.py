@@ -22,7 +22,9 @@ STYLES = ("plain", "react")
 MAX_ACTION_CHARS = 4096
 MAX_EXPERIENCE_CHARS = 400
 
-_STEP_REPLY = re.compile(r"(?:step)?\s*\[?(\d{1,9})\]?\s*[:.)\-]?\s*(.*)", re.IGNORECASE | re.DOTALL)
+_STEP_REPLY = re.compile(
+    r"(?:step)?\s*\[?(\d{1,9})\]?\s*[:.)\-]?\s*(.*)", re.IGNORECASE | re.DOTALL
+)
 _ACTION_TAG = re.compile(r"<action>(.*?)</action>", re.DOTALL)
 _NO_MISTAKE = re.compile(r"no mistake\b", re.IGNORECASE)
 

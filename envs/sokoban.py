@@ -1,12 +1,13 @@
 """`sokoban`: rules and rewards of gym-sokoban, text rendering of verl-agent, states as values.
 
 Rules and rewards follow gym_sokoban/envs/sokoban_env.py: -0.1 a step, +1 for a box pushed onto a
-target, -1 for one pushed off, +10 when all are on. A move pushes a box that stands in the way. Unlike
-verl-agent, where an unknown action costs no step and only the rollout loop bounds the episode, every
-reply counts as a step here: a model that does not answer in moves must not get more time.
+target, -1 for one pushed off, +10 when all are on. A move pushes a box that stands in the way.
+Unlike verl-agent, where an unknown action costs no step and only the rollout loop bounds the
+episode, every reply counts as a step here: a model that does not answer in moves must not get more
+time.
 
-Levels come from a seeded generator (boxes start on their targets and are pulled away, so the way back
-is a solution) or from Boxoban / XSB level files.
+Levels come from a seeded generator (boxes start on their targets and are pulled away, so the way
+back is a solution) or from Boxoban / XSB level files.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import dataclasses
 import functools
 import heapq
 import random
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -74,37 +76,50 @@ def parse_levels(path: str | Path) -> list[Level]:
       EnvDataError: names file, line, what is there and what is allowed.
     """
     try:
-        lines = Path(path).read_text().splitlines()
+        # utf-8-sig: editors on Windows put a byte order mark before the first header. Only "\n"
+        # ends a line (read_text turns "\r\n" into it); splitlines would also split at form feeds.
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise EnvDataError(f"env.levels: {path} cannot be read: {error}") from error
     levels: list[Level] = []
     rows: list[str] = []
-    header = 0
+    header = first_row = 0
+    ended = False  # a blank line ends a board; a row after it would move the rows below it up
     for number, line in enumerate([*lines, ";"], start=1):
         if line.startswith(";"):
             if header:
-                levels.append(_level(path, header, rows))
-            header, rows = number, []
-        elif line.strip() and not header:
+                levels.append(_level(path, header, first_row, rows))
+            header, rows, ended = number, [], False
+        elif not line or line.isspace():
+            ended = bool(rows)
+        elif not header:
             raise EnvDataError(f"{path}, line {number}: {line!r} before the first '; number' line")
-        elif line.strip():
+        elif ended:
+            raise EnvDataError(
+                f"{path}, line {number}: {line!r} after a blank line; rows of a board follow each"
+                " other, and a new board begins with a '; number' line"
+            )
+        else:
             for column, character in enumerate(line, start=1):
                 if character not in _XSB:
                     raise EnvDataError(
                         f"{path}, line {number}, column {column}: {character!r} is no cell; allowed"
                         f" are {' '.join(repr(c) for c in _XSB)}"
                     )
+            first_row = first_row if rows else number
             rows.append(line)
     if not levels:
         raise EnvDataError(f"{path}: no level; expected '; number' lines, each before a board")
     return levels
 
 
-def _level(path, header: int, rows: list[str]) -> Level:
+def _level(path: str | Path, header: int, first_row: int, rows: list[str]) -> Level:
     where = f"{path}, level at line {header}"
     if len(rows) < 3:
         raise EnvDataError(f"{where}: {len(rows)} rows; a board has at least 3")
     width = max(len(row) for row in rows)
+    # XSB files leave out blanks at the end of a row, so short rows are filled up; one that lost a
+    # wall is found below, because the player could leave the board there.
     cells = {
         (r, c): _XSB[character]
         for r, row in enumerate(rows)
@@ -119,12 +134,15 @@ def _level(path, header: int, rows: list[str]) -> Level:
         raise EnvDataError(
             f"{where}: {len(boxes)} boxes and {len(targets)} targets; as many of each, at least 1"
         )
+    if boxes == targets:
+        raise EnvDataError(f"{where}: every box is on a target already; at least 1 must be off")
     level = Level(len(rows), width, walls, targets, boxes, next(iter(players)))
-    for row, column in _reachable(level.player, walls, level):
+    for row, column in sorted(_reachable(level.player, walls, level)):
         if row in (0, level.rows - 1) or column in (0, width - 1):
             raise EnvDataError(
-                f"{where}: row {row + 1}, column {column + 1} is open to the outside; the player's"
-                " area must be walled in"
+                f"{path}, line {first_row + row}, column {column + 1}: the board is open to the"
+                f" outside here (row of {len(rows[row])} of {width} cells); the player's area must"
+                " be walled in"
             )
     return level
 
@@ -170,13 +188,14 @@ def _draw_room(height: int, width: int, rng: random.Random) -> frozenset[Cell]:
 
 
 def _draw_level(height: int, width: int, num_boxes: int, pulls: int, rng) -> Level | None:
-    """A level by reverse play: boxes on targets, then pulled away by a random walk of the player."""
+    """A level by reverse play: boxes on targets, pulled away by a random walk of the player."""
     floor = sorted(_draw_room(height, width, rng))
     if len(floor) < 2 * num_boxes + 2:
         return None
-    cells = rng.sample(floor, num_boxes + 1)
+    # Own draw: the values of random.sample for a seed may differ between Python versions.
+    cells = [floor.pop(rng.randrange(len(floor))) for _ in range(num_boxes + 1)]
     targets, player = frozenset(cells[:-1]), cells[-1]
-    boxes, open_cells = set(targets), set(floor)
+    boxes, open_cells = set(targets), {*floor, *cells}
     moved = 0
     for _ in range(pulls * 8):
         dr, dc = list(MOVES.values())[rng.randrange(4)]
@@ -199,20 +218,49 @@ def _draw_level(height: int, width: int, num_boxes: int, pulls: int, rng) -> Lev
     return Level(height, width, walls, targets, frozenset(boxes), player)
 
 
+def canonical_level(level: Level) -> str:
+    """The same text for levels that are the same puzzle.
+
+    These are turned or mirrored boards, boards shifted inside the walls, and boards whose player
+    starts elsewhere in the same area (the pushes that solve them are the same).
+    """
+    area = _reachable(level.player, level.walls | level.boxes, level)
+    floor = _reachable(level.player, level.walls, level)
+    texts = []
+    for flip_rows in (1, -1):
+        for flip_columns in (1, -1):
+            for first in (0, 1):
+                mapped = {
+                    cell: (flip_rows * cell[first], flip_columns * cell[1 - first])
+                    for cell in floor
+                }
+                top = min(r for r, _ in mapped.values())
+                left = min(c for _, c in mapped.values())
+                kinds = sorted(
+                    (r - top, c - left, cell in level.targets, cell in level.boxes, cell in area)
+                    for cell, (r, c) in mapped.items()
+                )
+                texts.append(";".join(",".join(str(int(n)) for n in kind) for kind in kinds))
+    return min(texts)
+
+
 def level_split(level: Level) -> str:
-    """The split a generated level belongs to, by its content, so that no level is in two."""
-    text = f"{render(level, level.boxes, level.player)}"
-    return ("test", "valid", "train", "train")[stable_seed("sokoban-split", text) % 4]
+    """The split a generated level belongs to, by its content, so that no puzzle is in two."""
+    seed = stable_seed("sokoban-split", canonical_level(level))
+    return ("test", "valid", "train", "train")[seed % 4]
 
 
 @functools.lru_cache(maxsize=8192)
 def make_level(task_id: str, horizon: int) -> Level:
-    """The generated level of `split/sokoban-WxH-B/number`: solvable within `horizon` moves."""
+    """The generated level of `split/sokoban-WxH-B/number`: solvable within `horizon` moves.
+
+    The horizon only rejects levels: a task is the same level under every horizon it fits in.
+    """
     split, family, _ = task_id.split("/")
     _, size, boxes = family.split("-")
     width, height = (int(x) for x in size.split("x"))
     for attempt in range(100_000):
-        rng = random.Random(stable_seed("sokoban", task_id, horizon, attempt))
+        rng = random.Random(stable_seed("sokoban", task_id, attempt))
         level = _draw_level(height, width, int(boxes), 2 + 2 * int(boxes), rng)
         if level is None or level_split(level) != split:
             continue
@@ -261,6 +309,15 @@ def move(
     return boxes, ahead
 
 
+def _file_split(path: Path) -> str:
+    """The split a level file belongs to: said by its directory, else by a word of its name."""
+    for name in (path.parent.name, path.stem):
+        said = [split for split in SPLITS if split in re.split(r"[^a-z]+", name.lower())]
+        if len(said) == 1:
+            return said[0]
+    return "test"
+
+
 class Sokoban(Environment):
     """Sokoban; see the module docstring.
 
@@ -268,7 +325,9 @@ class Sokoban(Environment):
       horizon: steps per episode (verl-agent: 15).
       size: (width, height) of generated levels, walls included.
       num_boxes: boxes of generated levels.
-      levels: level files; when given, their levels are the tasks of every split's list.
+      levels: level files; when given, their levels are the tasks instead of generated ones. A file
+        belongs to one split: the one its directory or name says (Boxoban's `medium/train/000.txt`,
+        `unfiltered_test_000.txt`), "test" when neither says one. So no level is in two splits.
 
     Raises:
       EnvDataError: a value is out of range or a file is broken.
@@ -285,42 +344,59 @@ class Sokoban(Environment):
         levels: Sequence[str] | None = None,
     ):
         super().__init__(horizon)
-        if len(size) != 2 or not all(isinstance(s, int) and 4 <= s <= 20 for s in size):
+        size = tuple(size) if isinstance(size, Sequence) else (size,)
+        if len(size) != 2 or not all(type(s) is int and 4 <= s <= 20 for s in size):
             raise EnvDataError(f"env.size = {size!r}: must be (width, height), each 4 to 20")
-        if not isinstance(num_boxes, int) or not 1 <= num_boxes <= 8:
+        if type(num_boxes) is not int or not 1 <= num_boxes <= 8:
             raise EnvDataError(f"env.num_boxes = {num_boxes!r}: must be 1 to 8")
+        if isinstance(levels, str):
+            raise EnvDataError(f"env.levels = {levels!r}: must be a list of paths, not one path")
         self._family = f"sokoban-{size[0]}x{size[1]}-{num_boxes}"
-        self._files: dict[str, list[Level]] | None = None
+        self._files: dict[tuple[str, str], list[Level]] | None = None
         if levels:
-            self._files = {Path(path).stem: parse_levels(path) for path in levels}
-            if len(self._files) != len(levels):
-                raise EnvDataError("env.levels: two files have the same name")
+            self._files = {}
+            for path in levels:
+                key = (_file_split(Path(path)), Path(path).stem)
+                if key in self._files:
+                    raise EnvDataError(
+                        f"env.levels: {path}: a second {key[0]} file named {key[1]}; task ids are"
+                        " split/name/number, so names must differ"
+                    )
+                self._files[key] = parse_levels(path)
 
     def _list_tasks(self, split: str) -> Sequence[Task]:
-        if self._files is not None:
-            # Level files carry their own split (Boxoban's train, valid, test directories).
-            return [
-                Task(f"{split}/{stem}/{number:04d}", stem, split)
-                for stem, levels in self._files.items()
-                for number in range(len(levels))
-            ]
         if split not in SPLITS:
             raise EnvDataError(f"sokoban split {split!r}: must be one of {', '.join(SPLITS)}")
-        return [
-            Task(f"{split}/{self._family}/{number:04d}", self._family, split)
-            for number in range(_TASKS[split])
+        if self._files is None:
+            return [
+                Task(f"{split}/{self._family}/{number:04d}", self._family, split)
+                for number in range(_TASKS[split])
+            ]
+        tasks = [
+            Task(f"{split}/{stem}/{number:04d}", stem, split)
+            for (file_split, stem), levels in self._files.items()
+            if file_split == split
+            for number in range(len(levels))
         ]
+        if not tasks:
+            have = ", ".join("/".join(key) for key in self._files)
+            raise EnvDataError(
+                f"sokoban split {split!r}: no file of env.levels belongs to it (there are {have});"
+                " a file's directory or name says its split"
+            )
+        return tasks
 
     def _level(self, task_id: str) -> Level:
         parts = task_id.split("/")
-        if len(parts) == 3 and parts[2].isascii() and parts[2].isdigit() and len(parts[2]) == 4:
-            number = int(parts[2])
-            if self._files is not None:
-                levels = self._files.get(parts[1], [])
-                if number < len(levels):
-                    return levels[number]
-            elif parts[1] == self._family and number < _TASKS.get(parts[0], 0):
-                return make_level(task_id, self.horizon)
+        if len(parts) == 3 and parts[2].isascii() and parts[2].isdigit():
+            number = int(parts[2][:9])
+            if parts[2] == f"{number:04d}":
+                if self._files is not None:
+                    levels = self._files.get((parts[0], parts[1]), [])
+                    if number < len(levels):
+                        return levels[number]
+                elif parts[1] == self._family and number < _TASKS.get(parts[0], 0):
+                    return make_level(task_id, self.horizon)
         raise EnvDataError(f"sokoban task {task_id!r}: not in any split of this environment")
 
     def _reset(self, task_id: str) -> tuple[State, str]:
@@ -342,7 +418,7 @@ class Sokoban(Environment):
         return new, StepResult(render(level, boxes, player), reward, success, success, info)
 
     def solve(self, state: SokobanState, max_nodes: int = 200_000) -> list[str] | None:
-        """A plan within the steps left, or None (also when `max_nodes` positions do not suffice)."""
+        """A plan within the steps left, or None (also when `max_nodes` are not enough)."""
         level = self._level(state.task_id)
         plan = solve_level(level, state.boxes, state.player, max_nodes)
         return plan if plan is not None and len(plan) <= self.horizon - state.num_steps else None

@@ -202,7 +202,9 @@ def build_tokenizer(conversations: Iterable[Conversation], min_count: int):
 
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([PAD, USER, ASSISTANT, END, *alphabet])}
+    vocabulary = {
+        token: index for index, token in enumerate([PAD, USER, ASSISTANT, END, *alphabet])
+    }
     for piece, count in sorted(pieces.items(), key=lambda item: (-item[1], item[0])):
         token = to_bytes.pre_tokenize_str(piece)[0][0]
         if count >= min_count and token not in vocabulary:
@@ -261,7 +263,9 @@ def _fresh_model(config, tokenizer):
     return model_config, init_params(model_config, key)
 
 
-def run(config, start_from: Path | None, directory: Path, log: Callable, progress: Callable) -> None:
+def run(
+    config, start_from: Path | None, directory: Path, log: Callable, progress: Callable
+) -> None:
     """Writes `directory`/corpus.jsonl and trains `directory`/model (HF format).
 
     Args:

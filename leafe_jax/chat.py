@@ -98,7 +98,9 @@ def load_tokenizer(path: str, vocab_size: int):
     directory = Path(path)
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
     if not any((directory / name).is_file() for name in names):
-        raise UserError(f"model.path = {path}: no tokenizer there; expected one of {', '.join(names)}")
+        raise UserError(
+            f"model.path = {path}: no tokenizer there; expected one of {', '.join(names)}"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     except Exception as error:  # transformers raises whatever its parsers raise

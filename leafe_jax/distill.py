@@ -73,9 +73,7 @@ def sequence(
       source: index into SOURCES.
     """
     if mode == "window":
-        return [
-            _example([t], {t.step}, normalisation, source) for t in turns if t.step in trained
-        ]
+        return [_example([t], {t.step}, normalisation, source) for t in turns if t.step in trained]
     last = max(trained)
     return [_example([t for t in turns if t.step <= last], trained, normalisation, source)]
 

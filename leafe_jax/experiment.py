@@ -151,7 +151,9 @@ def validate(config) -> None:
         if not value >= least:
             raise UserError(f"{name} = {value!r}: must be at least {least}")
     if config.distill.counterfactual_weight == 0 and config.distill.beta == 0:
-        raise UserError("distill.beta = 0 and distill.counterfactual_weight = 0: nothing to train on")
+        raise UserError(
+            "distill.beta = 0 and distill.counterfactual_weight = 0: nothing to train on"
+        )
     _explore_config(config)
     _distill_config(config)
     env = make_environment(config)
@@ -160,10 +162,10 @@ def validate(config) -> None:
         raise UserError(
             f"explore.split = {config.explore.split!r}: must not be the split that is evaluated"
         )
-    if config.env.name == "sokoban" and config.env.levels:
-        return
-    for split in splits.values():
-        env.tasks(split)
+    wanted = {"explore": "explore.split", "evaluate": "evaluate.split", "habits": "evaluate.split"}
+    for phase, field in wanted.items():
+        if phase in config.phases:
+            env.tasks(splits[field])
 
 
 # -- phases ----------------------------------------------------------------------------------------
@@ -273,7 +275,9 @@ def _model_path(config, workdir: epath.Path, method: str) -> Path:
     if method == "leafe":
         path = workdir / "distill" / "model"
         if not path.exists():
-            raise UserError(f"evaluate.methods: 'leafe' needs {path}; run the phase 'distill' first")
+            raise UserError(
+                f"evaluate.methods: 'leafe' needs {path}; run the phase 'distill' first"
+            )
         return Path(path)
     return base_model_path(config, workdir)
 
@@ -587,7 +591,9 @@ def run(config, workdir: str) -> None:
     except OSError as error:
         raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
     for name in config.phases:  # changed fields are refused before any work
-        for part in [f"evaluate/{m}" for m in config.evaluate.methods] if name == "evaluate" else [name]:
+        for part in (
+            [f"evaluate/{m}" for m in config.evaluate.methods] if name == "evaluate" else [name]
+        ):
             if part in _DEPENDS and (root / part / "phase.json").exists():
                 Phase(root, part, config)
     did = False

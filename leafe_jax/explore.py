@@ -89,8 +89,12 @@ class _Explorer(Hooks):
             node = self._new_node(tree, None, None, 0, "root", None)
             self._push(
                 Episode(
-                    node=node, name=f"{tree.task_id}/r{number}", state=state,
-                    observation=observation, budget=tree.budget, owner=tree,
+                    node=node,
+                    name=f"{tree.task_id}/r{number}",
+                    state=state,
+                    observation=observation,
+                    budget=tree.budget,
+                    owner=tree,
                 )  # fmt: skip
             )
 

@@ -104,7 +104,9 @@ def console_table(results: dict[str, Any]) -> str:
     run always prints the same table."""
     parts = []
     if results["methods"]:
-        parts.append("Success on held-out tasks, one plain rollout a sample, 95% intervals over tasks")
+        parts.append(
+            "Success on held-out tasks, one plain rollout a sample, 95% intervals over tasks"
+        )
         parts.append(_text_table(*_rows(results)))
     if "explore" in results:
         parts.append(_explore_sentence(results["explore"]))
@@ -218,9 +220,7 @@ def write_report(workdir: Path) -> None:
             "<p>Plain rollouts: no reflection, no rollback, no experience. Intervals: 95%, bootstrap"
             " over tasks.</p>"
         )
-        sections.append(
-            f'<img alt="Pass@k of each method" src="data:image/png;base64,{picture}">'
-        )
+        sections.append(f'<img alt="Pass@k of each method" src="data:image/png;base64,{picture}">')
         sections.append(_html_table(*_rows(results)))
     sections.append("<h2>Budget</h2>" + _html_table(*_budget_rows(results)))
     trees, broken = read_tree_lines(workdir)

@@ -261,9 +261,7 @@ class Rollout:
             node.stop = "success" if state.success else "failure"
 
 
-def branch(
-    policy: Policy, parent: Episode, tau: int, node: Node, name: str
-) -> Episode:
+def branch(policy: Policy, parent: Episode, tau: int, node: Node, name: str) -> Episode:
     """A new episode at h_tau: environment state and conversation as they were before a_tau.
 
     Args:

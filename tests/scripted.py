@@ -72,7 +72,5 @@ class ScriptedPolicy:
             plain = None if request.plain_text is None else (self._id(request.plain_text),)
             request.session.turns.append((request.text, text))
             request.session.ids += [prompt, reply]
-            completions.append(
-                Completion(text, (prompt,), plain, (reply,), (-0.5,), "stop", 1, 0)
-            )
+            completions.append(Completion(text, (prompt,), plain, (reply,), (-0.5,), "stop", 1, 0))
         return completions

@@ -59,7 +59,9 @@ def player_reply(task_id):
         state, memory, told, actions = replay(turns)
         if "Reflect:" in text:
             mistake = diagnose(ENV, task_id, actions, told)
-            return "no mistake." if mistake is None else f"[{mistake[0]}] {advice(mistake[1], room)}"
+            return (
+                "no mistake." if mistake is None else f"[{mistake[0]}] {advice(mistake[1], room)}"
+            )
         if "\nExperience: " in text:
             told[len(turns) + 1] = text.split("\nExperience: ")[1]
         aware = frozenset(
@@ -71,7 +73,9 @@ def player_reply(task_id):
     return reply
 
 
-def grow(task_id, config=None, rollout=None, reply=None, max_active=4) -> tuple[Tree, ScriptedPolicy]:
+def grow(
+    task_id, config=None, rollout=None, reply=None, max_active=4
+) -> tuple[Tree, ScriptedPolicy]:
     policy = ScriptedPolicy(reply or player_reply(task_id))
     task = next(t for t in ENV.tasks(task_id.split("/")[0]) if t.task_id == task_id)
     trees = []
@@ -168,7 +172,9 @@ def test_bad_reflections_are_counted_and_dropped(text, status):
 
 
 def test_limits():
-    always = lambda turns, user, seed: f"[{len(turns)}] again {seed}." if "Reflect" in user else "look"  # noqa: E731
+    def always(turns, user, seed):
+        return f"[{len(turns)}] again {seed}." if "Reflect" in user else "look"
+
     tree, _ = grow("test/pick/0003", config=search(max_attempts=5, max_depth=9), reply=always)
     assert len(tree.nodes) == 5 and tree.budget.episodes == 5
     tree, _ = grow("test/pick/0003", config=search(max_attempts=50, max_depth=2), reply=always)
@@ -283,12 +289,17 @@ def test_distill_rules():
     tree.nodes[1].turns[0].action = tree.nodes[0].turns[tree.nodes[1].branch_step - 1].action
     changed = make_examples([tree], distill_config(rehearsal_share=0.0), seed=0)
     assert len(changed) == 1
-    assert len(make_examples([tree], distill_config(changed_only=False, rehearsal_share=0.0), 0)) == 2
+    assert (
+        len(make_examples([tree], distill_config(changed_only=False, rehearsal_share=0.0), 0)) == 2
+    )
 
 
 def test_parsers_are_total():
     react = Prompts("text", style="react")
-    assert react.parse_action("<think>x</think><action> Go To desk 1 </action>") == ("go to desk 1", True)
+    assert react.parse_action("<think>x</think><action> Go To desk 1 </action>") == (
+        "go to desk 1",
+        True,
+    )
     assert react.parse_action("no tags at all, just thirty characters or more")[1] is False
     assert PROMPTS.parse_action("  go  to\n desk 1 ") == ("go to desk 1", True)
     assert PROMPTS.parse_action("") == ("", False)

@@ -34,7 +34,9 @@ def test_the_method_touches_no_device_array(name):
     assert not tops(path) & {"jax", "flax", "optax", "transformers"}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "leafe_jax/models").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "leafe_jax/models").glob("*.py")), ids=lambda p: p.name
+)
 def test_models_never_see_text(path):
     assert not tops(path) & {"transformers", "tokenizers", "envs"}
     assert "leafe_jax.chat" not in imported(path)

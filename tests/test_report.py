@@ -19,12 +19,16 @@ def hostile_tree(number: int) -> Tree:
     root = Node(0, None, None, 0, "root", None, [turn], HOSTILE, stop="branched",
                 reflections=[reflection])  # fmt: skip
     child = Node(1, 0, 1, 1, "branch", HOSTILE, [turn], HOSTILE, success=True, stop="success")
-    return Tree("household", f"train/{HOSTILE[:40]}/{number}", HOSTILE[:20], 0, "dialogue", [root, child])
+    return Tree(
+        "household", f"train/{HOSTILE[:40]}/{number}", HOSTILE[:20], 0, "dialogue", [root, child]
+    )
 
 
 def make_workdir(tmp_path, trees=3):
     outcomes = {f"t{i}": [i % 2 == 0, False, False, True] for i in range(6)}
-    families = summarise(outcomes, {t: "odd" if t[-1] in "135" else "even" for t in outcomes}, 50, 0)
+    families = summarise(
+        outcomes, {t: "odd" if t[-1] in "135" else "even" for t in outcomes}, 50, 0
+    )
     budget = dict(env_steps=1234, generated_tokens=5, prefilled_tokens=6, cached_tokens=7,
                   episodes=8, reflections=9)  # fmt: skip
     results = {
@@ -69,7 +73,9 @@ def test_hostile_text_never_becomes_markup(tmp_path):
     report.write_report(tmp_path)
     parser = Tags()
     parser.feed((tmp_path / "report" / "index.html").read_text())
-    assert not [t for t, a in parser.tags if t == "img" and not a["src"].startswith("data:image/png")]
+    assert not [
+        t for t, a in parser.tags if t == "img" and not a["src"].startswith("data:image/png")
+    ]
     assert not [a for _, a in parser.tags if any(name.startswith("on") for name in a)]
     assert [t for t, _ in parser.tags].count("script") == 2
     assert "<" not in parser.data

@@ -234,7 +234,9 @@ def init_params(config: ModelConfig, key: Array, param_dtype=jnp.float32) -> dic
     """Random parameters as a nested dict of arrays; layer keys are strings."""
 
     def make(key):
-        return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(key), param_dtype=param_dtype)))
+        return nnx.to_pure_dict(
+            nnx.state(Decoder(config, rngs=nnx.Rngs(key), param_dtype=param_dtype))
+        )
 
     return jax.jit(make)(key)
 

@@ -250,5 +250,3 @@ def save(path: str | Path, config: ModelConfig, params, tokenizer=None) -> None:
         tokenizer.save_pretrained(str(partial))
     shutil.rmtree(directory, ignore_errors=True)
     partial.rename(directory)
-
-

@@ -132,7 +132,9 @@ def _forward(config, params, cache, tokens, start):
     """Runs tokens [B, T] at positions start.. and returns (hidden [B, T, D], cache)."""
     written: list = []
     positions = start[:, None] + jnp.arange(tokens.shape[1])
-    hidden = decoder.hidden(config, params, tokens, positions, _attend_cached(cache, start, written))
+    hidden = decoder.hidden(
+        config, params, tokens, positions, _attend_cached(cache, start, written)
+    )
     return hidden, KVCache(tuple(k for k, _ in written), tuple(v for _, v in written))
 
 

@@ -207,9 +207,7 @@ def test_aware_players_win_and_unaware_ones_fail_by_a_diagnosed_habit(split):
             for action in actions:
                 state, _ = env.step(state, action)
             room = make_room(task.task_id)
-            heard = {1: advice(h, room) for h in told[:1]} | {
-                2: advice(h, room) for h in told[1:2]
-            } | {3: advice(h, room) for h in told[2:3]}
+            heard = {step: advice(habit, room) for step, habit in enumerate(told, start=1)}
             mistake = diagnose(env, task.task_id, actions, heard)
             if state.success:
                 break

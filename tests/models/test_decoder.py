@@ -99,7 +99,9 @@ def test_sub_modules_equal_transformers(case, tmp_path):
     block = graph.layers["1"]
     np.testing.assert_allclose(block.input_norm(jnp.asarray(x)), norm, atol=1e-5)
     np.testing.assert_allclose(block.mlp(jnp.asarray(x)), mlp, atol=1e-5)
-    ours = decoder.rope(jnp.asarray(q).transpose(0, 2, 1, 3), jnp.asarray(positions), config.rope_theta)
+    ours = decoder.rope(
+        jnp.asarray(q).transpose(0, 2, 1, 3), jnp.asarray(positions), config.rope_theta
+    )
     np.testing.assert_allclose(ours.transpose(0, 2, 1, 3), rotated, atol=1e-5)
     attend = decoder.segment_attend(jnp.ones((2, 11), jnp.int32))
     np.testing.assert_allclose(

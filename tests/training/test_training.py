@@ -249,7 +249,9 @@ def test_schedules():
         for _ in range(10):
             updates, state = tx.update({"w": jnp.ones(())}, state, params)
             sizes.append(float(optax.tree.norm(updates)))
-        assert sizes[0] == pytest.approx(1.0, rel=1e-3) and sizes[-1] == pytest.approx(last, abs=0.02)
+        assert sizes[0] == pytest.approx(1.0, rel=1e-3) and sizes[-1] == pytest.approx(
+            last, abs=0.02
+        )
     with pytest.raises(UserError, match="train.schedule = 'sudden'"):
         make_optimizer(train_config(schedule="sudden"), 10)
 
@@ -302,7 +304,9 @@ def child(tmp_path, name, extra="", devices=1, count=200):
     flags = f"--xla_force_host_platform_device_count={devices}"
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": root}
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+    )
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
@@ -393,7 +397,12 @@ print("TURN", turn.compile().memory_analysis().temp_size_in_bytes > 0)
 def test_train_step_and_sampler_compile_for_a_tpu_topology():
     """Compiled by the TPU compiler for 16 v5e chips, on a machine without any."""
     root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "PYTHONPATH": root}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "PYTHONPATH": root,
+    }
     code = _TPU.format(tests=str(Path(__file__).parent))
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=400,
