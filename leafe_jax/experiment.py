@@ -243,8 +243,8 @@ def _first_tasks(env: Environment, split: str, number: int, field: str) -> list[
 def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
     """Loads a checkpoint once; the returned function gives policies with an empty cache."""
     model_config = hf.read_config(str(path))
-    params = hf.load_params(str(path), model_config, config.model.dtype)
     chat = ChatFormat(load_tokenizer(str(path), model_config.vocab_size))
+    params = hf.load_params(str(path), model_config, config.model.dtype)
     sampler = config.sampler
 
     def make() -> LMPolicy:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import errno
 import glob
+import logging
 import os
 import sys
+import threading
 
 _DEVICE_FILES = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg")
 
@@ -51,23 +53,44 @@ def main(argv: list[str]) -> int:
         if config is None or workdir is None:
             missing = "--config" if config is None else "--workdir"
             return _fail(f"{missing} is missing; see README.md for the commands")
-    except KeyError as error:  # ml_collections' own words: which field, and what it may have meant
-        return _fail("no such config field: " + " ".join(str(error.args[0]).split()))
-    except (flags.Error, AttributeError, TypeError, ValueError, OSError, ImportError) as error:
+        config.keys()  # a config file that cannot be loaded complains on first use
+    except AttributeError as error:  # ml_collections says which field, and what may be meant
+        text = str(error).replace("\\n", " ").replace("\\'", "'").replace("'", "")
+        return _fail(f"--config has no such field: {text}")
+    except (flags.Error, TypeError, ValueError, OSError, ImportError) as error:
         # A config file's own complaint comes wrapped in its traceback: the last line says it.
         return _fail(" ".join(str(error).strip().splitlines()[-1].split()))
 
     from leafe_jax import experiment
 
+    # Checkpoints and TensorBoard are written by threads, whose complaints about a full disk would
+    # come as tracebacks of their own, before and after ours.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    complain = threading.excepthook
+    threading.excepthook = lambda args: None if _disk_full(args.exc_value) else complain(args)
     try:
         experiment.run(config, workdir)
     except (UserError, EnvDataError) as error:
         return _fail(str(error))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not _disk_full(error):
             raise
-        return _fail(f"--workdir={workdir}: the disk is full; finished work is kept, run again")
+        _fail(f"--workdir={workdir}: the disk is full; finished work is kept: free space, run again")
+        sys.stderr.flush()
+        # The writers' threads would wait for space, and then complain, at a normal exit.
+        os._exit(2)
     return 0
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is a full disk (Orbax passes on a text only)."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from typing import Any
 
 import jax
@@ -18,6 +21,7 @@ class Checkpoints:
     def __init__(self, directory):
         # Orbax writes a step under a temporary name and renames it, so a half-written one is
         # never the latest.
+        self._directory = directory
         self._manager = ocp.CheckpointManager(
             directory, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
         )
@@ -26,6 +30,10 @@ class Checkpoints:
         """Starts saving; returns once the arrays are copied to the host."""
         if self._manager.latest_step() == step:
             return
+        # Asked beforehand: on a disk that fills up during a save Orbax's writers fail one by one.
+        needed = sum(x.nbytes for x in jax.tree.leaves(state))
+        if shutil.disk_usage(self._directory).free < 1.2 * needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
         self._manager.save(
             step,
             args=ocp.args.Composite(
