@@ -21,21 +21,23 @@ class Metrics:
 
     def __init__(self, directory: Path):
         self._path = directory / "metrics.jsonl"
-        self._writer = SummaryWriter(str(directory / "tensorboard"))
+        self._events = directory / "tensorboard"
+        self._writer: SummaryWriter | None = None  # made when needed: a no-op run leaves no file
         self._lines: list[dict] = []
         if self._path.exists():
             for line in self._path.read_text().splitlines():
                 try:
                     self._lines.append(json.loads(line))
                 except ValueError:
-                    break  # torn by a kill; what follows is written again
-            self._rewrite()
+                    self._rewrite()  # torn by a kill; what follows is written again
+                    break
 
     def __enter__(self) -> Metrics:
         return self
 
     def __exit__(self, *_) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def _rewrite(self) -> None:
         partial = self._path.with_suffix(".partial")
@@ -57,5 +59,7 @@ class Metrics:
         self._lines.append(line)
         with open(self._path, "a") as file:
             file.write(json.dumps(line) + "\n")
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self._events))
         for name, value in values.items():
             self._writer.add_scalar(name, float(value), step)

@@ -1,0 +1,285 @@
+"""The program as a user runs it: the smoke quickstart, resuming, refusing, reproducing."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from leafe_jax.main import main
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICKSTART = str(ROOT / "configs" / "quickstart.py")
+
+
+def start(workdir, *overrides) -> subprocess.Popen:
+    command = [sys.executable, "-m", "leafe_jax.main", f"--config={QUICKSTART}:smoke"]
+    return subprocess.Popen(
+        [*command, f"--workdir={workdir}", *overrides], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def run(workdir, *overrides) -> tuple[int, str, str]:
+    process = start(workdir, *overrides)
+    out, err = process.communicate(timeout=400)
+    return process.returncode, out, err
+
+
+def trees(workdir: Path) -> bytes:
+    return b"".join(p.read_bytes() for p in sorted((workdir / "explore" / "trees").glob("*.jsonl")))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    code, out, err = run(workdir)
+    assert code == 0, err
+    return workdir, out, err
+
+
+def test_results_and_report(finished):
+    workdir, out, err = finished
+    results = json.loads((workdir / "results.json").read_text())
+    assert set(results) == {
+        "schema", "commit", "versions", "config_hash", "config", "seed", "device", "methods",
+        "explore", "distill",
+    }  # fmt: skip
+    for method in ("base", "leafe"):
+        families = results["methods"][method]["families"]
+        assert set(families) == {"all", "pick", "look", "clean", "heat", "cool", "two"}
+        assert set(families["all"]["pass_at_k"]) == {"1", "2", "4", "8"}
+        for value in families["all"]["pass_at_k"].values():
+            assert 0 <= value["low"] <= value["value"] <= value["high"] <= 1
+        # Counted, not estimated: what the table says is what the files hold.
+        parts = [json.loads(p.read_text()) for p in (workdir / "evaluate" / method).glob("0*.json")]
+        steps = sum(sum(task["steps"]) for part in parts for task in part["tasks"])
+        assert results["methods"][method]["budget"]["env_steps"] == steps
+    assert results["explore"]["tasks"] == 12
+    assert "Pass@1 %" in out and "Stage 1:" in out
+    assert "explore: 12/12 trees" in err  # progress in plain lines where there is no terminal
+    assert (workdir / "report" / "index.html").stat().st_size > 20_000
+    names = {k for line in (workdir / "metrics.jsonl").read_text().splitlines() for k in json.loads(line)}
+    assert {"explore/tasks_solved", "distill/loss", "eval/leafe/pass_at_1"} <= names
+    assert list((workdir / "tensorboard").iterdir())
+
+
+def test_stage_one_plays_training_tasks_only(finished):
+    workdir, _, _ = finished
+    played = {json.loads(line)["task_id"] for line in trees(workdir).decode().splitlines()}
+    assert len(played) == 12 and all(task.startswith("train/") for task in played)
+
+
+def test_the_shipped_model_opens_in_transformers():
+    import transformers
+
+    directory = ROOT / "leafe_jax" / "assets" / "base"
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    assert sum(p.stat().st_size for p in directory.iterdir()) < 10e6
+    text = "[1] You arrive at drawer 1. Żółć\n"
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+    assert model.config.vocab_size == len(tokenizer)
+
+
+def test_a_finished_run_does_nothing(finished):
+    workdir, _, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+    code, out, _ = run(workdir)
+    assert code == 0 and "nothing to do" in out
+    assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("override", "phase"),
+    [
+        ("--config.explore.reflect_every=4", "explore"),
+        ("--config.distill.beta=0.5", "distill"),
+        ("--config.evaluate.temperature=0.5", "evaluate/base"),
+        ("--config.seed=9", "explore"),
+    ],
+)
+def test_a_changed_config_is_refused_by_name(finished, override, phase, capsys):
+    workdir, _, _ = finished
+    arguments = ["main", f"--config={QUICKSTART}:smoke", f"--workdir={workdir}", override]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    field = override.removeprefix("--config.").split("=")[0]
+    assert error.startswith(f"error: {field} = ") and f"phase '{phase}'" in error
+    assert error.count("\n") == 1
+
+
+def test_same_seed_same_bytes_other_seed_other_trees(finished, tmp_path):
+    workdir, out, _ = finished
+    code, again, err = run(tmp_path / "again")
+    assert code == 0, err
+    assert trees(tmp_path / "again") == trees(workdir) and again == out
+    weights = "distill/model/model.safetensors"
+    assert (tmp_path / "again" / weights).read_bytes() == (workdir / weights).read_bytes()
+    code, _, err = run(tmp_path / "other", "--config.seed=1", "--config.phases=('explore',)")
+    assert code == 0, err
+    assert trees(tmp_path / "other") != trees(workdir)
+
+
+def kill_and_finish(workdir, expected_out, expected_trees, kills, seed):
+    rng = random.Random(seed)
+    for _ in range(kills):
+        process = start(workdir)
+        try:
+            process.communicate(timeout=rng.uniform(4, 22))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        for path in workdir.rglob("trees/*"):
+            # What was finished can be read, also in the block that was cut off.
+            lines = path.read_text().splitlines()
+            for line in lines[:-1]:
+                json.loads(line)
+    code, out, err = run(workdir)
+    assert code == 0, err
+    if "nothing to do" in out:  # the last kill came too late: the table is in the report
+        done = subprocess.run(
+            [sys.executable, "-m", "leafe_jax.report", f"--workdir={workdir}"],
+            capture_output=True, text=True, check=True, cwd=ROOT,
+        )  # fmt: skip
+        out = done.stdout
+    assert out == expected_out and trees(workdir) == expected_trees
+    steps = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    logged = [(line["step"], *sorted(k for k in line if k != "step")) for line in steps]
+    assert len(logged) == len(set(logged)), "no step is logged twice"
+
+
+def test_killed_runs_end_with_the_same_table(finished, tmp_path):
+    workdir, out, _ = finished
+    kill_and_finish(tmp_path / "run", out, trees(workdir), kills=2, seed=0)
+
+
+@pytest.mark.slow
+def test_ten_kills(finished, tmp_path):
+    workdir, out, _ = finished
+    kill_and_finish(tmp_path / "run", out, trees(workdir), kills=10, seed=1)
+
+
+def test_one_override_each(tmp_path, finished):
+    """The controls of the method are reached by one override; data differ as they should."""
+    source, _, _ = finished
+    counts = {}
+    for name, override in {
+        "both": "distill.beta=1.0",
+        "rehearsal-only": "distill.counterfactual_weight=0.0",
+        "counterfactual-only": "distill.beta=0.0",
+        "all-rehearsed": "distill.rehearsal_share=1.0",
+    }.items():
+        workdir = tmp_path / name
+        workdir.mkdir()
+        subprocess.run(["cp", "-r", str(source / "explore"), str(workdir)], check=True)
+        code, _, err = run(
+            workdir, "--config.phases=('explore','distill')", f"--config.{override}"
+        )
+        assert code == 0, err
+        summary = json.loads((workdir / "distill" / "summary.json").read_text())
+        counts[name] = (summary["counterfactual_examples"], summary["rehearsal_examples"])
+    assert counts["both"][0] > 0 and counts["both"][1] > 0
+    assert counts["rehearsal-only"] == (0, counts["both"][1])
+    assert counts["counterfactual-only"] == (counts["both"][0], 0)
+    assert counts["all-rehearsed"][1] > counts["both"][1]
+
+
+def test_exploration_controls(tmp_path):
+    for override, check in {
+        "explore.show_experience=False": lambda n: n["experience"] is None,
+        "explore.experience_span=step": lambda n: n["experience"] is not None,
+    }.items():
+        workdir = tmp_path / override
+        code, _, err = run(
+            workdir, "--config.phases=('explore',)", f"--config.{override}",
+            "--config.explore.num_tasks=6",
+        )  # fmt: skip
+        assert code == 0, err
+        nodes = [n for line in trees(workdir).decode().splitlines() for n in json.loads(line)["nodes"]]
+        branches = [n for n in nodes if n["parent"] is not None]
+        assert branches and all(check(n) for n in branches)
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.explore.reflect_evry=3"], r"no such field: .*reflect_every"),
+        (["--config.env.name=chess"], r"env.name = 'chess': must be one of household, sokoban"),
+        (["--config.explore.reflect_every=0"], r"explore.reflect_every = 0"),
+        (["--config.explore.num_tasks=many"], r"explore.num_tasks"),
+        (["--config.explore.num_tasks=9999"], r"explore.num_tasks = 9999: split 'train' has 384"),
+        (["--config.explore.split=test"], r"explore.split = 'test'"),
+        (["--config.context.mode=diary"], r"context.mode = 'diary': must be one of dialogue"),
+        (["--config.model.path=/nowhere"], r"model.path = /nowhere: no such directory"),
+        (["--config.model.path={tmp}"], r"no config.json there"),
+        (["--config.sampler.max_len=4096"], r"sampler.max_len = 4096"),
+        (["--config.distill.counterfactual_weight=0.0", "--config.distill.beta=0.0"], r"distill.beta = 0"),
+        (["--config.env.name=sokoban", "--config.env.levels=('{levels}',)"], r"levels.txt, line 3, column 3: 'x'"),
+        (["--workdir=/proc/nowhere"], r"--workdir=/proc/nowhere: cannot be written"),
+        (["--config=configs/nowhere.py"], r"No such file or directory: 'configs/nowhere.py'"),
+        (["--config={quickstart}:huge"], r"the modes are full and smoke"),
+        (["stray"], r"unexpected argument 'stray'"),
+        (["--config.model.path={mismatch}"], r"tokenizer has id \d+, but the model's vocab_size is 99"),
+    ],
+)  # fmt: skip
+def test_wrong_input_gives_one_line(arguments, message, tmp_path, capsys):
+    levels = write(tmp_path / "levels.txt", "; 0\n#####\n#@x.#\n#####\n")
+    mismatch = tmp_path / "mismatch"
+    subprocess.run(["cp", "-r", str(ROOT / "leafe_jax/assets/base"), str(mismatch)], check=True)
+    config = json.loads((mismatch / "config.json").read_text())
+    (mismatch / "config.json").write_text(json.dumps({**config, "vocab_size": 99}))
+    values = dict(tmp=tmp_path, levels=levels, mismatch=mismatch, quickstart=QUICKSTART)
+    arguments = [a.format(**values) for a in arguments]
+    base = [f"--config={QUICKSTART}:smoke", f"--workdir={tmp_path / 'run'}"]
+    assert main(["main", *base, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
+    assert not list(tmp_path.glob("run/*/phase.json")), "nothing is claimed by a run that cannot start"
+
+
+def test_a_full_disk_keeps_what_was_finished(tmp_path, finished):
+    mount = tmp_path / "small"
+    mount.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(mount)], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        code, _, err = run(mount / "run")
+        lines = [line for line in err.splitlines() if "a second" not in line]
+        assert code == 2 and len(lines) == 1 and "the disk is full" in lines[0]
+        for path in mount.rglob("*.jsonl"):
+            for line in path.read_text().splitlines():
+                json.loads(line)
+        subprocess.run(["mount", "-o", "remount,size=100m", str(mount)], check=True)
+        code, out, err = run(mount / "run")
+        assert code == 0, err
+        assert out == finished[1]
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_preempted_runs_say_so(tmp_path):
+    process = start(tmp_path / "run", "--config.distill.train.num_epochs=400")
+    for line in process.stderr:
+        if line.startswith("distill:"):
+            break
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert list((tmp_path / "run" / "distill" / "checkpoints").iterdir())
