@@ -43,7 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.explore = ml_collections.ConfigDict()
     c.explore.split = "train"  # tasks of stage 1
-    c.explore.num_tasks = 192  # the split's first tasks; 0 takes all
+    c.explore.num_tasks = 384  # the split's first tasks; 0 takes all
     c.explore.block_size = 48  # tasks explored together; a killed run repeats at most one block
     c.explore.method = "tree"  # tree (LEAFE), independent (IS) or refine (IR)
     c.explore.num_roots = 2  # trajectories begun without experience, per task

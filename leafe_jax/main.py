@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
         # A config file's own complaint comes wrapped in its traceback: the last line says it.
         return _fail(" ".join(str(error).strip().splitlines()[-1].split()))
 
-    from leafe_jax import experiment
+    from leafe_jax import experiment, sweep
 
     # Checkpoints and TensorBoard are written by threads, whose complaints about a full disk would
     # come as tracebacks of their own, before and after ours.
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     complain = threading.excepthook
     threading.excepthook = lambda args: None if _disk_full(args.exc_value) else complain(args)
     try:
-        experiment.run(config, workdir)
+        (sweep if "sweep" in config else experiment).run(config, workdir)
     except (UserError, EnvDataError) as error:
         return _fail(str(error))
     except Exception as error:

@@ -105,9 +105,10 @@ def test_a_finished_run_does_nothing(finished):
         ("--config.seed=9", "explore"),
     ],
 )
-def test_a_changed_config_is_refused_by_name(finished, override, phase, capsys):
+def test_a_changed_config_is_refused_by_name(finished, override, phase, capsys, monkeypatch):
     workdir, _, _ = finished
     arguments = ["main", f"--config={QUICKSTART}:smoke", f"--workdir={workdir}", override]
+    monkeypatch.setattr(sys, "argv", arguments)  # config_flags looks there for overrides
     assert main(arguments) == 2
     error = capsys.readouterr().err
     field = override.removeprefix("--config.").split("=")[0]
@@ -234,7 +235,7 @@ def write(path: Path, text: str) -> str:
         (["--config.model.path={mismatch}"], r"tokenizer has id \d+, but the model's vocab_size is 99"),
     ],
 )  # fmt: skip
-def test_wrong_input_gives_one_line(arguments, message, tmp_path, capsys):
+def test_wrong_input_gives_one_line(arguments, message, tmp_path, capsys, monkeypatch):
     levels = write(tmp_path / "levels.txt", "; 0\n#####\n#@x.#\n#####\n")
     mismatch = tmp_path / "mismatch"
     subprocess.run(["cp", "-r", str(ROOT / "leafe_jax/assets/base"), str(mismatch)], check=True)
@@ -243,7 +244,8 @@ def test_wrong_input_gives_one_line(arguments, message, tmp_path, capsys):
     values = dict(tmp=tmp_path, levels=levels, mismatch=mismatch, quickstart=QUICKSTART)
     arguments = [a.format(**values) for a in arguments]
     base = [f"--config={QUICKSTART}:smoke", f"--workdir={tmp_path / 'run'}"]
-    assert main(["main", *base, *arguments]) == 2
+    monkeypatch.setattr(sys, "argv", ["main", *base, *arguments])
+    assert main(sys.argv) == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error

@@ -1,0 +1,49 @@
+"""Where does LEAFE stop paying? Sweep over how often the base model does the right thing unasked.
+
+    python -m leafe_jax.main --config=configs/unaided_sweep.py --workdir=runs/unaided_sweep
+
+For each factor on the unaided rates a base model is trained on from the embedded one; then LEAFE and
+rejection sampling (independent rollouts, all successes rehearsed) get the same environment steps.
+Writes sweep.json and sweep.png. About four minutes a value on 2 cores.
+"""
+
+import importlib.util
+from pathlib import Path
+
+
+def _bootstrap():
+    # Config files are executed as files, so their neighbours are not importable by name.
+    path = Path(__file__).parent / "bootstrap.py"
+    spec = importlib.util.spec_from_file_location("bootstrap", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def get_config(mode: str = "full"):
+    import ml_collections
+
+    c = _bootstrap().get_config(mode)
+    c.bootstrap.from_scratch = False
+    c.bootstrap.num_conversations = 6000
+    c.bootstrap.train.learning_rate = 5e-4
+    c.explore.max_env_steps = 50  # per task, for both
+    c.explore.max_attempts = 64
+    c.evaluate.split = "test"
+    c.evaluate.num_tasks = 36
+    c.sweep = ml_collections.ConfigDict()
+    c.sweep.field = "bootstrap.rate_scale"
+    c.sweep.settings = (0.0, 1.0, 2.0, 4.0, 8.0)
+    rejection = (
+        ("explore.method", "independent"),
+        ("distill.counterfactual_weight", 0.0),
+        ("distill.rehearsal_share", 1.0),
+    )
+    c.sweep.variants = (("leafe", ()), ("rejection", rejection))
+    if mode == "smoke":
+        c.bootstrap.num_conversations = 60
+        c.explore.num_tasks = 24
+        c.evaluate.num_tasks = 6
+        c.evaluate.num_samples = 4
+        c.sweep.settings = (0.0, 8.0)
+    return c
