@@ -53,8 +53,13 @@ def get_config(mode: str = "full"):
     b.train.warmup_steps = 50
     b.train.weight_decay = 0.01
     b.train.checkpoint_every = 200
+    # Least rates per family, measured on rollouts by the phase habits; a model below them fails.
+    b.gate = ml_collections.ConfigDict(
+        dict(told=0.6, followed=0.7, parsed=0.95, right_step=0.5, right_advice=0.7)
+    )
     c.evaluate.split = "valid"
     if mode == "smoke":
+        b.gate = ml_collections.ConfigDict()  # so small a model learns nothing
         b.num_conversations = 400
         b.train.num_epochs = 1
         b.model.num_layers = 1

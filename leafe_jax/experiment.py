@@ -328,6 +328,10 @@ def run_habits(config, workdir: epath.Path, metrics: Metrics) -> bool:
     metrics.scalars(0, {f"habits/{k}": v for k, v in table["all"].items()})
     phase.add_seconds(time.time() - begin)
     phase.finish()
+    if "bootstrap" in config:
+        misses = habits.gate_misses(table, config.bootstrap.gate)
+        if misses:
+            raise UserError(f"bootstrap.gate: the base model misses it: {'; '.join(misses)}")
     return True
 
 

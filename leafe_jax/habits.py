@@ -165,6 +165,23 @@ def _judge(env, tree: Tree, node: Node, record, count: Callable[[str, str, bool]
     count(tree.family, "right_advice", mistake is not None and record.experience == mistake[1])
 
 
+def gate_misses(table: dict[str, dict[str, float]], gate) -> list[str]:
+    """Where a family stays below the least rates that a base model must reach.
+
+    Token accuracy does not show whether a model can act; these rates, measured on rollouts, do.
+
+    Args:
+      table: from `measure`.
+      gate: {column: least rate}.
+    """
+    return [
+        f"{family}: {column} {100 * row[column]:.1f}% < {100 * least:.1f}%"
+        for family, row in table.items()
+        for column, least in gate.items()
+        if not row[column] >= least
+    ]
+
+
 def console_table(table: dict[str, dict[str, float]]) -> str:
     """The table for the terminal, rates in percent."""
     lines = [f"{'family':8s}" + "".join(f"{column:>16s}" for column in COLUMNS)]

@@ -75,7 +75,9 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         if not _disk_full(error):
             raise
-        _fail(f"--workdir={workdir}: the disk is full; finished work is kept: free space, run again")
+        _fail(
+            f"--workdir={workdir}: the disk is full; finished work is kept: free space, run again"
+        )
         sys.stderr.flush()
         # The writers' threads would wait for space, and then complain, at a normal exit.
         os._exit(2)

@@ -65,7 +65,9 @@ def test_results_and_report(finished):
     assert "Pass@1 %" in out and "Stage 1:" in out
     assert "explore: 12/12 trees" in err  # progress in plain lines where there is no terminal
     assert (workdir / "report" / "index.html").stat().st_size > 20_000
-    names = {k for line in (workdir / "metrics.jsonl").read_text().splitlines() for k in json.loads(line)}
+    names = {
+        k for line in (workdir / "metrics.jsonl").read_text().splitlines() for k in json.loads(line)
+    }
     assert {"explore/tasks_solved", "distill/loss", "eval/leafe/pass_at_1"} <= names
     assert list((workdir / "tensorboard").iterdir())
 
@@ -180,9 +182,7 @@ def test_one_override_each(tmp_path, finished):
         workdir = tmp_path / name
         workdir.mkdir()
         subprocess.run(["cp", "-r", str(source / "explore"), str(workdir)], check=True)
-        code, _, err = run(
-            workdir, "--config.phases=('explore','distill')", f"--config.{override}"
-        )
+        code, _, err = run(workdir, "--config.phases=('explore','distill')", f"--config.{override}")
         assert code == 0, err
         summary = json.loads((workdir / "distill" / "summary.json").read_text())
         counts[name] = (summary["counterfactual_examples"], summary["rehearsal_examples"])
@@ -203,7 +203,9 @@ def test_exploration_controls(tmp_path):
             "--config.explore.num_tasks=6",
         )  # fmt: skip
         assert code == 0, err
-        nodes = [n for line in trees(workdir).decode().splitlines() for n in json.loads(line)["nodes"]]
+        nodes = [
+            n for line in trees(workdir).decode().splitlines() for n in json.loads(line)["nodes"]
+        ]
         branches = [n for n in nodes if n["parent"] is not None]
         assert branches and all(check(n) for n in branches)
 
@@ -249,14 +251,18 @@ def test_wrong_input_gives_one_line(arguments, message, tmp_path, capsys, monkey
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
-    assert not list(tmp_path.glob("run/*/phase.json")), "nothing is claimed by a run that cannot start"
+    assert not list(tmp_path.glob("run/*/phase.json")), (
+        "nothing is claimed by a run that cannot start"
+    )
 
 
 def test_a_full_disk_keeps_what_was_finished(tmp_path, finished):
     mount = tmp_path / "small"
     mount.mkdir()
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(mount)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(mount)],
+        capture_output=True,
+        check=False,
     )
     if made.returncode:
         pytest.skip("mounting a small file system needs root")
