@@ -58,6 +58,7 @@ def get_config(mode: str = "full"):
         dict(told=0.6, followed=0.7, parsed=0.95, right_step=0.5, right_advice=0.7)
     )
     c.evaluate.split = "valid"
+    c.evaluate.num_tasks = 48
     if mode == "smoke":
         b.gate = ml_collections.ConfigDict()  # so small a model learns nothing
         b.num_conversations = 400
