@@ -5,23 +5,17 @@
 The result, `<workdir>/bootstrap/model`, is what leafe_jax/assets/base holds.
 """
 
-import importlib.util
+import runpy
 from pathlib import Path
 
+import ml_collections
 
-def _default():
-    # Config files are executed as files, so their neighbours are not importable by name.
-    spec = importlib.util.spec_from_file_location("default", Path(__file__).parent / "default.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+# Config files are executed as files, so a neighbour is not importable by name.
+DEFAULT = runpy.run_path(str(Path(__file__).with_name("default.py")))
 
 
 def get_config(mode: str = "full"):
-    import ml_collections
-
-    default = _default()
-    c = default.get_config()
+    c = DEFAULT["get_config"]()
     c.phases = ("bootstrap", "habits")
     c.bootstrap = b = ml_collections.ConfigDict()
     b.from_scratch = True  # False: train on from the model of model.path, with its tokenizer
@@ -44,7 +38,7 @@ def get_config(mode: str = "full"):
         dict(hidden_size=128, intermediate_size=384, num_layers=4, num_heads=4, num_kv_heads=2,
              head_dim=32, rope_theta=10000.0)
     )  # fmt: skip
-    b.train = default.train_config()
+    b.train = DEFAULT["train_config"]()
     b.train.seq_len = 320
     b.train.batch_size = 12
     b.train.num_epochs = 1

@@ -7,20 +7,15 @@ Needs an accelerator: the sampler holds the whole model in bfloat16 on one devic
 sharded over all of them. Optimizer settings are the paper's; no numbers have been measured with it yet.
 """
 
-import importlib.util
+import runpy
 from pathlib import Path
 
-
-def _default():
-    # Config files are executed as files, so their neighbours are not importable by name.
-    spec = importlib.util.spec_from_file_location("default", Path(__file__).parent / "default.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+# Config files are executed as files, so a neighbour is not importable by name.
+DEFAULT = runpy.run_path(str(Path(__file__).with_name("default.py")))
 
 
 def get_config(mode: str = "full"):
-    c = _default().get_config()
+    c = DEFAULT["get_config"]()
     c.model.dtype = "bfloat16"
     c.env.horizon = 50
     c.env.prompt_style = "react"

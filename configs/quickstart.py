@@ -5,20 +5,15 @@
 `--config=configs/quickstart.py:smoke` runs the same program on a handful of tasks.
 """
 
-import importlib.util
+import runpy
 from pathlib import Path
 
-
-def _default():
-    # Config files are executed as files, so their neighbours are not importable by name.
-    spec = importlib.util.spec_from_file_location("default", Path(__file__).parent / "default.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+# Config files are executed as files, so a neighbour is not importable by name.
+DEFAULT = runpy.run_path(str(Path(__file__).with_name("default.py")))
 
 
 def get_config(mode: str = "full"):
-    c = _default().get_config()
+    c = DEFAULT["get_config"]()
     if mode == "smoke":
         c.explore.num_tasks = 12
         c.explore.block_size = 6

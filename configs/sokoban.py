@@ -8,21 +8,15 @@ Boxoban or XSB files instead of generated levels (train and test files by their 
 The embedded base model does not play Sokoban; take an instruct checkpoint.
 """
 
-import importlib.util
+import runpy
 from pathlib import Path
 
-
-def _instruct():
-    # Config files are executed as files, so their neighbours are not importable by name.
-    path = Path(__file__).parent / "household_instruct.py"
-    spec = importlib.util.spec_from_file_location("household_instruct", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+# Config files are executed as files, so a neighbour is not importable by name.
+HOUSEHOLD_INSTRUCT = runpy.run_path(str(Path(__file__).with_name("household_instruct.py")))
 
 
 def get_config(mode: str = "full"):
-    c = _instruct().get_config(mode)
+    c = HOUSEHOLD_INSTRUCT["get_config"](mode)
     c.env.name = "sokoban"
     c.env.horizon = 15 if mode == "full" else 4
     c.context.mode = "window"

@@ -7,23 +7,17 @@ rejection sampling (independent rollouts, all successes rehearsed) get the same 
 Writes sweep.json and sweep.png. About four minutes a value on 2 cores.
 """
 
-import importlib.util
+import runpy
 from pathlib import Path
 
+import ml_collections
 
-def _bootstrap():
-    # Config files are executed as files, so their neighbours are not importable by name.
-    path = Path(__file__).parent / "bootstrap.py"
-    spec = importlib.util.spec_from_file_location("bootstrap", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+# Config files are executed as files, so a neighbour is not importable by name.
+BOOTSTRAP = runpy.run_path(str(Path(__file__).with_name("bootstrap.py")))
 
 
 def get_config(mode: str = "full"):
-    import ml_collections
-
-    c = _bootstrap().get_config(mode)
+    c = BOOTSTRAP["get_config"](mode)
     c.bootstrap.from_scratch = False
     c.bootstrap.num_conversations = 6000
     c.bootstrap.train.learning_rate = 5e-4

@@ -30,7 +30,7 @@ from envs.base import Environment, Task
 from envs.prompts import STYLES, Prompts
 from leafe_jax import bootstrap, distill, habits, passk, report
 from leafe_jax.chat import ChatFormat, load_tokenizer
-from leafe_jax.errors import UserError
+from leafe_jax.errors import NothingToLearn, UserError
 from leafe_jax.evaluate import evaluate, merge_budgets
 from leafe_jax.explore import ExploreConfig, explore
 from leafe_jax.metrics import Metrics
@@ -398,7 +398,7 @@ def run_distill(config, workdir: epath.Path, metrics: Metrics) -> bool:
     weights = (config.distill.counterfactual_weight, config.distill.beta)
     examples = [e for e in examples if weights[e.source] > 0]
     if not examples:
-        raise UserError(
+        raise NothingToLearn(
             "distill: stage 1 left nothing to learn from (no qualifying branch and no successful"
             " trajectory); explore more tasks or raise explore.max_attempts"
         )

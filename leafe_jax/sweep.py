@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 from etils import epath
 
 from leafe_jax import experiment
-from leafe_jax.errors import UserError
+from leafe_jax.errors import NothingToLearn, UserError
 
 
 def _override(config, field: str, value: Any) -> None:
@@ -63,7 +63,13 @@ def run(config, workdir: str) -> None:
             variant.phases = ("explore", "distill", "evaluate", "report")
             # The base model is the same for all variants: it is evaluated once.
             variant.evaluate.methods = ("base", "leafe") if number == 0 else ("leafe",)
-            experiment.run(variant, str(root / name))
+            try:
+                experiment.run(variant, str(root / name))
+            except NothingToLearn:
+                if number == 0:
+                    raise
+                row[name] = row["base"]  # without a single success the weights stay as they are
+                continue
             if number == 0:
                 row["base"] = _shares(root / name, "base")
             row[name] = _shares(root / name, "leafe")

@@ -1,0 +1,28 @@
+"""The sweep runs end to end at smoke size, and a method without data leaves the base as it was."""
+
+import json
+import sys
+from pathlib import Path
+
+from leafe_jax.main import main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_sweep(tmp_path, monkeypatch, capsys):
+    arguments = ["main", f"--config={ROOT}/configs/unaided_sweep.py:smoke", f"--workdir={tmp_path}"]
+    arguments += ["--config.sweep.settings=(0.0,)", "--config.explore.num_tasks=12"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert main(arguments) == 0
+    (row,) = json.loads((tmp_path / "sweep.json").read_text())
+    assert row["value"] == 0.0 and set(row) == {"value", "base", "leafe", "rejection"}
+    assert (tmp_path / "sweep.png").stat().st_size > 5000
+    last = capsys.readouterr().out.splitlines()[-2:]
+    assert "bootstrap.rate_scale" in last[0] and "rejection @1" in last[0]
+    budgets = {}
+    for name in ("leafe", "rejection"):
+        lines = (tmp_path / "0.0" / name / "explore" / "trees" / "0000.jsonl").read_text().splitlines()
+        budgets[name] = [json.loads(line)["budget"]["env_steps"] for line in lines]
+    # The same limit for both; a trajectory in flight may not exceed it by more than a step each.
+    assert all(b <= 50 + 64 for b in budgets["leafe"] + budgets["rejection"])
+    assert max(budgets["rejection"]) >= 50
