@@ -83,9 +83,9 @@ def train_config() -> ml_collections.ConfigDict:
     t = ml_collections.ConfigDict()
     t.seq_len = 320  # tokens per packed row
     t.batch_size = 8  # rows per step
-    t.num_epochs = 3  # (paper: 2 to 3)
+    t.num_epochs = 5  # (paper: 2 to 3)
     t.learning_rate = 1e-3  # for the embedded model (paper: 1e-6 at 7B and above)
-    t.schedule = "constant"  # constant, linear or cosine
+    t.schedule = "linear"  # after the warm-up: constant, linear or cosine (to zero)
     t.warmup_steps = 5
     t.weight_decay = 0.0
     t.b1 = 0.9

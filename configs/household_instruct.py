@@ -31,6 +31,7 @@ def get_config(mode: str = "full"):
     t.batch_size = 128
     t.num_epochs = 2
     t.learning_rate = 1e-6
+    t.schedule = "constant"
     t.compute_dtype = "bfloat16"
     t.remat = True
     t.loss_chunk = 2048

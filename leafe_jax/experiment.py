@@ -479,6 +479,9 @@ def _evaluate_method(config, workdir: epath.Path, metrics: Metrics, method: str)
             write_json(final, {"tasks": records, "budget": dataclasses.asdict(budget)})
             phase.add_seconds(time.time() - begin)
     phase.finish()
+    sample = json.loads((phase.directory / "0000.json").read_text())["tasks"][0]["transcript"]
+    text = "\n".join(f"{observation}\n> {reply}" for observation, reply in sample)
+    metrics.text(0, f"eval/{method}/transcript", text)
     metrics.scalars(0, {f"eval/{method}/pass_at_1": _method_result(config, workdir, method)[
         "families"]["all"]["pass_at_k"]["1"]["value"]})  # fmt: skip
     return True

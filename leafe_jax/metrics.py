@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 from tensorboardX import SummaryWriter
+
+
+def _prefixes(line: dict[str, Any]) -> set[str]:
+    """What stands before the last slash of each name of a line."""
+    return {name.rpartition("/")[0] for name in line if name != "step"}
 
 
 class Metrics:
@@ -13,7 +20,10 @@ class Metrics:
 
     A phase that was killed and resumed writes some steps again: the lines of the same prefix (what
     stands before the last slash) from that step on are replaced, so metrics.jsonl reads as if
-    nothing had happened.
+    nothing had happened. TensorBoard's event files cannot be cut; it shows the later of two values
+    of one step.
+
+    A line that a kill tore is dropped when the file is opened; every other line is kept.
 
     Args:
       directory: the workdir; events go to `tensorboard/`, lines to `metrics.jsonl`.
@@ -23,14 +33,12 @@ class Metrics:
         self._path = directory / "metrics.jsonl"
         self._events = directory / "tensorboard"
         self._writer: SummaryWriter | None = None  # made when needed: a no-op run leaves no file
-        self._lines: list[dict] = []
+        self._last: dict[str, int] = {}  # prefix -> last step, so that most calls read nothing
         if self._path.exists():
-            for line in self._path.read_text().splitlines():
-                try:
-                    self._lines.append(json.loads(line))
-                except ValueError:
-                    self._rewrite()  # torn by a kill; what follows is written again
-                    break
+            lines, whole = self._read()
+            if not whole:
+                self._rewrite(lines)
+            self._index(lines)
 
     def __enter__(self) -> Metrics:
         return self
@@ -39,27 +47,71 @@ class Metrics:
         if self._writer is not None:
             self._writer.close()
 
-    def _rewrite(self) -> None:
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Writes values with slash names and one prefix, e.g. {"distill/loss": 0.3}, at a step.
+
+        What is not finite is null in metrics.jsonl: JSON has no word for it.
+        """
+        numbers = {name: float(value) for name, value in values.items()}
+        prefixes = _prefixes(numbers)
+        for prefix in prefixes:
+            if step <= self._last.get(prefix, -1):
+                self._drop(prefix, step)
+        line = {n: v if math.isfinite(v) else None for n, v in numbers.items()}
+        with open(self._path, "a", encoding="utf-8") as file:  # closed, hence flushed, every line
+            file.write(json.dumps({"step": step, **line}) + "\n")
+        self._last.update(dict.fromkeys(prefixes, step))
+        for name, value in numbers.items():
+            self._tensorboard().add_scalar(name, value, step)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Shows a text, e.g. a whole trajectory, in TensorBoard; metrics.jsonl has numbers only."""
+        # TensorBoard renders Markdown; indented by four, model text is shown as it is.
+        block = "".join(f"    {line}\n" for line in text.split("\n"))
+        self._tensorboard().add_text(name, block, step)
+
+    def _drop(self, prefix: str, step: int) -> None:
+        def dropped(line: dict[str, Any]) -> bool:
+            return line["step"] >= step and prefix in _prefixes(line)
+
+        if not self._path.exists():
+            return
+        lines, whole = self._read()
+        kept = [line for line in lines if not dropped(line)]
+        if len(kept) < len(lines) or not whole:
+            self._rewrite(kept)
+        self._index(kept)
+
+    def _read(self) -> tuple[list[dict[str, Any]], bool]:
+        """(readable lines, whether the file is made of such lines only and ends with one)."""
+        # Not splitlines(): that also splits at characters that may stand inside a JSON string.
+        *parts, rest = self._path.read_text(encoding="utf-8", errors="replace").split("\n")
+        # A kill between a line and its line end leaves whole JSON that the next line would be
+        # glued to: such a file is kept in full, and rewritten.
+        lines, whole = [], not rest
+        for part in [*parts, rest] if rest else parts:
+            try:
+                line = json.loads(part)
+                if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+                    raise ValueError("not a line of metrics")
+                lines.append(line)
+            except ValueError:
+                whole = False
+        return lines, whole
+
+    def _rewrite(self, lines: list[dict[str, Any]]) -> None:
         partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        partial.write_text(text, encoding="utf-8")
         partial.replace(self._path)
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes values with slash names and one prefix, e.g. {"distill/loss": 0.3}, at a step."""
-        prefix = next(iter(values)).rpartition("/")[0]
-        kept = [
-            line
-            for line in self._lines
-            if line["step"] < step or all(k.rpartition("/")[0] != prefix for k in line)
-        ]
-        if len(kept) < len(self._lines):
-            self._lines = kept
-            self._rewrite()
-        line = {"step": step, **{name: float(value) for name, value in values.items()}}
-        self._lines.append(line)
-        with open(self._path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+    def _index(self, lines: list[dict[str, Any]]) -> None:
+        self._last = {}
+        for line in lines:
+            for prefix in _prefixes(line):
+                self._last[prefix] = max(line["step"], self._last.get(prefix, line["step"]))
+
+    def _tensorboard(self) -> SummaryWriter:
         if self._writer is None:
             self._writer = SummaryWriter(str(self._events))
-        for name, value in values.items():
-            self._writer.add_scalar(name, float(value), step)
+        return self._writer

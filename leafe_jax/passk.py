@@ -8,19 +8,31 @@ from typing import Any
 import numpy as np
 
 
-def pass_at_k(n: int, c: int, k: int) -> float:
+def pass_at_k(n: int, c: int | Sequence[int] | np.ndarray, k: int) -> float | np.ndarray:
     """Probability that at least one of k samples drawn from n, of which c are right, is right.
 
     1 - C(n - c, k) / C(n, k), as the product that does not overflow (Chen et al. 2021, section 2.1).
 
+    Args:
+      n: samples per task.
+      c: right ones among them; a number, or one number a task.
+      k: samples drawn without replacement.
+
+    Returns:
+      A float for one number, an array of the shape of c otherwise.
+
     Raises:
       ValueError: not 0 <= c <= n or not 1 <= k <= n.
     """
-    if not (0 <= c <= n and 1 <= k <= n):
+    counts = np.asarray(c, int)
+    if not (1 <= k <= n and np.all((0 <= counts) & (counts <= n))):
         raise ValueError(f"pass_at_k(n={n}, c={c}, k={k}): needs 0 <= c <= n and 1 <= k <= n")
-    if n - c < k:
-        return 1.0
-    return float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
+    # misses[c] = product of 1 - k / i over i = n, n - 1, ..., n - c + 1. The factor of i = k is an
+    # exact zero, so fewer than k wrong samples (n - c < k) give 1 without a case of their own.
+    factors = 1.0 - k / (n - np.arange(counts.max(initial=0)))
+    misses = np.concatenate([[1.0], np.cumprod(factors)])
+    values = 1.0 - misses[counts]
+    return float(values) if counts.ndim == 0 else values
 
 
 def ks_up_to(n: int) -> list[int]:
@@ -34,8 +46,9 @@ def bootstrap_interval(
     """Percentile bootstrap of the mean over tasks.
 
     Tasks are the unit that is resampled: samples of one task are not independent evidence about
-    another. When all tasks have the same value the interval is a point, which says nothing about
-    tasks not drawn: with few tasks read it with that in mind.
+    another. When all tasks have the same value (all 0, all 1) every resample is the same and the
+    interval is a point. That is the bootstrap's blind spot and not certainty: with m tasks that all
+    failed, a true rate up to about 3 / m would still be compatible (the rule of three).
 
     Args:
       per_task: one value a task.
@@ -44,8 +57,16 @@ def bootstrap_interval(
 
     Returns:
       (low, high).
+
+    Raises:
+      ValueError: no task, no resample, or a level outside (0, 1).
     """
     values = np.asarray(per_task, float)
+    if values.ndim != 1 or not len(values) or num_resamples < 1 or not 0 < level < 1:
+        raise ValueError(
+            f"bootstrap_interval: values of shape {values.shape}, num_resamples={num_resamples},"
+            f" level={level}: needs one value a task, a resample and 0 < level < 1"
+        )
     draws = np.random.default_rng(seed).integers(0, len(values), (num_resamples, len(values)))
     means = values[draws].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
@@ -64,17 +85,24 @@ def summarise(
       successes: n outcomes a task.
       families: family of each task.
       num_resamples, seed: of the bootstrap.
+
+    Raises:
+      ValueError: no task, or tasks with different numbers of samples.
     """
+    sizes = {len(outcomes) for outcomes in successes.values()}
+    if len(sizes) != 1:
+        raise ValueError(f"summarise: every task needs the same number of samples: {sorted(sizes)}")
+    (n,) = sizes
     groups = {"all": sorted(successes)}
-    for family in sorted(set(families.values())):
-        groups[family] = [t for t in groups["all"] if families[t] == family]
+    for family in sorted({families[task] for task in successes} - {"all"}):
+        groups[family] = [task for task in groups["all"] if families[task] == family]
     summary = {}
     for name, tasks in groups.items():
-        n = len(successes[tasks[0]])
+        counts = [sum(map(bool, successes[task])) for task in tasks]
         curve = {}
         for k in ks_up_to(n):
-            values = [pass_at_k(n, sum(successes[t]), k) for t in tasks]
+            values = pass_at_k(n, counts, k)
             low, high = bootstrap_interval(values, num_resamples, seed)
             curve[str(k)] = {"value": float(np.mean(values)), "low": low, "high": high}
-        summary[name] = {"tasks": len(tasks), "samples": n, "pass_at_k": curve}
+        summary[name] = {"tasks": len(counts), "samples": n, "pass_at_k": curve}
     return summary

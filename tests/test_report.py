@@ -10,7 +10,8 @@ from leafe_jax.errors import UserError
 from leafe_jax.passk import summarise
 from leafe_jax.types import Node, ReflectionRecord, Tree, Turn
 
-HOSTILE = "</script><img src=x onerror=alert(1)><!-- \u2028 &amp; \U0001f600 " + "x" * 5000
+MARKUP = "</script><img src=x onerror=alert(1)><!-- \u2028 &amp; \x85 \U0001f600 \ud83d "
+HOSTILE = MARKUP + "x" * 5000
 
 
 def hostile_tree(number: int) -> Tree:
@@ -54,25 +55,42 @@ def make_workdir(tmp_path, trees=3):
 class Tags(html.parser.HTMLParser):
     def __init__(self):
         super().__init__()
-        self.tags, self.data, self.inside = [], "", False
+        self.tags, self.rows, self.data = [], [], ""
+        self.inside = self.cell = False
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
         self.inside = dict(attrs).get("id") == "data"
+        self.cell = tag in ("td", "th")
+        if tag == "tr":
+            self.rows.append([])
+        elif self.cell:
+            self.rows[-1].append("")
 
     def handle_endtag(self, tag):
-        self.inside = False
+        self.inside = self.cell = False
 
     def handle_data(self, data):
         if self.inside:
             self.data += data
+        if self.cell:
+            self.rows[-1][-1] += data
+
+
+def parsed(tmp_path) -> Tags:
+    report.write_report(tmp_path)
+    parser = Tags()
+    parser.feed((tmp_path / "report" / "index.html").read_text(encoding="utf-8"))
+    return parser
+
+
+def edit(tmp_path, results) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(results))
 
 
 def test_hostile_text_never_becomes_markup(tmp_path):
     make_workdir(tmp_path)
-    report.write_report(tmp_path)
-    parser = Tags()
-    parser.feed((tmp_path / "report" / "index.html").read_text())
+    parser = parsed(tmp_path)
     assert not [
         t for t, a in parser.tags if t == "img" and not a["src"].startswith("data:image/png")
     ]
@@ -82,9 +100,99 @@ def test_hostile_text_never_becomes_markup(tmp_path):
     shown = json.loads(parser.data)
     assert len(shown) == 4 and shown[0]["nodes"][0]["turns"][0]["text"] == HOSTILE
     page = (tmp_path / "report" / "index.html").read_text()
-    assert "1 unreadable lines" in page and "&lt;b&gt;cpu" in page
+    assert "1 unreadable line was left out" in page and "&lt;b&gt;cpu" in page
     assert "innerHTML" not in page and "http" not in page.replace("http-equiv", "")
     assert (tmp_path / "report" / "pass_at_k.png").stat().st_size > 5000
+
+
+def test_the_run_s_own_words_are_no_markup_either(tmp_path):
+    results = make_workdir(tmp_path)
+    clean = [tag for tag, _ in parsed(tmp_path).tags]
+    families = results["methods"]["base"]["families"]
+    families[MARKUP] = families.pop("odd")
+    results["methods"] = {MARKUP: results["methods"]["base"]}
+    for field in ("commit", "config_hash", "device", "seed"):
+        results[field] = MARKUP
+    results["versions"] = {MARKUP: "@DATA@ $x {x}"}
+    results["explore"]["reflections"] = {MARKUP: 3}
+    edit(tmp_path, results)
+    parser = parsed(tmp_path)
+    named = {tag for tag, _ in parser.tags}
+    assert named == set(clean) and [tag for tag, _ in parser.tags].count("img") == 1
+    assert json.loads(parser.data)
+
+
+def test_lines_that_are_no_trees_are_counted(tmp_path):
+    make_workdir(tmp_path)
+    good = json.dumps(
+        hostile_tree(7).to_json(), ensure_ascii=False
+    )  # U+2028 unescaped, as others do
+    lines = [
+        "17",
+        "null",
+        "[]",
+        '{"schema": 1}',
+        '{"task_id": 1, "family": 2, "nodes": "xx"}',
+        "",
+        good,
+    ]
+    raw = "\n".join(lines).encode("utf-8", "surrogatepass") + b"\n\xff\xfe torn"
+    (tmp_path / "explore" / "trees" / "0002.jsonl").write_bytes(raw)
+    trees, broken = report.read_tree_lines(tmp_path)
+    assert len(trees) == 5 and broken == 1 + 5 + 1
+    parsed(tmp_path)
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "5 of 5 trees" in page and "7 unreadable lines were left out" in page
+
+
+def test_very_long_text_is_cut_on_the_page_and_says_so(tmp_path):
+    make_workdir(tmp_path)
+    tree = hostile_tree(0).to_json()
+    tree["nodes"][0]["turns"][0]["observation"] = "o" * 2_000_000
+    (tmp_path / "explore" / "trees" / "0000.jsonl").write_text(json.dumps(tree) + "\n")
+    shown = json.loads(parsed(tmp_path).data)[0]["nodes"][0]["turns"][0]["observation"]
+    assert shown.endswith("[... 1,990,000 more characters in the tree file]")
+    assert shown.count("o") < 10_020
+
+
+def test_the_page_s_tables(tmp_path):
+    results = make_workdir(tmp_path)
+    rows = parsed(tmp_path).rows
+    header, first, second = rows[:3]
+    assert header == ["family", "method", "tasks", "Pass@1 %", "Pass@2 %", "Pass@4 %"]
+    value = results["methods"]["base"]["families"]["all"]["pass_at_k"]["4"]
+    shown = f"{100 * value['value']:.1f} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
+    assert first[:3] == ["all", "base", "6"] and first[5] == shown
+    assert second[:2] == ["", "leafe"]  # the family is said once
+    assert [row[0] for row in rows if row[1] == "base"] == ["all", "even", "odd"]
+    budgets = {row[0]: row[1:] for row in rows}
+    assert budgets["stage 1"] == ["1,234", "5", "6", "7", "8", "1"]
+    assert budgets["branched"] == ["3", "100.0"]
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "config abc, seed 0, commit unknown" in page and "3 (100.0%) ended in success" in page
+
+
+def test_parts_of_a_run(tmp_path):
+    """Stage 1 alone, evaluation alone, one sample a task, methods that differ in samples."""
+    results = make_workdir(tmp_path)
+    only = summarise({"a": [True], "b": [False]}, {"a": "x", "b": "y"}, 10, 0)
+    uneven = {**results["methods"], "short": {**results["methods"]["base"], "families": only}}
+    for change in (
+        {"methods": {}},
+        {"methods": {"base": uneven["short"]}},
+        {"methods": uneven},
+        {"methods": {f"method {i}": results["methods"]["base"] for i in range(20)}},
+    ):
+        edit(tmp_path, {**results, **change})
+        rows = parsed(tmp_path).rows
+        assert all(
+            any(row[1] == method for row in rows if len(row) > 1) for method in change["methods"]
+        )
+        assert report.console_table({**results, **change})
+    for tree in (tmp_path / "explore" / "trees").iterdir():
+        tree.unlink()
+    edit(tmp_path, {k: v for k, v in results.items() if k not in ("explore", "distill")})
+    assert "Exploration" not in (parsed(tmp_path), (tmp_path / "report/index.html").read_text())[1]
 
 
 def test_large_runs_are_capped_on_the_page(tmp_path):
@@ -105,3 +213,20 @@ def test_command_line(tmp_path, capsys):
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):
         report.read_results(tmp_path)
+    for field, value in (("schema", 2), ("methods", None)):
+        directory = tmp_path / field
+        directory.mkdir()
+        results = make_workdir(directory)
+        if value is None:
+            del results[field]
+        else:
+            results[field] = value
+        edit(directory, results)
+        assert report.main(["--workdir", str(directory)]) == 2
+        error = capsys.readouterr().err
+        assert field in error and "results.json" in error and error.count("\n") == 1
+    directory = tmp_path / "whole"
+    directory.mkdir()
+    make_workdir(directory)
+    assert report.main(["--workdir", str(directory)]) == 0
+    assert "Pass@1 %" in capsys.readouterr().out

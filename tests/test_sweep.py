@@ -21,7 +21,9 @@ def test_sweep(tmp_path, monkeypatch, capsys):
     assert "bootstrap.rate_scale" in last[0] and "rejection @1" in last[0]
     budgets = {}
     for name in ("leafe", "rejection"):
-        lines = (tmp_path / "0.0" / name / "explore" / "trees" / "0000.jsonl").read_text().splitlines()
+        lines = (
+            (tmp_path / "0.0" / name / "explore" / "trees" / "0000.jsonl").read_text().splitlines()
+        )
         budgets[name] = [json.loads(line)["budget"]["env_steps"] for line in lines]
     # The same limit for both; a trajectory in flight may not exceed it by more than a step each.
     assert all(b <= 50 + 64 for b in budgets["leafe"] + budgets["rejection"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -67,38 +68,73 @@ def read_config(path: str | Path) -> ModelConfig:
     if not isinstance(data, dict) or data.get("model_type") not in MODEL_TYPES:
         found = data.get("model_type") if isinstance(data, dict) else data
         raise UserError(f"{file}: model_type = {found!r}: must be one of {', '.join(MODEL_TYPES)}")
-    _refuse_unsupported(file, data)
-    rope = data.get("rope_parameters") or {}
-    try:
-        heads = int(data["num_attention_heads"])
-        return ModelConfig(
-            model_type=data["model_type"],
-            vocab_size=int(data["vocab_size"]),
-            hidden_size=int(data["hidden_size"]),
-            intermediate_size=int(data["intermediate_size"]),
-            num_layers=int(data["num_hidden_layers"]),
-            num_heads=heads,
-            num_kv_heads=int(data.get("num_key_value_heads") or heads),
-            head_dim=int(data.get("head_dim") or int(data["hidden_size"]) // heads),
-            rope_theta=float(rope.get("rope_theta") or data.get("rope_theta") or 10000.0),
-            rms_norm_eps=float(data.get("rms_norm_eps", 1e-6)),
-            tie_word_embeddings=bool(data.get("tie_word_embeddings", False)),
-            qkv_bias=data["model_type"] == "qwen2",
-            max_position_embeddings=int(data["max_position_embeddings"]),
+    rope = _read_rope(file, data)
+    _refuse_unsupported(file, data, rope)
+    heads = _number(file, data, "num_attention_heads", int)
+    hidden = _number(file, data, "hidden_size", int)
+    config = ModelConfig(
+        model_type=data["model_type"],
+        vocab_size=_number(file, data, "vocab_size", int),
+        hidden_size=hidden,
+        intermediate_size=_number(file, data, "intermediate_size", int),
+        num_layers=_number(file, data, "num_hidden_layers", int),
+        num_heads=heads,
+        num_kv_heads=_number(file, data, "num_key_value_heads", int, heads),
+        head_dim=_number(file, data, "head_dim", int, hidden // heads),
+        rope_theta=_number(file, rope, "rope_theta", float, 10000.0),
+        rms_norm_eps=_number(file, data, "rms_norm_eps", float, 1e-6),
+        tie_word_embeddings=bool(data.get("tie_word_embeddings", False)),
+        qkv_bias=data["model_type"] == "qwen2",
+        max_position_embeddings=_number(file, data, "max_position_embeddings", int),
+    )
+    if config.num_heads % config.num_kv_heads:
+        raise UserError(
+            f"{file}: num_key_value_heads = {config.num_kv_heads}: must divide"
+            f" num_attention_heads = {config.num_heads}"
         )
-    except KeyError as error:
-        raise UserError(f"{file}: field {error.args[0]!r} is missing") from error
+    if config.head_dim % 2:
+        raise UserError(f"{file}: head_dim = {config.head_dim}: must be even (rotary halves)")
+    return config
+
+
+def _number(file: Path, data: dict[str, Any], name: str, kind: type, default=None):
+    """A positive number of the config; null counts as absent when there is a default."""
+    value = data.get(name)
+    if value is None and default is not None:
+        value = default
+    elif name not in data:
+        raise UserError(f"{file}: field {name!r} is missing")
+    try:
+        number = kind(value)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{file}: a size is not a number: {error}") from error
+        raise UserError(f"{file}: {name} = {value!r}: not a number") from error
+    if not number > 0:
+        raise UserError(f"{file}: {name} = {value!r}: must be above zero")
+    return number
 
 
-def _refuse_unsupported(file: Path, data: dict[str, Any]) -> None:
-    scaling = data.get("rope_parameters") or data.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+def _read_rope(file: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """The rotary settings, wherever they stand: transformers 5 writes rope_parameters, older
+    versions rope_scaling and a rope_theta of its own. When both are there transformers takes
+    rope_scaling."""
+    name = "rope_scaling" if data.get("rope_scaling") else "rope_parameters"
+    rope = data.get(name) or {}
+    if not isinstance(rope, dict) or any(isinstance(v, dict) for v in rope.values()):
+        raise UserError(f"{file}: {name} = {rope!r} is not supported; it must be one flat object")
+    outside = {k: data[k] for k in ("rope_theta", "partial_rotary_factor") if k in data}
+    return outside | rope
+
+
+def _refuse_unsupported(file: Path, data: dict[str, Any], rope: dict[str, Any]) -> None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    rotated = rope.get("partial_rotary_factor")
+    layers = sorted(set(data.get("layer_types") or ()) - {"full_attention"})
     refused = (
         ("rope_type", kind, kind in (None, "default"), "default"),
+        ("partial_rotary_factor", rotated, rotated in (None, 1), "1 or absent"),
         ("hidden_act", data.get("hidden_act", "silu"), data.get("hidden_act", "silu") == "silu", "silu"),
         ("use_sliding_window", data.get("use_sliding_window"), not data.get("use_sliding_window"), "false"),
+        ("layer_types", layers, not layers, "full_attention everywhere"),
         ("mlp_bias", data.get("mlp_bias"), not data.get("mlp_bias"), "false"),
         ("quantization_config", "set", not data.get("quantization_config"), "absent"),
         (
@@ -111,7 +147,7 @@ def _refuse_unsupported(file: Path, data: dict[str, Any]) -> None:
             raise UserError(f"{file}: {name} = {value!r} is not supported; it must be {allowed}")
 
 
-def _write_config(directory: Path, config: ModelConfig, tokenizer) -> None:
+def _write_config(directory: Path, config: ModelConfig, dtype: str, tokenizer) -> None:
     architecture = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}[config.model_type]
     data = {
         "architectures": [architecture],
@@ -130,7 +166,7 @@ def _write_config(directory: Path, config: ModelConfig, tokenizer) -> None:
         "tie_word_embeddings": config.tie_word_embeddings,
         "max_position_embeddings": config.max_position_embeddings,
         "attention_bias": False,
-        "dtype": "float32",
+        "dtype": dtype,
     }
     generation: dict[str, Any] = {"do_sample": True}
     if tokenizer is not None:
@@ -174,7 +210,7 @@ def _open_weights(directory: Path) -> Iterator[dict[str, Any]]:
             if not file.is_file():
                 raise UserError(f"{file}: missing; only safetensors checkpoints are read")
             try:
-                opened = stack.enter_context(safe_open(str(file), framework="flax"))
+                opened = stack.enter_context(safe_open(str(file), framework="numpy"))
                 tensors |= dict.fromkeys(opened.keys(), opened)
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file}: not a readable safetensors file: {error}") from error
@@ -214,12 +250,21 @@ def load_params(path: str | Path, config: ModelConfig, dtype, shardings=None) ->
             found = tuple(tensors[name].get_slice(name).get_shape())
             if found != shapes[name]:
                 problems.append(f"{name} has shape {found}, expected {shapes[name]}")
+        head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+        if config.tie_word_embeddings and head in tensors and embedding in tensors:
+            # transformers then keeps the two apart: a tied model would give other logits.
+            both = [tensors[n].get_tensor(n) for n in (head, embedding)]
+            if not np.array_equal(*both):
+                problems.append(
+                    f"{head} differs from {embedding} though tie_word_embeddings = true"
+                )
         if problems:
             raise UserError(f"{directory}: weights do not fit config.json: {'; '.join(problems)}")
         leaves = []
         for (name, transposed), place in zip(names, places, strict=True):
             tensor = tensors[name].get_tensor(name)
-            tensor = (tensor.T if transposed else tensor).astype(dtype)
+            # On the host until it is placed: a whole matrix may not fit one device.
+            tensor = (tensor.T if transposed else tensor).astype(jnp.dtype(dtype))
             leaves.append(jax.device_put(tensor, place))
     return jax.tree_util.tree_unflatten(structure, leaves)
 
@@ -245,7 +290,7 @@ def save(path: str | Path, config: ModelConfig, params, tokenizer=None) -> None:
         array = np.asarray(leaf)
         tensors[name] = np.ascontiguousarray(array.T if transposed else array)
     save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-    _write_config(partial, config, tokenizer)
+    _write_config(partial, config, tensors["model.norm.weight"].dtype.name, tokenizer)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(partial))
     shutil.rmtree(directory, ignore_errors=True)
