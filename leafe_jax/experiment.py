@@ -381,7 +381,7 @@ def read_trees(workdir: epath.Path) -> list[Tree]:
     """All finished trees of the explore phase."""
     trees = []
     for path in sorted((workdir / "explore" / "trees").glob("*.jsonl")):
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
+        for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
             try:
                 trees.append(Tree.from_json(json.loads(line)))
             except (ValueError, KeyError, TypeError) as error:
@@ -606,7 +606,7 @@ def run(config, workdir: str) -> None:
     did = False
     with Metrics(Path(root)) as metrics:
         for name in config.phases:
-            if name == "report" and not did and (root / "results.json").exists():
+            if name == "report" and not did and (root / "report" / "index.html").exists():
                 continue
             did |= _RUN[name](config, root, metrics)
     if not did:
