@@ -1,7 +1,7 @@
 """The environment protocol: a state is an immutable value, so a snapshot is the value itself.
 
 `reset(task_id) -> State` and `step(state, action) -> (State, StepResult)` never change their
-arguments: rolling back (paper.md's "restore h_tau and E_tau") means keeping an old state.
+arguments: rolling back ("restore h_tau and E_tau", arXiv 2603.16843) means keeping an old state.
 Whoever writes a new environment subclasses `Environment`, which owns step counting, the horizon
 and the "done is final" rule, and writes `_reset`, `_step` and the task lists.
 """

@@ -109,7 +109,7 @@ class Prompts:
         return "\n".join(lines)
 
     def reflection(self, step: int, observation: str, history: str = "") -> str:
-        """p_refl (paper.md, Stage 1), asked when `observation` is what action `step` - 1 brought.
+        """p_refl (arXiv 2603.16843, Stage 1), asked when `observation` is what action `step` - 1 brought.
 
         `history` is the rendered episode for contexts that do not hold it already (window mode).
         """

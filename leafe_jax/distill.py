@@ -1,4 +1,4 @@
-"""Stage 2, the data: trees -> D_cf and D_reh (paper.md, "Stage 2").
+"""Stage 2, the data: trees -> D_cf and D_reh (arXiv 2603.16843, Stage 2).
 
 Counterfactual pair: the context is h_tau as it is rendered WITHOUT any e, the target a'_tau exactly
 as it was sampled with e in view. Rehearsal: the (h_t, a_t) of successful trajectories, branched ones

@@ -1,4 +1,4 @@
-"""Stage 1: tree-based experience generation with rollback (paper.md, "Stage 1"). No gradient step.
+"""Stage 1: tree-based experience generation with rollback (arXiv 2603.16843, Stage 1).
 
 Every K steps and on failure the same policy is asked which step went wrong and what to do instead:
 (tau, e). Environment and conversation go back to h_tau, e is shown, a revised action is sampled, and

@@ -55,7 +55,7 @@ def action_mass(length: int, spans: Sequence[tuple[int, int]], normalisation: st
 def mixing_coefficients(examples: Sequence[Example], weights: Sequence[float]) -> np.ndarray:
     """Coefficients that make the batch loss an estimate of sum_s weights[s] * L_s.
 
-    L_s is the mass-weighted mean over all of source s (paper.md: L = L_cf + beta * L_reh, each an
+    L_s is the mass-weighted mean over all of source s (the paper: L = L_cf + beta * L_reh, each an
     expectation over its own data set). The batch loss is sum(coeff[source] * mass * nll) / sum(mass)
     over examples drawn uniformly from the union, so with M the total mass and M_s that of source s,
     coeff[s] = weights[s] * M / M_s: whatever the sizes of the two sets, their losses enter in the
