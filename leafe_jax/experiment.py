@@ -554,6 +554,8 @@ def run_report(config, workdir: epath.Path, metrics: Metrics) -> bool:
         "config_hash": hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12],
         "config": flat,
         "seed": config.seed,
+        # Tells readers on other machines whether they played the same tasks.
+        "split_hash": make_environment(config).split_hash(config.evaluate.split),
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "methods": {
             method: _method_result(config, workdir, method)

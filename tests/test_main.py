@@ -48,7 +48,7 @@ def test_results_and_report(finished):
     workdir, out, err = finished
     results = json.loads((workdir / "results.json").read_text())
     assert set(results) == {
-        "schema", "commit", "versions", "config_hash", "config", "seed", "device", "methods",
+        "schema", "commit", "versions", "config_hash", "config", "seed", "split_hash", "device", "methods",
         "explore", "distill",
     }  # fmt: skip
     for method in ("base", "leafe"):
