@@ -130,23 +130,8 @@ def test_same_seed_same_bytes_other_seed_other_trees(finished, tmp_path):
     assert trees(tmp_path / "other") != trees(workdir)
 
 
-def kill_and_finish(workdir, expected_out, expected_trees, kills, seed):
-    rng = random.Random(seed)
-    for _ in range(kills):
-        process = start(workdir)
-        try:
-            process.communicate(timeout=rng.uniform(4, 22))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-        for path in workdir.rglob("trees/*"):
-            # What was finished can be read, also in the block that was cut off.
-            lines = path.read_text().splitlines()
-            for line in lines[:-1]:
-                json.loads(line)
-    code, out, err = run(workdir)
-    assert code == 0, err
-    if "nothing to do" in out:  # the last kill came too late: the table is in the report
+def check_finished(workdir, out, expected_out, expected_trees):
+    if "nothing to do" in out:  # the last kill came after the report: print it again
         done = subprocess.run(
             [sys.executable, "-m", "leafe_jax.report", f"--workdir={workdir}"],
             capture_output=True, text=True, check=True, cwd=ROOT,
@@ -158,15 +143,43 @@ def kill_and_finish(workdir, expected_out, expected_trees, kills, seed):
     assert len(logged) == len(set(logged)), "no step is logged twice"
 
 
+def kill_and_finish(directory, expected_out, expected_trees, kills, seed):
+    """SIGKILL at random moments until `kills` have hit a run at work; every run must finish."""
+    rng = random.Random(seed)
+    hits, runs = 0, 0
+    workdir = directory / "0"
+    while hits < kills:
+        process = start(workdir)
+        try:
+            out, err = process.communicate(timeout=rng.uniform(3, 16))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            hits += 1
+            for path in workdir.rglob("trees/*"):
+                # What was finished can be read, also in the block that was cut off.
+                for line in path.read_text().splitlines()[:-1]:
+                    json.loads(line)
+        else:  # it got through between two kills: go on with a new one
+            assert process.returncode == 0, err
+            check_finished(workdir, out, expected_out, expected_trees)
+            runs += 1
+            workdir = directory / str(runs)
+    code, out, err = run(workdir)
+    assert code == 0, err
+    check_finished(workdir, out, expected_out, expected_trees)
+    print(f"{hits} kills, {runs + 1} runs finished")
+
+
 def test_killed_runs_end_with_the_same_table(finished, tmp_path):
     workdir, out, _ = finished
-    kill_and_finish(tmp_path / "run", out, trees(workdir), kills=2, seed=0)
+    kill_and_finish(tmp_path, out, trees(workdir), kills=2, seed=0)
 
 
 @pytest.mark.slow
 def test_ten_kills(finished, tmp_path):
     workdir, out, _ = finished
-    kill_and_finish(tmp_path / "run", out, trees(workdir), kills=10, seed=1)
+    kill_and_finish(tmp_path, out, trees(workdir), kills=10, seed=1)
 
 
 def test_one_override_each(tmp_path, finished):
