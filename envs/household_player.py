@@ -171,19 +171,6 @@ def _unfinished(
     return GIVE_UP, room.family if room.family in APPLIANCE else None
 
 
-def play(
-    env: Household, state: HouseholdState, memory: Memory, aware: frozenset[str], max_steps: int
-) -> list[str]:
-    """Actions of a player from `state` on, until done or `max_steps`."""
-    room, actions = make_room(state.task_id), []
-    while not state.done and len(actions) < max_steps:
-        action, _ = decide(room, state, memory, aware)
-        actions.append(action)
-        state, _ = env.step(state, action)
-        memory.update(room, state)
-    return actions
-
-
 def diagnose(
     env: Household, task_id: str, actions: list[str], told: dict[int, str]
 ) -> tuple[int, str] | None:

@@ -7,16 +7,6 @@ from typing import Any
 
 TREE_SCHEMA = 1
 
-# Why a reflection did or did not open a branch.
-REFLECTION_STATUSES = (
-    "branched",
-    "no_mistake",  # the model says that nothing was wrong
-    "unparsable",  # no (tau, e) in the reply
-    "out_of_range",  # tau is no step of this trajectory
-    "duplicate",  # the same (tau, e) was already followed from this trajectory
-    "attempt_limit",  # another branch of the same tree took the last attempt meanwhile
-)
-
 
 @dataclasses.dataclass
 class Turn:
@@ -56,7 +46,10 @@ class ReflectionRecord:
     Attributes:
       step: the number of the step that would come next when it was asked.
       prompt_ids, ids, logprobs, text: as in Turn.
-      status: one of REFLECTION_STATUSES.
+      status: why it did or did not open a branch: "branched"; "no_mistake" (the model says that nothing
+        was wrong); "unparsable" (no (tau, e) in the reply); "out_of_range" (tau is no step of this
+        trajectory); "duplicate" (the same (tau, e) was followed from it before); "attempt_limit"
+        (another branch of the tree took the last attempt meanwhile).
       tau: 1-based step to go back to, when parsed.
       experience: e, when parsed.
       child: id of the node it opened, or None.

@@ -15,7 +15,7 @@ from envs.household import (
     reached_goal,
     room_split,
 )
-from envs.household_player import ALL_AWARE, HABITS, Memory, advice, diagnose, play
+from envs.household_player import ALL_AWARE, HABITS, Memory, advice, decide, diagnose
 
 KITCHEN = Room(
     "heat", "put a hot mug in shelf", "mug", "shelf",
@@ -192,6 +192,17 @@ def test_held_out_rooms_are_nowhere_else():
         tasks = env.tasks(split)[:3000]
         rooms = {make_room(t.task_id) for t in tasks}
         assert not rooms & held_out and {room_split(r) for r in rooms} == {split}
+
+
+def play(env, state, memory, aware, max_steps) -> list[str]:
+    """Actions of a player from `state` on, until done or `max_steps`."""
+    room, actions = make_room(state.task_id), []
+    while not state.done and len(actions) < max_steps:
+        action, _ = decide(room, state, memory, aware)
+        actions.append(action)
+        state, _ = env.step(state, action)
+        memory.update(room, state)
+    return actions
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
