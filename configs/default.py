@@ -16,6 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.model = ml_collections.ConfigDict()
     c.model.path = ""  # Hugging Face directory; "" is the embedded base model
+    c.model.chat_template = ""  # Jinja file to use in place of the checkpoint's; "" is its own
+    c.model.enable_thinking = True  # told to templates that ask (Qwen3)
     c.model.dtype = "float32"  # of weights and cache while sampling: float32 or bfloat16
 
     c.env = ml_collections.ConfigDict()
@@ -93,6 +95,7 @@ def train_config() -> ml_collections.ConfigDict:
     t.eps = 1e-8
     t.clip_norm = 1.0  # of the global gradient norm
     t.compute_dtype = "float32"  # of activations; master weights are always float32
+    t.attention = "auto"  # jnp, splash (TPU), cudnn (GPU); auto takes the platform's own
     t.loss_chunk = 4096  # tokens whose logits exist at the same time
     t.remat = False  # recompute activations in the backward pass
     t.checkpoint_every = 50  # steps

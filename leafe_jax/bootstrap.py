@@ -25,7 +25,7 @@ from envs.base import stable_seed
 from envs.household import FAMILIES, Household, make_room
 from envs.household_player import ALL_AWARE, HABITS, Memory, advice, decide, diagnose
 from envs.prompts import Prompts
-from leafe_jax.chat import ChatFormat, load_tokenizer
+from leafe_jax.chat import ChatFormat, load_chat
 from leafe_jax.errors import UserError
 from leafe_jax.models import hf
 from leafe_jax.models.decoder import ModelConfig, init_params
@@ -240,7 +240,7 @@ def to_example(turns: Conversation, chat: ChatFormat, observation_mass: float) -
             new = chat.next_turn(text, ids[-1]) if ids else chat.first_turn(text)
             mass += [observation_mass] * len(new)
         else:
-            new = (*chat.tokenizer.encode(turn["text"], add_special_tokens=False), chat.eos_id)
+            new = (*chat.tokenizer.encode(turn["text"], add_special_tokens=False), chat.reply_end)
             mass += [float(turn["trained"])] * len(new)
         ids += new
     mass[0] = 0.0
@@ -255,7 +255,6 @@ def _fresh_model(config, tokenizer):
         vocab_size=len(tokenizer),
         rms_norm_eps=1e-6,
         tie_word_embeddings=True,
-        qkv_bias=False,
         max_position_embeddings=1024,
         **config.bootstrap.model,
     )
@@ -286,11 +285,14 @@ def run(
     if start_from is None:
         tokenizer = build_tokenizer(conversations, config.bootstrap.min_count)
         model_config, params = _fresh_model(config, tokenizer)
+        chat = ChatFormat(tokenizer)
     else:
         model_config = hf.read_config(start_from)
         params = hf.load_params(start_from, model_config, "float32")
-        tokenizer = load_tokenizer(str(start_from), model_config.vocab_size)
-    chat = ChatFormat(tokenizer)
+        model = config.model
+        chat = load_chat(
+            str(start_from), model_config.vocab_size, model.chat_template, model.enable_thinking
+        )
     examples = [to_example(t, chat, config.bootstrap.observation_mass) for t in conversations]
     longest = max(len(e.ids) for e in examples)
     if longest > config.sampler.max_len:
@@ -309,4 +311,7 @@ def run(
         log=log,
         progress=progress,
     )
-    hf.save(directory / "model", model_config, params, tokenizer)
+    files = {"tokenizer": chat.tokenizer}
+    if start_from is not None:
+        files = {"source": start_from, "chat_template": config.model.chat_template}
+    hf.save(directory / "model", model_config, params, **files)

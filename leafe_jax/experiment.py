@@ -29,7 +29,7 @@ import envs
 from envs.base import Environment, Task
 from envs.prompts import STYLES, Prompts
 from leafe_jax import bootstrap, distill, habits, passk, report
-from leafe_jax.chat import ChatFormat, load_tokenizer
+from leafe_jax.chat import load_chat
 from leafe_jax.errors import NothingToLearn, UserError
 from leafe_jax.evaluate import evaluate, merge_budgets
 from leafe_jax.explore import ExploreConfig, explore
@@ -51,7 +51,7 @@ METHODS = ("base", "leafe")
 # The config sections that a phase's result depends on.
 _SAMPLING = ("seed", "model", "env", "context", "sampler")
 _DEPENDS = {
-    "bootstrap": ("seed", "env", "model.path", "sampler.max_len", "bootstrap"),
+    "bootstrap": ("seed", "env", "model", "sampler.max_len", "bootstrap"),
     "habits": (*_SAMPLING, "bootstrap", "explore.reflect_every", "evaluate"),
     "explore": (*_SAMPLING, "explore"),
     "distill": (*_SAMPLING, "explore", "distill"),
@@ -243,8 +243,11 @@ def _first_tasks(env: Environment, split: str, number: int, field: str) -> list[
 def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
     """Loads a checkpoint once; the returned function gives policies with an empty cache."""
     model_config = hf.read_config(str(path))
-    chat = ChatFormat(load_tokenizer(str(path), model_config.vocab_size))
-    params = hf.load_params(str(path), model_config, config.model.dtype)
+    model = config.model
+    chat = load_chat(
+        str(path), model_config.vocab_size, model.chat_template, model.enable_thinking
+    )
+    params = hf.load_params(str(path), model_config, model.dtype)
     sampler = config.sampler
 
     def make() -> LMPolicy:
@@ -419,8 +422,10 @@ def run_distill(config, workdir: epath.Path, metrics: Metrics) -> bool:
             log=_logger(metrics, "distill"),
             progress=_sft_progress(bar),
         )
-    tokenizer = load_tokenizer(str(path), model_config.vocab_size)
-    hf.save(str(phase.directory / "model"), model_config, params, tokenizer)
+    hf.save(
+        str(phase.directory / "model"), model_config, params,
+        source=path, chat_template=config.model.chat_template,
+    )  # fmt: skip
     counts = [sum(e.source == s for e in examples) for s in range(len(distill.SOURCES))]
     write_json(
         phase.directory / "summary.json",

@@ -63,6 +63,9 @@ def main(argv: list[str]) -> int:
 
     from leafe_jax import experiment, sweep
 
+    notes = logging.getLogger("leafe_jax")
+    notes.setLevel(logging.INFO)
+    notes.addHandler(logging.StreamHandler())
     # Checkpoints and TensorBoard are written by threads, whose complaints about a full disk would
     # come as tracebacks of their own, before and after ours.
     logging.getLogger("absl").setLevel(logging.CRITICAL)

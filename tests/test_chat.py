@@ -65,9 +65,9 @@ def make_checkpoint(directory, kind: str) -> ModelConfig:
     config = ModelConfig(
         model_type="llama", vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48,
         num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4, rms_norm_eps=1e-6,
-        tie_word_embeddings=True, qkv_bias=False, max_position_embeddings=2048,
+        tie_word_embeddings=True, max_position_embeddings=2048,
     )  # fmt: skip
-    hf.save(directory, config, decoder.init_params(config, jax.random.key(0)), tokenizer)
+    hf.save(directory, config, decoder.init_params(config, jax.random.key(0)), tokenizer=tokenizer)
     return config
 
 

@@ -1,8 +1,8 @@
-"""One decoder for the Qwen2 and Llama shapes (Flax NNX).
+"""One decoder for Qwen2, Qwen2.5, Qwen3 (dense) and Llama 3.x (Flax NNX).
 
 The decoder projects, rotates and mixes; which keys a query sees is the caller's business: every
 layer hands its queries, keys and values to an `Attend` hook. Training hooks in segment masks, the
-sampler its KV cache. After construction everything is functional: parameters are a plain nested dict.
+sampler its KV cache (`leafe_jax.models.attention` has the kernels). After construction everything is functional: parameters are a plain nested dict.
 
 Einsum letters: B batch, T query time, S key time, D model, N query heads, K key-value heads, G query
 heads per key-value head, H head dim, V vocabulary.
@@ -12,15 +12,93 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
 Attend = Callable[[int, Array, Array, Array], Array]
-MODEL_TYPES = ("qwen2", "llama")
+MODEL_TYPES = ("qwen2", "qwen3", "llama")
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
+    """RoPE scaling of Llama 3.1 and later ("llama3"): long wavelengths are stretched by `factor`.
+
+    Attributes:
+      factor: stretch of wavelengths above original_max_position / low_freq_factor.
+      low_freq_factor, high_freq_factor: ends of the ramp, in turns within the original context.
+      original_max_position: context of the pretraining, in tokens.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+    def apply(self, period: np.ndarray, theta: float) -> np.ndarray:
+        """Scaled frequencies [H/2] of theta^(2i/H) (float32, as the checkpoints were trained)."""
+        frequency = np.float32(1) / period
+        wavelength = np.float32(2 * math.pi) / frequency
+        turns = np.float32(self.original_max_position) / wavelength
+        low, high = self.low_freq_factor, self.high_freq_factor
+        smooth = (turns - np.float32(low)) / np.float32(high - low)
+        stretched = frequency / np.float32(self.factor)
+        between = (1 - smooth) * frequency / np.float32(self.factor) + smooth * frequency
+        scaled = np.where(wavelength > self.original_max_position / low, stretched, between)
+        return np.where(wavelength < self.original_max_position / high, frequency, scaled)
+
+    @property
+    def attention_factor(self) -> float:
+        """Cosines and sines stay as they are."""
+        return 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnScaling:
+    """RoPE scaling "yarn" (arXiv 2309.00071), as Qwen2.5 documents it for long contexts.
+
+    Attributes:
+      factor: stretch of the long wavelengths.
+      original_max_position: context of the pretraining, in tokens.
+      beta_fast, beta_slow: turns within that context where the ramp begins and ends.
+      truncate: the ramp's ends are rounded outwards to whole dimensions.
+      attention_factor: multiplies cosines and sines, so attention scores by its square.
+    """
+
+    factor: float
+    original_max_position: int
+    beta_fast: float
+    beta_slow: float
+    truncate: bool
+    attention_factor: float
+
+    def apply(self, period: np.ndarray, theta: float) -> np.ndarray:
+        """Scaled frequencies [H/2] of theta^(2i/H)."""
+        half = period.shape[0]
+
+        def dimension(turns: float) -> float:  # which pair makes `turns` turns
+            ratio = self.original_max_position / (turns * 2 * math.pi)
+            return half * math.log(ratio) / math.log(theta)
+
+        low, high = dimension(self.beta_fast), dimension(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        # The upper end is cut at the last of all 2 * half dimensions, as the reference does.
+        low, high = max(low, 0), min(high, 2 * half - 1)
+        if low == high:
+            high += 0.001
+        ramp = (np.arange(half, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
+        kept = 1 - np.clip(ramp, 0, 1)
+        stretched = np.float32(1) / (np.float32(self.factor) * period)
+        return stretched * (1 - kept) + np.float32(1) / period * kept
+
+
+RopeScaling = Llama3Scaling | YarnScaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +106,18 @@ class ModelConfig:
     """Shape of the model; hashable, so it can be a static argument.
 
     Attributes:
-      model_type: "qwen2" or "llama": what config.json says on export.
+      model_type: "qwen2" (biases on q, k, v), "qwen3" (RMSNorm of every query and key head) or
+        "llama".
       vocab_size, hidden_size, intermediate_size, num_layers: sizes.
-      num_heads, num_kv_heads, head_dim: attention sizes; num_kv_heads divides num_heads.
+      num_heads, num_kv_heads, head_dim: attention sizes; num_kv_heads divides num_heads, and
+        head_dim need not be hidden_size / num_heads.
       rope_theta: base of the rotary frequencies.
       rms_norm_eps: added to the mean square.
       tie_word_embeddings: the head is the embedding, transposed.
-      qkv_bias: biases on q, k and v (Qwen2).
-      max_position_embeddings: context limit, in tokens.
+      max_position_embeddings: context limit, in tokens; the only field that leaves the logits alone.
+      rope_scaling: how the frequencies are stretched, or None.
+      attention_bias: biases on q, k, v and o (Qwen3, Llama).
+      mlp_bias: biases in the MLP (Llama).
     """
 
     model_type: str
@@ -49,68 +131,54 @@ class ModelConfig:
     rope_theta: float
     rms_norm_eps: float
     tie_word_embeddings: bool
-    qkv_bias: bool
     max_position_embeddings: int
+    rope_scaling: RopeScaling | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    @property
+    def qkv_bias(self) -> bool:
+        return self.model_type == "qwen2" or self.attention_bias
+
+    @property
+    def qk_norm(self) -> bool:
+        return self.model_type == "qwen3"
+
+
+@functools.lru_cache(maxsize=16)
+def rope_table(config: ModelConfig) -> tuple[np.ndarray, float]:
+    """(frequencies float32 [H/2] in radians a position, factor on cosines and sines)."""
+    half = config.head_dim // 2
+    exponent = np.arange(half, dtype=np.float32) / np.float32(half)
+    # The power in double, rounded once, as the float32 powers of torch are to within one unit in the
+    # last place. On the device it would differ from platform to platform, and an error of one unit
+    # grows with the position.
+    period = np.power(np.float64(config.rope_theta), exponent.astype(np.float64))
+    period = period.astype(np.float32)
+    if config.rope_scaling is None:
+        return np.float32(1) / period, 1.0
+    scaled = config.rope_scaling.apply(period, config.rope_theta).astype(np.float32)
+    return scaled, config.rope_scaling.attention_factor
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     """RMSNorm over the last axis, in float32; returns x's dtype."""
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    # As transformers does: back to the input's dtype first, then the scale.
-    return scale * wide.astype(x.dtype)
+    return (scale.astype(jnp.float32) * wide).astype(x.dtype)
 
 
-def rope(x: Array, positions: Array, theta: float) -> Array:
+def rope(config: ModelConfig, x: Array, positions: Array) -> Array:
     """Rotary embedding of x [B, T, heads, H] at positions [B, T]; halves rotated as in Llama.
 
     Angles are float32 whatever the dtype: in bfloat16 positions 256 and 257 are the same.
     """
-    half = x.shape[-1] // 2
-    frequency = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
+    frequency, factor = rope_table(config)
     angle = positions[..., None].astype(jnp.float32) * frequency  # [B, T, H/2]
-    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+    cos, sin = (f(angle)[:, :, None] * factor for f in (jnp.cos, jnp.sin))
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
     return rotated.astype(x.dtype)
-
-
-def attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """Reference attention with grouped heads.
-
-    Args:
-      q: [B, T, N, H].
-      k, v: [B, S, K, H].
-      mask: bool [B, T, S], True where a query sees a key.
-
-    Returns:
-      [B, T, N, H]; rows that see nothing are finite and meaningless.
-    """
-    batch, time, heads, dim = q.shape
-    kv_heads = k.shape[2]
-    group = heads // kv_heads
-    q = q.reshape(batch, time, kv_heads, group, dim).transpose(0, 2, 3, 1, 4)
-    q = q.reshape(batch, kv_heads, group * time, dim)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    scores = jnp.einsum("BKTH,BKSH->BKTS", q, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, kv_heads, group, time, -1) * dim**-0.5
-    scores = jnp.where(mask[:, None, None], scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("BKTS,BKSH->BKTH", weights.reshape(batch, kv_heads, group * time, -1), v)
-    out = out.reshape(batch, kv_heads, group, time, dim).transpose(0, 3, 1, 2, 4)
-    return out.reshape(batch, time, heads, dim)
-
-
-def segment_attend(segment_ids: Array) -> Attend:
-    """The training hook: causal, and only within a segment of a packed row.
-
-    Args:
-      segment_ids: int [B, T]; 0 is padding.
-    """
-    time = segment_ids.shape[1]
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    mask = same & jnp.tril(jnp.ones((time, time), bool))
-    return lambda layer, q, k, v: attention(q, k, v, mask)
 
 
 class _Norm(nnx.Module):
@@ -129,8 +197,11 @@ class _Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((size_out,), dtype)) if bias else None
 
     def __call__(self, x: Array) -> Array:
-        y = x @ self.kernel[...]
-        return y if self.bias is None else y + self.bias[...]
+        if self.bias is None:
+            return x @ self.kernel[...]
+        # One rounding in bfloat16, after the bias.
+        y = jnp.matmul(x, self.kernel[...], preferred_element_type=jnp.float32)
+        return (y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
 
 
 class _Embed(nnx.Module):
@@ -146,25 +217,32 @@ class _Attention(nnx.Module):
         self.q_proj = _Linear(c.hidden_size, wide, c.qkv_bias, rngs=rngs, dtype=dtype)
         self.k_proj = _Linear(c.hidden_size, narrow, c.qkv_bias, rngs=rngs, dtype=dtype)
         self.v_proj = _Linear(c.hidden_size, narrow, c.qkv_bias, rngs=rngs, dtype=dtype)
-        self.o_proj = _Linear(wide, c.hidden_size, False, rngs=rngs, dtype=dtype)
+        self.o_proj = _Linear(wide, c.hidden_size, c.attention_bias, rngs=rngs, dtype=dtype)
+        self.q_norm = _Norm(c.head_dim, c.rms_norm_eps, dtype) if c.qk_norm else None
+        self.k_norm = _Norm(c.head_dim, c.rms_norm_eps, dtype) if c.qk_norm else None
 
     def __call__(self, x: Array, positions: Array, attend: Attend) -> Array:
         c, lead = self.config, x.shape[:2]
         q = self.q_proj(x).reshape(*lead, c.num_heads, c.head_dim)
         k = self.k_proj(x).reshape(*lead, c.num_kv_heads, c.head_dim)
         v = self.v_proj(x).reshape(*lead, c.num_kv_heads, c.head_dim)
-        q, k = rope(q, positions, c.rope_theta), rope(k, positions, c.rope_theta)
+        if c.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rope(c, q, positions), rope(c, k, positions)
         return self.o_proj(attend(self.layer, q, k, v).reshape(*lead, -1))
 
 
 class _MLP(nnx.Module):
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs, dtype):
-        self.gate_proj = _Linear(c.hidden_size, c.intermediate_size, False, rngs=rngs, dtype=dtype)
-        self.up_proj = _Linear(c.hidden_size, c.intermediate_size, False, rngs=rngs, dtype=dtype)
-        self.down_proj = _Linear(c.intermediate_size, c.hidden_size, False, rngs=rngs, dtype=dtype)
+        size, wide, bias = c.hidden_size, c.intermediate_size, c.mlp_bias
+        self.gate_proj = _Linear(size, wide, bias, rngs=rngs, dtype=dtype)
+        self.up_proj = _Linear(size, wide, bias, rngs=rngs, dtype=dtype)
+        self.down_proj = _Linear(wide, size, bias, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: Array) -> Array:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        # In float32 whatever the dtype: in bfloat16 XLA would round inside silu as well.
+        gate, up = (p(x).astype(jnp.float32) for p in (self.gate_proj, self.up_proj))
+        return self.down_proj((jax.nn.silu(gate) * up).astype(x.dtype))
 
 
 class _Block(nnx.Module):

@@ -1,183 +1,63 @@
-"""Hugging Face directories: config.json and safetensors in, and out again so that transformers opens
-them. Loading is strict both ways; pickle is never read."""
+"""Hugging Face directories: safetensors in, straight to their devices, and out again so that
+transformers opens them. Loading is strict both ways; pickle is never read."""
 
 from __future__ import annotations
 
-import contextlib
+import concurrent.futures
+import dataclasses
+import functools
 import json
+import math
+import mmap
+import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from leafe_jax.errors import UserError
-from leafe_jax.models.decoder import MODEL_TYPES, ModelConfig, abstract_params
+from leafe_jax.models.decoder import ModelConfig, abstract_params
+from leafe_jax.models.hf_config import config_json, read_config, read_json
+
+__all__ = ["MAX_SHARD_BYTES", "load_params", "read_config", "save"]
+
+MAX_SHARD_BYTES = 5 * 10**9
+_INDEX = "model.safetensors.index.json"
+_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+}  # fmt: skip
+_ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
 # Our path -> (name in the checkpoint, transposed). {} is the layer number.
-_NAMES = (
-    ("embed/embedding", "model.embed_tokens.weight", False),
-    ("final_norm/scale", "model.norm.weight", False),
-    ("lm_head/kernel", "lm_head.weight", True),
-    ("layers/{}/input_norm/scale", "model.layers.{}.input_layernorm.weight", False),
-    ("layers/{}/post_norm/scale", "model.layers.{}.post_attention_layernorm.weight", False),
-    *(
-        (f"layers/{{}}/attn/{p}/kernel", f"model.layers.{{}}.self_attn.{p}.weight", True)
-        for p in ("q_proj", "k_proj", "v_proj", "o_proj")
-    ),
-    *(
-        (f"layers/{{}}/attn/{p}/bias", f"model.layers.{{}}.self_attn.{p}.bias", False)
-        for p in ("q_proj", "k_proj", "v_proj")
-    ),
-    *(
-        (f"layers/{{}}/mlp/{p}/kernel", f"model.layers.{{}}.mlp.{p}.weight", True)
-        for p in ("gate_proj", "up_proj", "down_proj")
-    ),
-)
+_NAMES = {
+    "embed/embedding": ("model.embed_tokens.weight", False),
+    "final_norm/scale": ("model.norm.weight", False),
+    "lm_head/kernel": ("lm_head.weight", True),
+    "layers/{}/input_norm/scale": ("model.layers.{}.input_layernorm.weight", False),
+    "layers/{}/post_norm/scale": ("model.layers.{}.post_attention_layernorm.weight", False),
+    **{
+        f"layers/{{}}/attn/{name}/scale": (f"model.layers.{{}}.self_attn.{name}.weight", False)
+        for name in ("q_norm", "k_norm")
+    },
+    **{
+        f"layers/{{}}/{ours}/{name}/{leaf}": (f"model.layers.{{}}.{theirs}.{name}.{kind}", turned)
+        for ours, theirs, names in (("attn", "self_attn", _ATTENTION), ("mlp", "mlp", _MLP))
+        for name in names
+        for leaf, kind, turned in (("kernel", "weight", True), ("bias", "bias", False))
+    },
+}
 
 
-# -- config ----------------------------------------------------------------------------------------
-def read_config(path: str | Path) -> ModelConfig:
-    """The shape of the model in a Hugging Face directory.
-
-    Args:
-      path: directory with config.json.
-
-    Raises:
-      UserError: no such directory or file, not JSON, an unknown model_type, a missing field, or a
-        field that changes the mathematics in a way that is not implemented (each named).
-    """
-    directory = Path(path)
-    if not directory.is_dir():
-        raise UserError(f"model.path = {path}: no such directory")
-    file = directory / "config.json"
-    if not file.is_file():
-        raise UserError(
-            f"model.path = {path}: no config.json there; expected a Hugging Face model directory"
-        )
-    try:
-        data = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON: {error}") from error
-    if not isinstance(data, dict) or data.get("model_type") not in MODEL_TYPES:
-        found = data.get("model_type") if isinstance(data, dict) else data
-        raise UserError(f"{file}: model_type = {found!r}: must be one of {', '.join(MODEL_TYPES)}")
-    rope = _read_rope(file, data)
-    _refuse_unsupported(file, data, rope)
-    heads = _number(file, data, "num_attention_heads", int)
-    hidden = _number(file, data, "hidden_size", int)
-    config = ModelConfig(
-        model_type=data["model_type"],
-        vocab_size=_number(file, data, "vocab_size", int),
-        hidden_size=hidden,
-        intermediate_size=_number(file, data, "intermediate_size", int),
-        num_layers=_number(file, data, "num_hidden_layers", int),
-        num_heads=heads,
-        num_kv_heads=_number(file, data, "num_key_value_heads", int, heads),
-        head_dim=_number(file, data, "head_dim", int, hidden // heads),
-        rope_theta=_number(file, rope, "rope_theta", float, 10000.0),
-        rms_norm_eps=_number(file, data, "rms_norm_eps", float, 1e-6),
-        tie_word_embeddings=bool(data.get("tie_word_embeddings", False)),
-        qkv_bias=data["model_type"] == "qwen2",
-        max_position_embeddings=_number(file, data, "max_position_embeddings", int),
-    )
-    if config.num_heads % config.num_kv_heads:
-        raise UserError(
-            f"{file}: num_key_value_heads = {config.num_kv_heads}: must divide"
-            f" num_attention_heads = {config.num_heads}"
-        )
-    if config.head_dim % 2:
-        raise UserError(f"{file}: head_dim = {config.head_dim}: must be even (rotary halves)")
-    return config
-
-
-def _number(file: Path, data: dict[str, Any], name: str, kind: type, default=None):
-    """A positive number of the config; null counts as absent when there is a default."""
-    value = data.get(name)
-    if value is None and default is not None:
-        value = default
-    elif name not in data:
-        raise UserError(f"{file}: field {name!r} is missing")
-    try:
-        number = kind(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{file}: {name} = {value!r}: not a number") from error
-    if not number > 0:
-        raise UserError(f"{file}: {name} = {value!r}: must be above zero")
-    return number
-
-
-def _read_rope(file: Path, data: dict[str, Any]) -> dict[str, Any]:
-    """The rotary settings, wherever they stand: transformers 5 writes rope_parameters, older
-    versions rope_scaling and a rope_theta of its own. When both are there transformers takes
-    rope_scaling."""
-    name = "rope_scaling" if data.get("rope_scaling") else "rope_parameters"
-    rope = data.get(name) or {}
-    if not isinstance(rope, dict) or any(isinstance(v, dict) for v in rope.values()):
-        raise UserError(f"{file}: {name} = {rope!r} is not supported; it must be one flat object")
-    outside = {k: data[k] for k in ("rope_theta", "partial_rotary_factor") if k in data}
-    return outside | rope
-
-
-def _refuse_unsupported(file: Path, data: dict[str, Any], rope: dict[str, Any]) -> None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    rotated = rope.get("partial_rotary_factor")
-    layers = sorted(set(data.get("layer_types") or ()) - {"full_attention"})
-    refused = (
-        ("rope_type", kind, kind in (None, "default"), "default"),
-        ("partial_rotary_factor", rotated, rotated in (None, 1), "1 or absent"),
-        ("hidden_act", data.get("hidden_act", "silu"), data.get("hidden_act", "silu") == "silu", "silu"),
-        ("use_sliding_window", data.get("use_sliding_window"), not data.get("use_sliding_window"), "false"),
-        ("layer_types", layers, not layers, "full_attention everywhere"),
-        ("mlp_bias", data.get("mlp_bias"), not data.get("mlp_bias"), "false"),
-        ("quantization_config", "set", not data.get("quantization_config"), "absent"),
-        (
-            "attention_bias", data.get("attention_bias"),
-            data["model_type"] != "llama" or not data.get("attention_bias"), "false",
-        ),
-    )  # fmt: skip
-    for name, value, accepted, allowed in refused:
-        if not accepted:
-            raise UserError(f"{file}: {name} = {value!r} is not supported; it must be {allowed}")
-
-
-def _write_config(directory: Path, config: ModelConfig, dtype: str, tokenizer) -> None:
-    architecture = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}[config.model_type]
-    data = {
-        "architectures": [architecture],
-        "model_type": config.model_type,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "max_position_embeddings": config.max_position_embeddings,
-        "attention_bias": False,
-        "dtype": dtype,
-    }
-    generation: dict[str, Any] = {"do_sample": True}
-    if tokenizer is not None:
-        ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        data |= ids
-        generation |= ids
-    (directory / "config.json").write_text(json.dumps(data, indent=2) + "\n")
-    (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-
-
-# -- weights ---------------------------------------------------------------------------------------
 def _path(path) -> str:
     return "/".join(str(k.key) for k in path)
 
@@ -185,40 +65,146 @@ def _path(path) -> str:
 def _hub_name(path: str) -> tuple[str, bool]:
     """(name in the checkpoint, transposed) of one of our parameters."""
     number = re.search(r"layers/(\d+)/", path)
-    generic = re.sub(r"layers/\d+/", "layers/{}/", path)
-    for ours, theirs, transposed in _NAMES:
-        if ours == generic:
-            return theirs.format(number.group(1)) if number else theirs, transposed
-    raise KeyError(path)
+    name, transposed = _NAMES[re.sub(r"layers/\d+/", "layers/{}/", path)]
+    return name.format(number.group(1)) if number else name, transposed
 
 
-@contextlib.contextmanager
-def _open_weights(directory: Path) -> Iterator[dict[str, Any]]:
-    """Memory-maps all safetensors files: tensor name -> open file."""
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
+# -- in --------------------------------------------------------------------------------------------
+class _File:
+    """One safetensors file, memory-mapped.
+
+    Attributes:
+      path: the file.
+      header: tensor name -> {"dtype", "shape", "data_offsets"}.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not path.is_file():
+            raise UserError(f"{path}: missing; only safetensors checkpoints are read")
         try:
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise UserError(f"{index}: not an index of safetensors files") from error
-    else:
-        files = ["model.safetensors"]
-    with contextlib.ExitStack() as stack:
-        tensors: dict[str, Any] = {}
-        for name in files:
-            file = directory / name
-            if not file.is_file():
-                raise UserError(f"{file}: missing; only safetensors checkpoints are read")
-            try:
-                opened = stack.enter_context(safe_open(str(file), framework="numpy"))
-                tensors |= dict.fromkeys(opened.keys(), opened)
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{file}: not a readable safetensors file: {error}") from error
-        yield tensors
+            # The library checks that header and size fit together; its own arrays are copies, which
+            # would hold the largest tensor twice.
+            with safe_open(str(path), framework="numpy"):
+                pass
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{path}: not a readable safetensors file: {error}") from error
+        size = int.from_bytes(self._map[:8], "little")
+        self._begin = 8 + size
+        self.header = json.loads(self._map[8 : self._begin])
+        self.header.pop("__metadata__", None)
+
+    def view(self, name: str) -> np.ndarray:
+        """The tensor, as a read-only view of the mapped file."""
+        entry = self.header[name]
+        if entry["dtype"] not in _DTYPES:
+            raise UserError(
+                f"{self.path}: {name} has dtype {entry['dtype']}; must be one of {', '.join(_DTYPES)}"
+            )
+        flat = np.frombuffer(
+            self._map, _DTYPES[entry["dtype"]], math.prod(entry["shape"]),
+            self._begin + entry["data_offsets"][0],
+        )  # fmt: skip
+        return flat.reshape(entry["shape"])
+
+    def forget(self) -> None:
+        """Lets go of the pages read so far: they would count as this process's memory."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def _open_weights(directory: Path) -> dict[str, _File]:
+    """Tensor name -> the file that holds it.
+
+    Raises:
+      UserError: a file is missing or broken, or the index and the files disagree.
+    """
+    index = directory / _INDEX
+    if not index.is_file():
+        file = _File(directory / "model.safetensors")
+        return dict.fromkeys(file.header, file)
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
+        raise UserError(f"{index}: weight_map: must name a file for each tensor")
+    strange = sorted({n for n in places.values() if Path(n).name != n})
+    if strange:
+        raise UserError(f"{index}: weight_map: {strange[0]!r} is not a file of this directory")
+    files = {name: _File(directory / name) for name in sorted(set(places.values()))}
+    tensors: dict[str, _File] = {}
+    for name, file in files.items():
+        for tensor in file.header:
+            if tensor in tensors:
+                raise UserError(f"{file.path}: {tensor} is also in {tensors[tensor].path.name}")
+            if places.get(tensor, name) != name:
+                raise UserError(f"{index}: {tensor} is said to be in {places[tensor]}, not {name}")
+            tensors[tensor] = file
+    absent = sorted(set(places) - set(tensors))
+    if absent:
+        raise UserError(f"{index}: {absent[0]} is said to be in {places[absent[0]]}, but is not")
+    return tensors
+
+
+@functools.partial(jax.jit, static_argnames=("dtype",))
+def _finish(x: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
+    """Casts a piece on its device; also says whether all of it is finite."""
+    return x.astype(dtype), jnp.isfinite(x).all()
+
+
+def _place(file: _File, name: str, transposed: bool, dtype, sharding: Sharding):
+    """Reads one tensor: each device gets its own part, straight from the mapped file.
+
+    Returns:
+      (array, whether all its values are finite).
+    """
+    view = file.view(name)
+    view = view.T if transposed else view
+    pieces, finite = [], []
+    for device, part in sharding.addressable_devices_indices_map(view.shape).items():
+        # A copy in any case: an array that aliases the file would change with it.
+        piece, good = _finish(jax.device_put(view[part], device, may_alias=False), dtype)
+        pieces.append(piece)
+        finite.append(good)
+    array = jax.make_array_from_single_device_arrays(view.shape, sharding, pieces)
+    all_finite = all(bool(good) for good in finite)  # waits for the copy
+    file.forget()
+    return array, all_finite
+
+
+def _check_names(
+    directory: Path, config: ModelConfig, tensors: dict[str, _File], shapes: dict[str, Any]
+) -> None:
+    """One error that lists everything missing, unexpected and misshapen."""
+    # Old checkpoints carry rotary tables, and tied ones may repeat the embedding as the head.
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    ignored = {n for n in tensors if n.endswith("rotary_emb.inv_freq")}
+    if config.tie_word_embeddings:
+        ignored.add(head)
+    problems = [f"missing {n}" for n in sorted(set(shapes) - set(tensors))]
+    problems += [
+        f"unexpected {n} in {tensors[n].path.name}"
+        for n in sorted(set(tensors) - set(shapes) - ignored)
+    ]
+    for name in sorted(set(shapes) & set(tensors)):
+        found = tuple(tensors[name].header[name]["shape"])
+        if found != shapes[name]:
+            problems.append(
+                f"{name} in {tensors[name].path.name} has shape {found}, expected {shapes[name]}"
+            )
+    if config.tie_word_embeddings and head in tensors and embedding in tensors:
+        # transformers then keeps the two apart: a tied model would give other logits.
+        if not np.array_equal(*(tensors[n].view(n) for n in (head, embedding))):
+            problems.append(f"{head} differs from {embedding} though tie_word_embeddings = true")
+    if problems:
+        raise UserError(f"{directory}: weights do not fit config.json: {'; '.join(problems)}")
 
 
 def load_params(path: str | Path, config: ModelConfig, dtype, shardings=None) -> dict:
-    """Reads the weights, one tensor at a time, straight into place.
+    """Reads the weights, each tensor straight into its sharding.
+
+    A process reads only the parts that its own devices hold; beside the arrays themselves it needs
+    room for about the largest tensor.
 
     Args:
       path: Hugging Face directory (one safetensors file, or shards with an index).
@@ -227,71 +213,169 @@ def load_params(path: str | Path, config: ModelConfig, dtype, shardings=None) ->
       shardings: tree of shardings like the parameters, or None for the default device.
 
     Raises:
-      UserError: files missing or unreadable, or names and shapes that do not fit: one error that
-        lists everything missing, unexpected and misshapen.
+      UserError: files missing, unreadable or at odds with their index; names and shapes that do
+        not fit (one error lists them all); values that are not finite.
     """
     directory = Path(path)
-    wanted = abstract_params(config, dtype)
-    flat, structure = jax.tree_util.tree_flatten_with_path(wanted)
-    places = [None] * len(flat) if shardings is None else structure.flatten_up_to(shardings)
-    with _open_weights(directory) as tensors:
-        names = [_hub_name(_path(p)) for p, _ in flat]
-        shapes = {
-            name: tuple(reversed(leaf.shape)) if transposed else tuple(leaf.shape)
-            for (name, transposed), (_, leaf) in zip(names, flat, strict=True)
-        }
-        # Old checkpoints carry rotary tables, and tied ones may repeat the embedding as the head.
-        ignored = {n for n in tensors if n.endswith("rotary_emb.inv_freq")}
-        if config.tie_word_embeddings:
-            ignored.add("lm_head.weight")
-        problems = [f"missing {n}" for n in sorted(set(shapes) - set(tensors))]
-        problems += [f"unexpected {n}" for n in sorted(set(tensors) - set(shapes) - ignored)]
-        for name in sorted(set(shapes) & set(tensors)):
-            found = tuple(tensors[name].get_slice(name).get_shape())
-            if found != shapes[name]:
-                problems.append(f"{name} has shape {found}, expected {shapes[name]}")
-        head, embedding = "lm_head.weight", "model.embed_tokens.weight"
-        if config.tie_word_embeddings and head in tensors and embedding in tensors:
-            # transformers then keeps the two apart: a tied model would give other logits.
-            both = [tensors[n].get_tensor(n) for n in (head, embedding)]
-            if not np.array_equal(*both):
-                problems.append(
-                    f"{head} differs from {embedding} though tie_word_embeddings = true"
-                )
-        if problems:
-            raise UserError(f"{directory}: weights do not fit config.json: {'; '.join(problems)}")
-        leaves = []
-        for (name, transposed), place in zip(names, places, strict=True):
-            tensor = tensors[name].get_tensor(name)
-            # On the host until it is placed: a whole matrix may not fit one device.
-            tensor = (tensor.T if transposed else tensor).astype(jnp.dtype(dtype))
-            leaves.append(jax.device_put(tensor, place))
+    flat, structure = jax.tree_util.tree_flatten_with_path(abstract_params(config, dtype))
+    single = SingleDeviceSharding(jax.devices()[0])
+    places = [single] * len(flat) if shardings is None else structure.flatten_up_to(shardings)
+    names = [_hub_name(_path(p)) for p, _ in flat]
+    shapes = {
+        name: tuple(reversed(leaf.shape)) if transposed else tuple(leaf.shape)
+        for (name, transposed), (_, leaf) in zip(names, flat, strict=True)
+    }
+    tensors = _open_weights(directory)
+    _check_names(directory, config, tensors, shapes)
+    # File by file, so that pages are read in the order they lie in.
+    order = sorted(range(len(names)), key=lambda i: (tensors[names[i][0]].path.name, i))
+    leaves: list[Any] = [None] * len(names)
+    bad = []
+    # Two at a time: one is read while the other is copied.
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+
+        def read(i: int):
+            name, transposed = names[i]
+            return i, _place(tensors[name], name, transposed, jnp.dtype(dtype), places[i])
+
+        for i, (array, finite) in pool.map(read, order):
+            leaves[i] = array
+            if not finite:
+                bad.append(f"{names[i][0]} in {tensors[names[i][0]].path.name}")
+    if bad:
+        raise UserError(f"{directory}: NaN or infinity in {'; '.join(sorted(bad))}")
     return jax.tree_util.tree_unflatten(structure, leaves)
 
 
-def save(path: str | Path, config: ModelConfig, params, tokenizer=None) -> None:
+# -- out -------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    name: str
+    transposed: bool
+    array: jax.Array
+
+
+def _to_host(array: jax.Array) -> np.ndarray | None:
+    """The whole array in process 0's memory (None elsewhere); a collective call across processes."""
+    if not array.is_fully_addressable:
+        # One tensor on every device for a moment, never the model.
+        everywhere = NamedSharding(array.sharding.mesh, P())
+        array = jax.jit(lambda x: x, out_shardings=everywhere)(array).addressable_data(0)
+    return np.asarray(array) if jax.process_index() == 0 else None
+
+
+def _shards(leaves: list[_Leaf], max_bytes: int) -> list[list[_Leaf]]:
+    """Leaves in files of at most max_bytes (a larger tensor has a file of its own)."""
+    shards: list[list[_Leaf]] = [[]]
+    size = 0
+    for leaf in leaves:
+        if shards[-1] and size + leaf.array.nbytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(leaf)
+        size += leaf.array.nbytes
+    return shards
+
+
+def _write_weights(directory: Path, params, max_bytes: int) -> str:
+    """Writes all tensors; returns the dtype's name."""
+    leaves = [
+        _Leaf(*_hub_name(_path(path)), leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+    ]
+    shards = _shards(leaves, max_bytes)
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = ["model.safetensors"]
+    for file, shard in zip(names, shards, strict=True):
+        tensors = {}
+        for leaf in shard:
+            array = _to_host(leaf.array)
+            if array is not None:
+                tensors[leaf.name] = np.ascontiguousarray(array.T if leaf.transposed else array)
+        if tensors:
+            save_file(tensors, directory / file, metadata={"format": "pt"})
+    if len(shards) > 1 and jax.process_index() == 0:
+        weight_map = {
+            leaf.name: file for file, shard in zip(names, shards, strict=True) for leaf in shard
+        }
+        total = sum(leaf.array.nbytes for leaf in leaves)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    return leaves[0].array.dtype.name
+
+
+def _copy_source(directory: Path, source: Path, dtype: str) -> None:
+    """Everything of a checkpoint but its weights, byte for byte; config.json learns the dtype."""
+    for file in sorted(source.iterdir()):
+        weights = file.suffix in (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack")
+        if file.is_file() and not weights and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, directory / file.name)
+    chat_templates = source / "additional_chat_templates"
+    if chat_templates.is_dir():
+        shutil.copytree(chat_templates, directory / chat_templates.name)
+    data = read_json(directory / "config.json")
+    # Older configs say torch_dtype, which newer versions still read.
+    data["torch_dtype" if "torch_dtype" in data else "dtype"] = dtype
+    (directory / "config.json").write_text(json.dumps(data, indent=2) + "\n")
+
+
+def _write_new(directory: Path, config: ModelConfig, dtype: str, tokenizer) -> None:
+    """The files beside the weights of a model that has no source."""
+    ids = {}
+    if tokenizer is not None:
+        ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        tokenizer.save_pretrained(str(directory))
+    data = {**config_json(config), **ids, "dtype": dtype}
+    (directory / "config.json").write_text(json.dumps(data, indent=2) + "\n")
+    generation = {"do_sample": True, **ids}
+    (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+
+
+def save(
+    path: str | Path,
+    config: ModelConfig,
+    params,
+    *,
+    source: str | Path | None = None,
+    tokenizer=None,
+    chat_template: str = "",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
     """Writes a directory that transformers' Auto classes open.
 
     It is written beside `path` and renamed, so a half-written model is never found there; an
-    existing directory is replaced.
+    existing directory is replaced. In a run of several processes all of them call it, process 0
+    writes, and tensors are gathered one at a time.
 
     Args:
       path: the directory to make.
       config, params: the model; dtypes are kept.
-      tokenizer: saved beside it when given.
+      source: the checkpoint that the model came from. Its config, generation config, tokenizer and
+        chat template are carried over.
+      tokenizer: without a source: saved beside the model when given.
+      chat_template: Jinja file that takes the place of the source's template; "" keeps that.
+      max_shard_bytes: most bytes of tensors in a file.
     """
     directory = Path(path)
     partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    tensors = {}
-    for leaf_path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        name, transposed = _hub_name(_path(leaf_path))
-        array = np.asarray(leaf)
-        tensors[name] = np.ascontiguousarray(array.T if transposed else array)
-    save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-    _write_config(partial, config, tensors["model.norm.weight"].dtype.name, tokenizer)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(str(partial))
-    shutil.rmtree(directory, ignore_errors=True)
-    partial.rename(directory)
+    writer = jax.process_index() == 0
+    if writer:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dtype = _write_weights(partial, params, max_shard_bytes)
+    if writer:
+        if source is not None:
+            _copy_source(partial, Path(source), dtype)
+            if chat_template:
+                shutil.copyfile(chat_template, partial / "chat_template.jinja")
+        else:
+            _write_new(partial, config, dtype, tokenizer)
+        assert read_config(partial) == config, "the export would describe another model"
+        for file in filter(Path.is_file, partial.iterdir()):  # the rename must not get to the disk before the content
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        shutil.rmtree(directory, ignore_errors=True)
+        partial.rename(directory)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"saved {directory.name}")

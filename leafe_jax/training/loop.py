@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from leafe_jax.errors import UserError
+from leafe_jax.models.attention import choose_backend
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.training.checkpoint import Checkpoints
 from leafe_jax.training.data import Batches, Example, mixing_coefficients
@@ -93,6 +94,9 @@ def fit(
         compute_dtype=train_config.compute_dtype,
         loss_chunk=train_config.loss_chunk,
         remat=train_config.remat,
+        attention=choose_backend(
+            train_config.attention, model_config, train_config.compute_dtype, mesh
+        ),
         mesh=mesh,
         state_shapes=state,
     )

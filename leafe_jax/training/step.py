@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from leafe_jax.errors import UserError
 from leafe_jax.models import decoder
+from leafe_jax.models.attention import segment_attend
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.training.losses import token_nll
 from leafe_jax.training.sharding import BATCH, shardings_for
@@ -75,6 +76,8 @@ def batch_loss(
     coefficients: jax.Array,
     loss_chunk: int,
     remat: bool,
+    attention: str,
+    mesh: Mesh,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """sum(coefficients[source] * mass * nll) / sum(mass), and each source's own mean.
 
@@ -84,10 +87,11 @@ def batch_loss(
       coefficients: float32 [sources], see data.mixing_coefficients.
       loss_chunk: tokens whose logits exist at the same time.
       remat: recompute the decoder's activations in the backward pass.
+      attention, mesh: see attention.segment_attend.
     """
 
     def states(params, tokens, positions, segment_ids):
-        attend = decoder.segment_attend(segment_ids)
+        attend = segment_attend(segment_ids, attention, mesh)
         return decoder.hidden(config, params, tokens, positions, attend)
 
     if remat:
@@ -113,6 +117,7 @@ def make_train_step(
     compute_dtype: str,
     loss_chunk: int,
     remat: bool,
+    attention: str,
     mesh: Mesh,
     state_shapes: Any,
 ) -> Callable[[dict[str, Any], dict[str, jax.Array]], tuple[dict[str, Any], dict[str, jax.Array]]]:
@@ -127,6 +132,7 @@ def make_train_step(
       coefficients: float32 [sources].
       compute_dtype: "float32" or "bfloat16".
       loss_chunk, remat: see batch_loss.
+      attention: backend, from attention.choose_backend.
       mesh: devices; axes as in sharding.AXES.
       state_shapes: the state or its ShapeDtypeStructs.
     """
@@ -135,7 +141,9 @@ def make_train_step(
     def step(state, batch):
         def loss_fn(params):
             params = jax.tree.map(lambda x: x.astype(compute_dtype), params)
-            return batch_loss(config, params, batch, coefficients, loss_chunk, remat)
+            return batch_loss(
+                config, params, batch, coefficients, loss_chunk, remat, attention, mesh
+            )
 
         (loss, means), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
         grad_norm = optax.tree.norm(grads)

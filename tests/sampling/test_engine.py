@@ -7,13 +7,14 @@ import pytest
 
 from leafe_jax.errors import UserError
 from leafe_jax.models import decoder
+from leafe_jax.models.attention import segment_attend
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.sampling.engine import Engine, Request
 
 CONFIG = ModelConfig(
     model_type="qwen2", vocab_size=61, hidden_size=48, intermediate_size=80, num_layers=2,
     num_heads=6, num_kv_heads=2, head_dim=8, rope_theta=1e4, rms_norm_eps=1e-6,
-    tie_word_embeddings=True, qkv_bias=True, max_position_embeddings=128,
+    tie_word_embeddings=True, max_position_embeddings=128,
 )  # fmt: skip
 STOP = 7
 
@@ -35,7 +36,7 @@ def make(params, **changes) -> Engine:
 @jax.jit
 def _forward(params, tokens, segment_ids):
     positions = jnp.arange(tokens.shape[1])[None]
-    attend = decoder.segment_attend(segment_ids)
+    attend = segment_attend(segment_ids)
     hidden = decoder.hidden(CONFIG, params, tokens, positions, attend)
     return jax.nn.log_softmax(decoder.head(CONFIG, params, hidden)[0], axis=-1)
 

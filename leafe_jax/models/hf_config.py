@@ -1,0 +1,261 @@
+"""config.json of a Hugging Face model directory, read into a `ModelConfig` and written from one.
+
+Every field that changes the mathematics is implemented or refused by name; what transformers takes as
+the default of an absent field is the default here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from leafe_jax.errors import UserError
+from leafe_jax.models.decoder import (
+    MODEL_TYPES,
+    Llama3Scaling,
+    ModelConfig,
+    RopeScaling,
+    YarnScaling,
+)
+
+_ARCHITECTURES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; a name that occurs twice in it is an error.
+
+    Raises:
+      UserError: not readable, not JSON, not an object, or a name twice.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        data = dict(pairs)
+        if len(data) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise UserError(f"{file}: {', '.join(twice)}: named twice")
+        return data
+
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=once)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file}: not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{file}: not JSON: expected an object, found {type(data).__name__}")
+    return data
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The shape of the model in a Hugging Face directory.
+
+    Args:
+      path: directory with config.json.
+
+    Raises:
+      UserError: no such directory or file, not JSON, an unknown model_type, a missing field, or a
+        field that changes the mathematics in a way that is not implemented (each named).
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        raise UserError(f"model.path = {path}: no such directory")
+    file = directory / "config.json"
+    if not file.is_file():
+        raise UserError(
+            f"model.path = {path}: no config.json there; expected a Hugging Face model directory"
+        )
+    data = read_json(file)
+    kind = data.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise UserError(f"{file}: model_type = {kind!r}: must be one of {', '.join(MODEL_TYPES)}")
+    rope = _read_rope(file, data)
+    _refuse_unsupported(file, data, rope)
+    heads = _number(file, data, "num_attention_heads", int)
+    if kind != "llama" and "num_key_value_heads" not in data:
+        raise UserError(f"{file}: field 'num_key_value_heads' is missing")
+    hidden = _number(file, data, "hidden_size", int)
+    limit = _number(file, data, "max_position_embeddings", int)
+    theta = _number(file, rope, "rope_theta", float, 10000.0)
+    scaling = _read_scaling(file, rope, limit)
+    # Qwen2 has biases on q, k and v in any case and ignores the field; it has none elsewhere.
+    attention_bias = kind != "qwen2" and bool(data.get("attention_bias"))
+    config = ModelConfig(
+        model_type=kind,
+        vocab_size=_number(file, data, "vocab_size", int),
+        hidden_size=hidden,
+        intermediate_size=_number(file, data, "intermediate_size", int),
+        num_layers=_number(file, data, "num_hidden_layers", int),
+        num_heads=heads,
+        num_kv_heads=_number(file, data, "num_key_value_heads", int, heads),
+        head_dim=_number(
+            file, data, "head_dim", int, 128 if kind == "qwen3" else max(hidden // heads, 1)
+        ),
+        rope_theta=theta,
+        rms_norm_eps=_number(file, data, "rms_norm_eps", float, 1e-6),
+        tie_word_embeddings=bool(data.get("tie_word_embeddings", False)),
+        # The YaRN recipe of Qwen2.5 leaves max_position_embeddings at the pretraining's length.
+        max_position_embeddings=(
+            max(limit, int(scaling.factor * scaling.original_max_position))
+            if isinstance(scaling, YarnScaling)
+            else limit
+        ),
+        rope_scaling=scaling,
+        attention_bias=attention_bias,
+        mlp_bias=kind == "llama" and bool(data.get("mlp_bias")),
+    )
+    if config.num_heads % config.num_kv_heads:
+        raise UserError(
+            f"{file}: num_key_value_heads = {config.num_kv_heads}: must divide"
+            f" num_attention_heads = {config.num_heads}"
+        )
+    if config.head_dim % 2:
+        raise UserError(f"{file}: head_dim = {config.head_dim}: must be even (rotary halves)")
+    return config
+
+
+def _number(file: Path, data: dict[str, Any], name: str, kind: type, default=None):
+    """A positive number of the config; null counts as absent when there is a default."""
+    value = data.get(name)
+    if value is None and default is not None:
+        value = default
+    elif name not in data:
+        raise UserError(f"{file}: field {name!r} is missing")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"{file}: {name} = {value!r}: not a number")
+    if not 0 < value < math.inf or (kind is int and value != int(value)):
+        what = "a whole number above zero" if kind is int else "a number above zero"
+        raise UserError(f"{file}: {name} = {value!r}: must be {what}")
+    return kind(value)
+
+
+def _read_rope(file: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """The rotary settings, wherever they stand: transformers 5 writes rope_parameters, older
+    versions rope_scaling and a rope_theta of its own. When both are there transformers takes
+    rope_scaling."""
+    name = "rope_scaling" if data.get("rope_scaling") else "rope_parameters"
+    rope = data.get(name) or {}
+    if not isinstance(rope, dict) or any(isinstance(v, dict) for v in rope.values()):
+        raise UserError(f"{file}: {name} = {rope!r} is not supported; it must be one flat object")
+    outside = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+    # Only the last of the three overrides what stands inside (transformers' rule, made for Phi-3).
+    inside = {k: v for k, v in rope.items() if k != outside[2] or k not in data}
+    return {k: data[k] for k in outside if k in data} | inside
+
+
+def _read_scaling(file: Path, rope: dict[str, Any], limit: int) -> RopeScaling | None:
+    kind = _rope_type(rope)
+    if kind == "default":
+        return None
+    factor = _number(file, rope, "factor", float)
+    if factor < 1:
+        raise UserError(f"{file}: factor = {factor}: must be at least 1")
+    original = _number(file, rope, "original_max_position_embeddings", int, limit)
+    if kind == "llama3":
+        low = _number(file, rope, "low_freq_factor", float)
+        high = _number(file, rope, "high_freq_factor", float)
+        if not low < high:
+            raise UserError(f"{file}: high_freq_factor = {high}: must be above {low}")
+        return Llama3Scaling(factor, low, high, original)
+    truncate = rope.get("truncate", True)
+    return YarnScaling(
+        factor=factor,
+        original_max_position=original,
+        beta_fast=_number(file, rope, "beta_fast", float, 32.0),
+        beta_slow=_number(file, rope, "beta_slow", float, 1.0),
+        truncate=bool(truncate),
+        attention_factor=_number(
+            file, rope, "attention_factor", float, _yarn_attention_factor(file, rope, factor)
+        ),
+    )
+
+
+def _yarn_attention_factor(file: Path, rope: dict[str, Any], factor: float) -> float:
+    """The default: 0.1 ln(factor) + 1 (arXiv 2309.00071, equation 22), or DeepSeek's ratio of two."""
+
+    def scale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0
+
+    if not (rope.get("mscale") and rope.get("mscale_all_dim")):
+        return scale(1.0)
+    above, below = (_number(file, rope, name, float) for name in ("mscale", "mscale_all_dim"))
+    return scale(above) / scale(below)
+
+
+def _rope_type(rope: dict[str, Any]) -> Any:
+    return rope.get("rope_type", rope.get("type")) or "default"
+
+
+def _sliding_layers(data: dict[str, Any]) -> Any:
+    """What says that some layer attends to a window only, or None."""
+    named = sorted(set(data.get("layer_types") or ()) - {"full_attention"})
+    if named or not data.get("use_sliding_window") or data.get("layer_types"):
+        return named or None
+    # transformers' rule: the first max_window_layers attend to everything, those after to a window.
+    first = data.get("max_window_layers", 28)
+    in_use = data.get("sliding_window", 4096) and first < data.get("num_hidden_layers", 0)
+    return data.get("sliding_window", 4096) if in_use else None
+
+
+def _refuse_unsupported(file: Path, data: dict[str, Any], rope: dict[str, Any]) -> None:
+    """Names the first field that asks for other mathematics than ours."""
+    rope_type, rotated = _rope_type(rope), rope.get("partial_rotary_factor")
+    sliding, act = _sliding_layers(data), data.get("hidden_act", "silu")
+    dropout = data.get("attention_dropout")
+    refused = (
+        ("rope_type", rope_type, rope_type in ("default", "llama3", "yarn"), "default, llama3 or yarn"),
+        ("partial_rotary_factor", rotated, rotated in (None, 1), "1 or absent"),
+        ("hidden_act", act, act == "silu", "silu"),
+        ("sliding_window", sliding, sliding is None, "out of use (use_sliding_window = false)"),
+        ("attention_dropout", dropout, not dropout, "0"),
+        ("quantization_config", "set", not data.get("quantization_config"), "absent"),
+    )  # fmt: skip
+    for name, value, accepted, allowed in refused:
+        if not accepted:
+            raise UserError(f"{file}: {name} = {value!r} is not supported; it must be {allowed}")
+
+
+def config_json(config: ModelConfig) -> dict[str, Any]:
+    """What config.json says of a model: enough for transformers and for `read_config`."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    scaling = config.rope_scaling
+    if scaling is not None:
+        rope["factor"] = scaling.factor
+        rope["original_max_position_embeddings"] = scaling.original_max_position
+    if isinstance(scaling, Llama3Scaling):
+        rope |= {
+            "rope_type": "llama3",
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+        }
+    elif isinstance(scaling, YarnScaling):
+        rope |= {
+            "rope_type": "yarn",
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+            "truncate": scaling.truncate,
+            "attention_factor": scaling.attention_factor,
+        }
+    return {
+        "architectures": [_ARCHITECTURES[config.model_type]],
+        "model_type": config.model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": rope,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "max_position_embeddings": config.max_position_embeddings,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+    }
