@@ -11,6 +11,8 @@ from leafe_jax.models import decoder
 from leafe_jax.models.attention import segment_attend
 
 jax.config.update("jax_default_matmul_precision", "float32")
+# More threads spin, and starve whatever else runs on the machine; these models need none.
+torch.set_num_threads(1)
 
 VOCAB = 97
 SIZES = dict(

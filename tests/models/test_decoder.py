@@ -214,7 +214,7 @@ def small(**changes) -> ModelConfig:
 
 
 LLAMA3 = Llama3Scaling(8.0, 1.0, 4.0, 32)
-YARN = YarnScaling(4.0, 32, 32.0, 1.0, True, 1.1)
+YARN = YarnScaling(4.0, 256, 32.0, 1.0, True, 1.1)
 FLIPS = [
     (small(), name, value)
     for name, value in dict(
@@ -229,7 +229,7 @@ SCALINGS = [
         (LLAMA3, dict(factor=2.0, low_freq_factor=0.5, high_freq_factor=8.0, original_max_position=64)),
         (
             YARN,
-            dict(factor=2.0, original_max_position=64, beta_fast=3.0, beta_slow=0.2, truncate=False,
+            dict(factor=2.0, original_max_position=1024, beta_fast=3.0, beta_slow=0.2, truncate=False,
                  attention_factor=1.3),
         ),
     )

@@ -1,11 +1,11 @@
-"""Hugging Face directories: what transformers makes of our exports, and what we refuse to read.
-
-Models come from `init_params`, so most of these cost no torch model; parity of the mathematics and the
-round trip of transformers' own files are in test_decoder.py.
-"""
+"""Hugging Face directories: in, out, round again, in every layout of the hub, and what is refused."""
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from checkpoints import CASES, logits, make_torch, tokens, torch_logits
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -20,14 +21,12 @@ from leafe_jax.errors import UserError
 from leafe_jax.models import decoder, hf
 from leafe_jax.models.decoder import ModelConfig
 
-jax.config.update("jax_default_matmul_precision", "float32")
-
 QWEN2 = ModelConfig(
     model_type="qwen2", vocab_size=89, hidden_size=36, intermediate_size=53, num_layers=2,
     num_heads=6, num_kv_heads=2, head_dim=6, rope_theta=37.0, rms_norm_eps=1e-2,
-    tie_word_embeddings=True, qkv_bias=True, max_position_embeddings=101,
+    tie_word_embeddings=True, max_position_embeddings=101,
 )  # fmt: skip
-LLAMA = dataclasses.replace(QWEN2, model_type="llama", qkv_bias=False, head_dim=10)
+LLAMA = dataclasses.replace(QWEN2, model_type="llama", head_dim=10)
 
 
 def random_params(config: ModelConfig, dtype=jnp.float32) -> dict:
@@ -36,14 +35,6 @@ def random_params(config: ModelConfig, dtype=jnp.float32) -> dict:
     rng = np.random.default_rng(0)
     drawn = [jnp.asarray(rng.normal(size=x.shape) * 0.3, dtype) for x in leaves]
     return jax.tree.unflatten(structure, drawn)
-
-
-def logits(config: ModelConfig, params, ids: np.ndarray) -> np.ndarray:
-    ids = jnp.asarray(ids)
-    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    attend = decoder.segment_attend(jnp.ones_like(ids))
-    states = decoder.hidden(config, params, ids, positions, attend)
-    return np.asarray(decoder.head(config, params, states))
 
 
 def edit(directory, **changes):
@@ -106,7 +97,7 @@ def test_tokenizer_and_eos_are_written(tmp_path):
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=fast, eos_token="<end>", pad_token="<pad>"
     )
-    hf.save(tmp_path / "model", LLAMA, random_params(LLAMA), tokenizer)
+    hf.save(tmp_path / "model", LLAMA, random_params(LLAMA), tokenizer=tokenizer)
     generation = transformers.GenerationConfig.from_pretrained(tmp_path / "model")
     assert (generation.eos_token_id, generation.pad_token_id) == (1, 0)
     back = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
@@ -155,15 +146,33 @@ def test_rope_theta_is_the_one_transformers_reads(changes, copy):
     ("changes", "message"),
     [
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = 'linear' is not"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type = 'llama3' is not"),
+        ({"rope_scaling": {"type": "longrope"}}, "rope_type = 'longrope' is not supported; it must be"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "field 'factor' is missing"),
+        (
+            {"rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 4.0,
+                              "high_freq_factor": 4.0}},
+            "high_freq_factor = 4.0: must be above 4.0",
+        ),
+        ({"rope_scaling": {"type": "yarn", "factor": 0.5}}, "factor = 0.5: must be at least 1"),
+        ({"attention_dropout": 0.1}, "attention_dropout = 0.1 is not supported; it must be 0"),
+        (
+            {"use_sliding_window": True, "max_window_layers": 1, "num_hidden_layers": 2},
+            "sliding_window = 4096 is not supported; it must be out of use",
+        ),
         ({"rope_parameters": [1]}, r"rope_parameters = \[1\] is not supported"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, "one flat object"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types = "),
-        ({"mlp_bias": True}, "mlp_bias = True is not supported; it must be false"),
-        ({"attention_bias": True}, "attention_bias = True is not supported"),
-        ({"num_attention_heads": 0}, "num_attention_heads = 0: must be above zero"),
-        ({"num_hidden_layers": -1}, "num_hidden_layers = -1: must be above zero"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_window = "),
+        ({"quantization_config": {"bits": 4}}, "quantization_config = 'set' is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported; it must be silu"),
+        ({"num_attention_heads": 0}, "num_attention_heads = 0: must be a whole number above zero"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers = -1: must be a whole number above zero"),
+        ({"num_hidden_layers": 2.5}, "num_hidden_layers = 2.5: must be a whole number"),
+        ({"hidden_size": True}, "hidden_size = True: not a number"),
+        ({"hidden_size": None}, "hidden_size = None: not a number"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps = nan: must be a number above zero"),
+        ({"model_type": "qwen3", "num_key_value_heads": ...}, "'num_key_value_heads' is missing"),
+        ({"model_type": "mamba"}, "model_type = 'mamba': must be one of qwen2, qwen3, llama"),
         ({"num_key_value_heads": 4}, "num_key_value_heads = 4: must divide num_attention"),
         ({"head_dim": 7}, "head_dim = 7: must be even"),
         ({"vocab_size": "many"}, "vocab_size = 'many': not a number"),
@@ -204,7 +213,7 @@ def test_shards_equal_one_file_and_missing_ones_are_named(exported, tmp_path):
     with pytest.raises(UserError, match=f"{shards[1]}: missing"):
         hf.load_params(tmp_path, LLAMA, "float32")
     index.write_text('{"weight_map": 3}')
-    with pytest.raises(UserError, match="not an index"):
+    with pytest.raises(UserError, match="weight_map: must name a file"):
         hf.load_params(tmp_path, LLAMA, "float32")
 
 
@@ -217,3 +226,313 @@ def test_each_leaf_lands_on_its_sharding(exported):
     assert {x.sharding for x in jax.tree.leaves(placed)} == {place}
     plain = hf.load_params(exported, LLAMA, "float32")
     assert jax.tree.all(jax.tree.map(np.array_equal, placed, plain))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("shard", ["20KB", "1GB"])
+def test_round_trip_through_transformers_keeps_every_bit(case, shard, tmp_path):
+    """transformers -> here -> transformers -> here: tensors and logits bit-identical."""
+    model = make_torch(case, 7)
+    model.save_pretrained(tmp_path / "theirs", max_shard_size=shard)
+    config = hf.read_config(tmp_path / "theirs")
+    params = hf.load_params(tmp_path / "theirs", config, "float32")
+    limit = 20_000 if shard == "20KB" else hf.MAX_SHARD_BYTES
+    hf.save(tmp_path / "ours", config, params, max_shard_bytes=limit)
+    assert (tmp_path / "ours" / "model.safetensors.index.json").is_file() == (shard == "20KB")
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    for (name, left), (_, right) in zip(
+        model.state_dict().items(), back.state_dict().items(), strict=True
+    ):
+        assert torch.equal(left, right), name
+    ids = tokens(1)
+    np.testing.assert_array_equal(torch_logits(model, ids), torch_logits(back.eval(), ids))
+    back.save_pretrained(tmp_path / "again", max_shard_size=shard)
+    assert hf.read_config(tmp_path / "again") == config
+    again = hf.load_params(tmp_path / "again", config, "float32")
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, again))
+    np.testing.assert_array_equal(logits(config, params, ids), logits(config, again, ids))
+
+
+def test_everything_of_the_source_but_its_weights_is_carried_over(tmp_path):
+    source = tmp_path / "source"
+    make_torch("llama3.1-8b").save_pretrained(source, max_shard_size="20KB")
+    files = {
+        "tokenizer.json": "{}", "tokenizer_config.json": "{}", "chat_template.jinja": "{{ x }}",
+        "generation_config.json": '{"eos_token_id": [1, 2]}', "LICENSE": "words",
+        "pytorch_model.bin": "pickle",
+    }  # fmt: skip
+    for name, text in files.items():
+        (source / name).write_text(text)
+    edit(source, torch_dtype="bfloat16", dtype=..., use_cache=False)
+    config = hf.read_config(source)
+    params = hf.load_params(source, config, "float32")
+    (tmp_path / "mine.jinja").write_text("{{ mine }}")
+    hf.save(tmp_path / "a", config, params, source=source)
+    hf.save(tmp_path / "b", config, params, source=source, chat_template=tmp_path / "mine.jinja")
+    out = tmp_path / "a"
+    assert not (out / "pytorch_model.bin").exists() and not list(out.glob("*.index.json"))
+    for name in set(files) - {"pytorch_model.bin"}:
+        assert (out / name).read_text() == files[name]
+    expected = {**json.loads((source / "config.json").read_text()), "torch_dtype": "float32"}
+    assert json.loads((out / "config.json").read_text()) == expected
+    assert (tmp_path / "b" / "chat_template.jinja").read_text() == "{{ mine }}"
+
+
+# Layouts that hub repositories have had over the years: the edits give the same model.
+OLD = {
+    "llama3.1-8b": {
+        "rope_parameters": ..., "rope_theta": 5e5, "torch_dtype": "float32", "dtype": ...,
+        "rope_scaling": {
+            "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64, "rope_type": "llama3",
+        },
+        "pretraining_tp": 1, "head_dim": ...,
+    },
+    "qwen2-yarn": {
+        "rope_parameters": ..., "rope_theta": 1e6, "layer_types": ..., "use_sliding_window": False,
+        "sliding_window": 131072, "max_window_layers": 3, "attention_dropout": 0.0,
+        "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 128, "type": "yarn"},
+    },
+    "qwen2-0.5b": {
+        "rope_parameters": ..., "rope_theta": 1e6, "layer_types": ..., "use_sliding_window": False,
+        "sliding_window": 32768, "max_window_layers": 2,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OLD)
+def test_older_layouts_of_config_json(case, tmp_path):
+    model = make_torch(case)
+    model.save_pretrained(tmp_path)
+    before = hf.read_config(tmp_path)
+    edit(tmp_path, **OLD[case])
+    assert hf.read_config(tmp_path) == before
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = tokens(2)
+    np.testing.assert_array_equal(torch_logits(theirs, ids), torch_logits(model, ids))
+
+
+def test_yarn_reaches_beyond_the_context_of_the_pretraining(tmp_path):
+    """Qwen2.5's recipe leaves max_position_embeddings at 32,768 and stretches it by the factor."""
+    make_torch("qwen2-yarn").save_pretrained(tmp_path)
+    assert hf.read_config(tmp_path).max_position_embeddings == 4 * 128
+    edit(tmp_path, max_position_embeddings=128)
+    assert hf.read_config(tmp_path).max_position_embeddings == 4 * 128
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_every_dtype_of_the_hub(dtype, tmp_path):
+    model = make_torch("qwen3-0.6b").to(getattr(torch, dtype))
+    model.save_pretrained(tmp_path)
+    config = hf.read_config(tmp_path)
+    loaded = hf.load_params(tmp_path, config, "float32")
+    theirs = model.state_dict()["model.layers.1.mlp.up_proj.weight"].float().numpy()
+    np.testing.assert_array_equal(loaded["layers"]["1"]["mlp"]["up_proj"]["kernel"].T, theirs)
+
+
+# -- broken files ----------------------------------------------------------------------------------
+@pytest.fixture
+def sharded(tmp_path):
+    make_torch("llama3.1-8b").save_pretrained(tmp_path, max_shard_size="50KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    return tmp_path, shards
+
+
+def refused(directory, message):
+    with pytest.raises(UserError) as error:
+        hf.load_params(directory, hf.read_config(directory), "float32")
+    text = str(error.value)
+    assert message in text and "\n" not in text, text
+    return text
+
+
+def test_truncated_and_missing_shards(sharded):
+    directory, shards = sharded
+    content = shards[1].read_bytes()
+    for length in (0, 5, 100, len(content) - 7):
+        shards[1].write_bytes(content[:length])
+        refused(directory, f"{shards[1]}: not a readable safetensors file")
+    shards[1].unlink()
+    refused(directory, f"{shards[1]}: missing")
+
+
+def test_wrong_shapes_and_strange_dtypes_name_their_file(sharded):
+    directory, shards = sharded
+    tensors = load_file(shards[1])
+    name = sorted(tensors)[0]
+    whole = tensors[name]
+    tensors[name] = whole[:-1]
+    save_file(tensors, shards[1])
+    text = refused(directory, f"{name} in {shards[1].name} has shape {whole[:-1].shape}, expected")
+    assert str(whole.shape) in text
+    tensors[name] = whole.astype(np.int32)
+    save_file(tensors, shards[1])
+    refused(directory, f"{shards[1]}: {name} has dtype I32; must be one of F64, F32, F16, BF16")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite(value, sharded):
+    directory, shards = sharded
+    tensors = load_file(shards[2])
+    name = sorted(tensors)[-1]
+    tensors[name].flat[3] = value
+    save_file(tensors, shards[2])
+    refused(directory, f"NaN or infinity in {name} in {shards[2].name}")
+
+
+def test_indices_at_odds_with_the_files(sharded):
+    directory, shards = sharded
+    index = directory / "model.safetensors.index.json"
+    text = index.read_text()
+    first, second = sorted(load_file(shards[0]))[0], sorted(load_file(shards[1]))[0]
+
+    doubled = text.replace('"weight_map": {', f'"weight_map": {{"{first}": "{shards[0].name}",')
+    index.write_text(doubled)
+    refused(directory, f"{index}: {first}: named twice")
+
+    index.write_text(text.replace(f'"{first}": "{shards[0].name}"', f'"{first}": "{shards[1].name}"'))
+    refused(directory, f"{index}: {first} is said to be in {shards[1].name}, not {shards[0].name}")
+
+    index.write_text(text)
+    save_file({**load_file(shards[1]), first: load_file(shards[0])[first]}, shards[1])
+    refused(directory, f"{shards[1]}: {first} is also in {shards[0].name}")
+
+    kept = load_file(shards[1])
+    save_file({k: v for k, v in kept.items() if k not in (first, second)}, shards[1])
+    refused(directory, f"{index}: {second} is said to be in {shards[1].name}, but is not")
+
+    index.write_text(text.replace(shards[1].name, "../elsewhere.safetensors"))
+    refused(directory, "'../elsewhere.safetensors' is not a file of this directory")
+    index.write_text(text[:-10])
+    refused(directory, f"{index}: not JSON")
+
+
+def test_missing_and_unexpected_tensors_come_in_one_error(sharded):
+    directory, _ = sharded
+    config = hf.read_config(directory)
+    wrong = dataclasses.replace(config, num_layers=4, intermediate_size=81, attention_bias=True)
+    wrong = dataclasses.replace(wrong, tie_word_embeddings=True)
+    with pytest.raises(UserError) as error:
+        hf.load_params(directory, wrong, "float32")
+    for part in ("missing model.layers.3.mlp", "missing model.layers.0.self_attn.q_proj.bias",
+                 "has shape (80, 48), expected (81, 48)", "weights do not fit config.json"):  # fmt: skip
+        assert part in str(error.value)
+    fewer = dataclasses.replace(config, num_layers=2)
+    with pytest.raises(UserError, match=r"unexpected model.layers.2.\S+ in model-0000\d-of"):
+        hf.load_params(directory, fewer, "float32")
+
+
+def test_directories_that_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no such directory"):
+        hf.read_config(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no config.json"):
+        hf.read_config(tmp_path)
+    for text in ("{", "[1]", "\x00"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=r"config\.json: not JSON"):
+            hf.read_config(tmp_path)
+    make_torch("qwen2-0.5b").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    refused(tmp_path, "model.safetensors: missing; only safetensors checkpoints are read")
+
+
+# -- several devices, several processes ------------------------------------------------------------
+_WORKER = """
+import sys, jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+rank, port, source, target = int(sys.argv[1]), *sys.argv[2:]
+jax.distributed.initialize("127.0.0.1:" + port, 2, rank)
+from leafe_jax.models import hf
+from leafe_jax.models.decoder import abstract_params
+from leafe_jax.training.sharding import make_mesh, shardings_for
+config = hf.read_config(source)
+mesh = make_mesh(dict(data=1, fsdp=2, tensor=2))
+shardings = shardings_for(abstract_params(config), mesh)
+params = hf.load_params(source, config, "float32", shardings)
+kernel = params["layers"]["0"]["mlp"]["up_proj"]["kernel"]
+assert not kernel.is_fully_addressable and len(kernel.addressable_shards) == 2
+assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+hf.save(target, config, params, source=source, max_shard_bytes=30_000)
+print("SAVED", jax.process_index())
+"""
+
+
+def test_two_processes_load_their_parts_and_process_0_saves(tmp_path):
+    """Two processes with two devices each: sharded in, sharded out, every bit kept."""
+    import socket
+
+    # Vocabulary and heads that two devices divide.
+    kind, changes = CASES["llama3.1-8b"]
+    sizes = dict(vocab_size=98, hidden_size=48, intermediate_size=80, num_hidden_layers=2,
+                 num_attention_heads=6, num_key_value_heads=2)  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(kind(**sizes))
+    model.save_pretrained(tmp_path / "source", max_shard_size="40KB")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {
+        **os.environ, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }  # fmt: skip
+    paths = [str(tmp_path / name) for name in ("source", "target")]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WORKER, str(rank), port, *paths], env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    outputs = [worker.communicate(timeout=240) for worker in workers]
+    for rank, (out, err) in enumerate(outputs):
+        assert f"SAVED {rank}" in out, err[-3000:]
+    assert len(list((tmp_path / "target").glob("model-*.safetensors"))) > 2
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "target")
+    for (name, left), (_, right) in zip(
+        model.state_dict().items(), back.state_dict().items(), strict=True
+    ):
+        assert torch.equal(left, right), name
+
+
+_MEMORY = """
+import resource, sys, jax, jax.numpy as jnp
+from leafe_jax.models import hf
+source = sys.argv[1]
+config = hf.read_config(source)
+jnp.ones(3).block_until_ready()
+def status(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * int(next(x for x in lines if x.startswith(name + ":")).split()[1])
+hf.load_params(sys.argv[2], hf.read_config(sys.argv[2]), "float32")  # code and compiled programs
+before = status("VmRSS")
+params = hf.load_params(source, config, "float32")
+held = sum(x.nbytes for x in jax.tree.leaves(params))
+print("EXTRA", status("VmHWM") - before - held)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_loading_needs_little_memory_beside_the_weights(tmp_path):
+    """A 0.5B-shaped float32 checkpoint in four shards: extra peak below 1.3 of the largest."""
+    sizes = dict(
+        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+        num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(transformers.Qwen2Config(**sizes))
+    model.save_pretrained(tmp_path / "large", max_shard_size="550MB")
+    del model
+    make_torch("qwen2-0.5b").save_pretrained(tmp_path / "small")
+    shards = list((tmp_path / "large").glob("model-*.safetensors"))
+    assert len(shards) == 4
+    done = subprocess.run(
+        [sys.executable, "-c", _MEMORY, str(tmp_path / "large"), str(tmp_path / "small")],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )  # fmt: skip
+    assert "EXTRA" in done.stdout, done.stderr[-2000:]
+    extra = int(done.stdout.split()[-1])
+    print(f"{extra / 1e6:.0f} MB beside the weights")
+    assert extra < 1.3 * max(p.stat().st_size for p in shards)
