@@ -321,7 +321,8 @@ def init_params(config: ModelConfig, key: Array, param_dtype=jnp.float32) -> dic
 
 def abstract_params(config: ModelConfig, dtype=jnp.float32) -> dict:
     """The same tree as ShapeDtypeStructs."""
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0), dtype))
+    shapes = nnx.to_pure_dict(_graphdef(config)[1])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
 
 
 def hidden(config: ModelConfig, params, tokens: Array, positions: Array, attend: Attend) -> Array:

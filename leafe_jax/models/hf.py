@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import functools
 import json
 import math
 import mmap
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from jax.experimental import multihost_utils
@@ -32,6 +30,7 @@ from leafe_jax.models.hf_config import config_json, read_config, read_json
 __all__ = ["MAX_SHARD_BYTES", "load_params", "read_config", "save"]
 
 MAX_SHARD_BYTES = 5 * 10**9
+_ALIGNMENT = 64  # bytes
 _INDEX = "model.safetensors.index.json"
 _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
@@ -109,10 +108,13 @@ class _File:
         )  # fmt: skip
         return flat.reshape(entry["shape"])
 
-    def forget(self) -> None:
-        """Lets go of the pages read so far: they would count as this process's memory."""
+    def forget(self, name: str) -> None:
+        """Lets go of a tensor's pages: once read they count as this process's memory."""
         if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+            begin, end = (self._begin + x for x in self.header[name]["data_offsets"])
+            begin = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE  # its neighbours' pages stay
+            if begin < end:
+                self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 def _open_weights(directory: Path) -> dict[str, _File]:
@@ -146,10 +148,32 @@ def _open_weights(directory: Path) -> dict[str, _File]:
     return tensors
 
 
-@functools.partial(jax.jit, static_argnames=("dtype",))
-def _finish(x: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
-    """Casts a piece on its device; also says whether all of it is finite."""
-    return x.astype(dtype), jnp.isfinite(x).all()
+def _host_copy(view: np.ndarray) -> tuple[np.ndarray, bool]:
+    """A contiguous copy, aligned so that XLA's CPU backend takes it over without another one.
+
+    It is a copy in any case: an array that aliased the mapped file would change with the file.
+
+    Returns:
+      (copy, whether all its values are finite).
+    """
+    if hasattr(mmap, "MAP_POPULATE") and view.nbytes >= 2**20:
+        # All pages in one call: touching fresh memory page by page takes longer than reading the file.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+        raw = np.frombuffer(mmap.mmap(-1, view.nbytes, flags=flags), np.uint8)
+    else:
+        raw = np.empty(view.nbytes + _ALIGNMENT, np.uint8)
+        raw = raw[-raw.ctypes.data % _ALIGNMENT :][: view.nbytes]
+    out = raw.view(view.dtype).reshape(view.shape)
+    # A few of the file's rows at a time, which are the columns of a transposed view: they stay in the
+    # cache for the check, and whole columns would miss every cache.
+    turned = view.ndim == 2 and view.strides[0] < view.strides[1]
+    source, target = (view.T, out.T) if turned else (view, out)
+    finite = True
+    for i in range(0, len(source), 64):
+        rows = source[i : i + 64]
+        target[i : i + 64] = rows
+        finite = finite and bool(np.isfinite(rows).all())
+    return out, finite
 
 
 def _place(file: _File, name: str, transposed: bool, dtype, sharding: Sharding):
@@ -160,16 +184,13 @@ def _place(file: _File, name: str, transposed: bool, dtype, sharding: Sharding):
     """
     view = file.view(name)
     view = view.T if transposed else view
-    pieces, finite = [], []
+    pieces, finite = [], True
     for device, part in sharding.addressable_devices_indices_map(view.shape).items():
-        # A copy in any case: an array that aliases the file would change with it.
-        piece, good = _finish(jax.device_put(view[part], device, may_alias=False), dtype)
-        pieces.append(piece)
-        finite.append(good)
-    array = jax.make_array_from_single_device_arrays(view.shape, sharding, pieces)
-    all_finite = all(bool(good) for good in finite)  # waits for the copy
-    file.forget()
-    return array, all_finite
+        copy, good = _host_copy(view[part])
+        pieces.append(jax.device_put(copy, device).astype(dtype))
+        finite = finite and good
+    file.forget(name)
+    return jax.make_array_from_single_device_arrays(view.shape, sharding, pieces), finite
 
 
 def _check_names(
@@ -236,7 +257,7 @@ def load_params(path: str | Path, config: ModelConfig, dtype, shardings=None) ->
 
         def read(i: int):
             name, transposed = names[i]
-            return i, _place(tensors[name], name, transposed, jnp.dtype(dtype), places[i])
+            return i, _place(tensors[name], name, transposed, np.dtype(dtype), places[i])
 
         for i, (array, finite) in pool.map(read, order):
             leaves[i] = array
