@@ -82,6 +82,7 @@ class Environment(abc.ABC):
     """
 
     name: str = ""
+    states_goal: bool = False  # the first observation says "Your task is to: ..."
 
     def __init__(self, horizon: int):
         if not isinstance(horizon, int) or horizon < 1:
@@ -101,6 +102,14 @@ class Environment(abc.ABC):
     @abc.abstractmethod
     def _step(self, state: Any, action: str) -> tuple[State, StepResult]:
         """Rules of one step; the base class sets num_steps, done at the horizon and success."""
+
+    @abc.abstractmethod
+    def actions(self, state: Any) -> tuple[str, ...]:
+        """The admissible actions in `state`, in a fixed order: those that are understood there."""
+
+    def goal(self, first_observation: str) -> str:
+        """The task in words, out of the first observation; "" where every observation shows it."""
+        return first_observation.rpartition("Your task is to: ")[2] if self.states_goal else ""
 
     @abc.abstractmethod
     def solve(self, state: Any) -> list[str] | None:

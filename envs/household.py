@@ -209,6 +209,7 @@ class Household(Environment):
     """
 
     name = "household"
+    states_goal = True
     description = (
         "You act in a house through text commands: go to, open, close, take X from Y, move X to Y,"
         " heat, clean or cool X with Y, slice X with Y, use X, examine X, inventory, look."
@@ -258,6 +259,21 @@ class Household(Environment):
         return new_state, StepResult(
             observation, float(success), success, success, {"valid": observation != NOTHING}
         )
+
+    def actions(self, state: HouseholdState) -> tuple[str, ...]:
+        """ALFWorld's admissible commands: all that do not end in "Nothing happens."."""
+        room = make_room(state.task_id)
+        here, held = state.location, state.holding
+        names = state.contents[room.receptacles.index(here)] if here else ()
+        commands = [f"go to {place}" for place in room.receptacles]
+        commands += [f"{verb} {here}" for verb in ("open", "close", "examine")]
+        commands += [f"take {name} from {here}" for name in names]
+        commands += [f"move {held} to {here}"]
+        commands += [f"{verb} {held} with {here}" for verb in APPLIANCE]
+        commands += [f"slice {name} with {held}" for name in names]
+        commands += [f"{verb} {name}" for verb in ("use", "examine") for name in names]
+        commands += [f"examine {held}", "inventory", "look"]
+        return tuple(c for c in commands if apply(room, state, c)[1] != NOTHING)
 
     def solve(self, state: HouseholdState) -> list[str] | None:
         """Actions of a player who knows where everything is; None if the steps left do not do."""

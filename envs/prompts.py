@@ -28,6 +28,11 @@ _STEP_REPLY = re.compile(
 _ACTION_TAG = re.compile(r"<action>(.*?)</action>", re.DOTALL)
 _NO_MISTAKE = re.compile(r"no mistake\b", re.IGNORECASE)
 
+_INSTRUCTION = (
+    "Reason step by step inside <think> </think>, then give exactly one action inside"
+    " <action> </action>."
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Reflection:
@@ -65,48 +70,74 @@ class Prompts:
         """The user turn before action `step`; `experience` is the e that opened this branch."""
         text = f"[{step}] {observation}"
         if step == 1 and self.style == "react":
-            text = f"{self.description}\n\n{text}"
+            text = f"{self.description}\n\n[{step}] {self._bare(observation)}"
         if experience is not None:
             text += f"\nExperience: {experience}"
         if self.style == "react":
-            text += (
-                "\nThink briefly inside <think> </think>, then give exactly one action inside"
-                " <action> </action>."
-            )
+            text += f"\n{_INSTRUCTION}"
         return text
 
     def window(
         self,
-        task: str,
+        first: str,
         history: Sequence[tuple[str, str]],
         step: int,
         observation: str,
         experience: str | None = None,
+        goal: str = "",
+        actions: Sequence[str] | None = (),
     ) -> str:
         """One self-contained user turn: task, the last (observation, action) pairs, now.
 
+        The parts of the "react" style and their order are verl-agent's
+        (agent_system/environments/prompts, env_manager.py): role, task, steps taken with the last
+        pairs as `[Observation n: '...', Action n: '...']`, current observation, admissible actions,
+        instruction; the first step has neither task (the observation states it) nor pairs.
+
         Args:
-          task: first observation of the episode, which states the task.
+          first: first observation of the episode, which states the task.
           history: (observation, action) pairs shown, oldest first; they end at step - 1.
           step: number of the action asked for.
           observation: current observation.
           experience: e, or None.
+          goal: the task in words; "" where every observation shows it.
+          actions: admissible now; () leaves the list out, None the request for an action too.
         """
-        lines = [self.description, "", task] if self.style == "react" else [task]
-        for number, (seen, done) in enumerate(history, start=step - len(history)):
-            if number > 1:
-                lines.append(f"[{number}] {seen}")
-            lines.append(f"[{number}] > {done}")
+        start = step - len(history)
+        if self.style == "plain":
+            lines = [first]
+            for number, (seen, done) in enumerate(history, start):
+                if number > 1:
+                    lines.append(f"[{number}] {seen}")
+                lines.append(f"[{number}] > {done}")
+            if step > 1:
+                lines.append(f"[{step}] {observation}")
+            if experience is not None:
+                lines.append(f"Experience: {experience}")
+            return "\n".join(lines)
+        lines = ["You are an expert agent in a text environment.", self.description]
         if step > 1:
-            lines.append(f"[{step}] {observation}")
+            if goal:
+                lines.append(f"Your task is to: {goal}")
+            lines.append(f"So far you have already taken {step - 1} step(s).")
+        if history:
+            lines.append(f"The last {len(history)} observations and the actions you took:")
+        for number, (seen, done) in enumerate(history, start):
+            lines.append(f"[Observation {number}: '{self._bare(seen)}', Action {number}: '{done}']")
+        lines.append(f"You are now at step {step}. Your current observation is:")
+        lines.append(self._bare(observation))
+        if actions:
+            listed = ", ".join(f"'{action}'" for action in actions)
+            lines.append(f"The actions that are admissible now: [{listed}].")
         if experience is not None:
             lines.append(f"Experience: {experience}")
-        if self.style == "react":
-            lines.append(
-                "Think briefly inside <think> </think>, then give exactly one action inside"
-                " <action> </action>."
-            )
+        if actions is not None:
+            lines.append(_INSTRUCTION)
         return "\n".join(lines)
+
+    def _bare(self, observation: str) -> str:
+        """An observation without the description, which some environments begin with."""
+        return observation.removeprefix(self.description).lstrip("\n")
 
     def reflection(self, step: int, observation: str, history: str = "") -> str:
         """p_refl (arXiv 2603.16843, Stage 1), asked when `observation` is what action `step` - 1 brought.

@@ -417,6 +417,10 @@ class Sokoban(Environment):
         info = {"valid": direction is not None}
         return new, StepResult(render(level, boxes, player), reward, success, success, info)
 
+    def actions(self, state: SokobanState) -> tuple[str, ...]:
+        """The four directions; against a wall they are understood, and do nothing."""
+        return tuple(MOVES)
+
     def solve(self, state: SokobanState, max_nodes: int = 200_000) -> list[str] | None:
         """A plan within the steps left, or None (also when `max_nodes` are not enough)."""
         level = self._level(state.task_id)

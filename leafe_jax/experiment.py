@@ -244,9 +244,7 @@ def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
     """Loads a checkpoint once; the returned function gives policies with an empty cache."""
     model_config = hf.read_config(str(path))
     model = config.model
-    chat = load_chat(
-        str(path), model_config.vocab_size, model.chat_template, model.enable_thinking
-    )
+    chat = load_chat(str(path), model_config.vocab_size, model.chat_template, model.enable_thinking)
     params = hf.load_params(str(path), model_config, model.dtype)
     sampler = config.sampler
 

@@ -6,13 +6,12 @@ python -m leafe_jax.main --config=configs/quickstart.py --workdir=runs/quickstar
 from __future__ import annotations
 
 import errno
-import glob
 import logging
 import os
 import sys
 import threading
 
-_DEVICE_FILES = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg")
+from leafe_jax.startup import prefer_cpu
 
 
 def _fail(message: str) -> int:
@@ -26,10 +25,8 @@ def main(argv: list[str]) -> int:
     cache = os.path.join(os.path.expanduser("~"), ".cache", "leafe_jax", "xla")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    # With libtpu installed (the tests need it) jax looks for a TPU, over the network too, and
-    # complains at length; without any device file there is nothing to look for.
-    if not any(glob.glob(pattern) for pattern in _DEVICE_FILES):
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if prefer_cpu():
+        os.environ["JAX_PLATFORMS"] = "cpu"
 
     from absl import flags
     from ml_collections import config_flags

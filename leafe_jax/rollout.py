@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from envs.base import Environment
@@ -148,13 +149,24 @@ class Rollout:
         if self.config.mode == "dialogue":
             return self.prompts.observation(episode.step, episode.observation, experience)
         shown = episode.turns[max(0, len(episode.turns) - self.config.window) :]
-        task = episode.turns[0].observation if episode.turns else episode.observation
+        return self._window(episode, shown, experience, self.env.actions(episode.state))
+
+    def _window(
+        self,
+        episode: Episode,
+        shown: Sequence[Turn],
+        experience: str | None,
+        actions: Sequence[str] | None,
+    ) -> str:
+        first = episode.turns[0].observation if episode.turns else episode.observation
         return self.prompts.window(
-            task,
+            first,
             [(t.observation, t.action) for t in shown],
             episode.step,
             episode.observation,
             experience,
+            self.env.goal(first),
+            actions,
         )
 
     def _request(self, episode: Episode) -> Request:
@@ -183,12 +195,7 @@ class Rollout:
         history = ""
         if config.mode == "window":
             self.policy.rewind(episode.session, 0)
-            history = self.prompts.window(
-                episode.turns[0].observation,
-                [(t.observation, t.action) for t in episode.turns],
-                episode.step,
-                episode.observation,
-            )
+            history = self._window(episode, episode.turns, None, None)
         text = self.prompts.reflection(episode.step, episode.observation, history)
         seed = seed_for(config.seed, config.purpose, episode.name, episode.step, "reflect")
         length = self.policy.length(episode.session)

@@ -150,6 +150,46 @@ def test_window_mode_rebuilds_the_prompt_every_step():
     assert fifth == expected
 
 
+def test_window_prompts_of_instruct_models_have_verl_agents_parts():
+    """Parts and order of verl-agent's ALFWorld template, for a first and a later step."""
+    task = "test/look/0000"
+    state, first = ENV.reset(task)
+    react = Prompts(ENV.description, "react")
+    goal = ENV.goal(first)
+    assert first.endswith(f"Your task is to: {goal}") and goal.endswith(".")
+    opening = react.window(first, [], 1, first, None, goal, ENV.actions(state))
+    assert opening.count(goal) == 1 and "already taken" not in opening
+    history, observation = [], first
+    for action in ENV.solve(state)[:3]:
+        history.append((observation, action))
+        state, result = ENV.step(state, action)
+        observation = result.observation
+    later = react.window(first, history[-2:], 4, observation, "open it.", goal, ENV.actions(state))
+    parts = [
+        "You are an expert agent",
+        ENV.description,
+        f"Your task is to: {goal}",
+        "already taken 3 step(s)",
+        f"[Observation 2: '{history[1][0]}', Action 2: '{history[1][1]}']\n"
+        f"[Observation 3: '{history[2][0]}', Action 3: '{history[2][1]}']\n"
+        "You are now at step 4.",
+        observation,
+        str(list(ENV.actions(state))),
+        "Experience: open it.",
+        "<think> </think>",
+        "<action> </action>",
+    ]
+    places = [later.index(part) for part in parts]
+    assert places == sorted(places)
+    assert history[0][1] not in later.split("admissible")[0]  # two pairs, not three
+    without = react.window(first, history[-2:], 4, observation, None, goal, ENV.actions(state))
+    assert later.replace("Experience: open it.\n", "") == without
+    reflection = react.reflection(
+        4, observation, react.window(first, history, 4, observation, None, goal, None)
+    )
+    assert "<action>" not in reflection and "Observation 1: " in reflection
+
+
 @pytest.mark.parametrize(
     ("text", "status"),
     [

@@ -1,8 +1,8 @@
 """Causal attention within the segments of packed rows: one function, three backends.
 
-    jnp      the reference; any platform and dtype; holds the whole score matrix
-    splash   JAX's Pallas kernel for TPUs; memory linear in the length
-    cudnn    cuDNN's fused attention on GPUs from compute capability 8.0, 16-bit types
+jnp      the reference; any platform and dtype; holds the whole score matrix
+splash   JAX's Pallas kernel for TPUs; memory linear in the length
+cudnn    cuDNN's fused attention on GPUs from compute capability 8.0, 16-bit types
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """One decoder for Qwen2, Qwen2.5, Qwen3 (dense) and Llama 3.x (Flax NNX).
 
 The decoder projects, rotates and mixes; which keys a query sees is the caller's business: every
-layer hands its queries, keys and values to an `Attend` hook. Training hooks in segment masks, the
-sampler its KV cache (`leafe_jax.models.attention` has the kernels). After construction everything is functional: parameters are a plain nested dict.
+layer hands its queries, keys and values to an `Attend` hook. Training hooks in segment masks
+(`leafe_jax.models.attention`), the sampler its KV cache. After construction everything is functional:
+parameters are a plain nested dict.
 
 Einsum letters: B batch, T query time, S key time, D model, N query heads, K key-value heads, G query
 heads per key-value head, H head dim, V vocabulary.

@@ -393,7 +393,9 @@ def save(
         else:
             _write_new(partial, config, dtype, tokenizer)
         assert read_config(partial) == config, "the export would describe another model"
-        for file in filter(Path.is_file, partial.iterdir()):  # the rename must not get to the disk before the content
+        for file in filter(
+            Path.is_file, partial.iterdir()
+        ):  # the rename must not get to the disk before the content
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
         shutil.rmtree(directory, ignore_errors=True)

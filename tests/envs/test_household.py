@@ -228,3 +228,22 @@ def test_aware_players_win_and_unaware_ones_fail_by_a_diagnosed_habit(split):
         actions = play(env, start, Memory(), ALL_AWARE, 20)
         assert diagnose(env, task.task_id, actions, {}) is None
     assert set(FAMILIES) == {t.family for t in env.tasks(split)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_admissible_commands_are_all_that_do_something(family):
+    """Against every sentence of the grammar over all names of the room, along a solution."""
+    env = Household()
+    state, _ = env.reset(f"train/{family}/0002")
+    room = make_room(state.task_id)
+    names = [*room.receptacles, *(name for names in room.contents for name in names)]
+    two = [("take", "from"), ("move", "to"), ("slice", "with")]
+    two += [(verb, "with") for verb in ("clean", "heat", "cool")]
+    sentences = ["look", "inventory", *(f"go to {n}" for n in names)]
+    sentences += [f"{v} {n}" for v in ("open", "close", "use", "examine") for n in names]
+    sentences += [f"{v} {a} {p} {b}" for v, p in two for a in names for b in names]
+    for action in env.solve(state):
+        understood = {s for s in sentences if apply(room, state, s)[1] != NOTHING}
+        assert set(env.actions(state)) == understood
+        assert action in understood
+        state, _ = env.step(state, action)

@@ -61,6 +61,27 @@ def test_states_are_values(case, cut):
 
 @settings(max_examples=60, deadline=None)
 @given(PLAYS)
+def test_admissible_actions_are_the_ones_that_are_understood(case):
+    name, number, actions = case
+    env = MADE[name]
+    state, _ = env.reset(env.tasks("train")[number].task_id)
+    listed = env.actions(state)
+    for action in actions:
+        if state.done:
+            break
+        listed = env.actions(state)
+        assert len(set(listed)) == len(listed) > 0
+        new, result = env.step(state, action)
+        # Sokoban reads directions as verl-agent does, ALFWorld compares commands as they are.
+        heard = action if name == "household" else action.strip().lower()
+        assert result.info["valid"] == (heard in listed)
+        for other in listed:
+            assert env.step(state, other)[1].info["valid"], other
+        state = new
+
+
+@settings(max_examples=60, deadline=None)
+@given(PLAYS)
 def test_any_string_is_an_action_and_done_is_final(case):
     name, number, actions = case
     env = MADE[name]

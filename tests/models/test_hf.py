@@ -146,11 +146,20 @@ def test_rope_theta_is_the_one_transformers_reads(changes, copy):
     ("changes", "message"),
     [
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = 'linear' is not"),
-        ({"rope_scaling": {"type": "longrope"}}, "rope_type = 'longrope' is not supported; it must be"),
+        (
+            {"rope_scaling": {"type": "longrope"}},
+            "rope_type = 'longrope' is not supported; it must be",
+        ),
         ({"rope_parameters": {"rope_type": "llama3"}}, "field 'factor' is missing"),
         (
-            {"rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 4.0,
-                              "high_freq_factor": 4.0}},
+            {
+                "rope_scaling": {
+                    "type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 4.0,
+                    "high_freq_factor": 4.0,
+                }
+            },
             "high_freq_factor = 4.0: must be above 4.0",
         ),
         ({"rope_scaling": {"type": "yarn", "factor": 0.5}}, "factor = 0.5: must be at least 1"),
@@ -391,7 +400,9 @@ def test_indices_at_odds_with_the_files(sharded):
     index.write_text(doubled)
     refused(directory, f"{index}: {first}: named twice")
 
-    index.write_text(text.replace(f'"{first}": "{shards[0].name}"', f'"{first}": "{shards[1].name}"'))
+    index.write_text(
+        text.replace(f'"{first}": "{shards[0].name}"', f'"{first}": "{shards[1].name}"')
+    )
     refused(directory, f"{index}: {first} is said to be in {shards[1].name}, not {shards[0].name}")
 
     index.write_text(text)

@@ -102,8 +102,14 @@ def test_the_whole_data_in_one_batch_gives_the_papers_loss():
     expected = np.mean(losses[0]) + beta * np.mean(losses[1])
     batch = next(iter(Batches(made, 24, 12, 1, seed=0)))
     loss, means = batch_loss(
-        CONFIG, params, batch, jnp.asarray(mixing_coefficients(made, (1.0, beta))), 4096, False,
-        "jnp", None,
+        CONFIG,
+        params,
+        batch,
+        jnp.asarray(mixing_coefficients(made, (1.0, beta))),
+        4096,
+        False,
+        "jnp",
+        None,
     )
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(means[0], np.mean(losses[0]), rtol=1e-5)
