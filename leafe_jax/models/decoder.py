@@ -182,6 +182,12 @@ def rope(config: ModelConfig, x: Array, positions: Array) -> Array:
     return rotated.astype(x.dtype)
 
 
+def _normal(shape: tuple[int, ...], rngs: nnx.Rngs | None, dtype) -> Array:
+    if rngs is None:  # only the shape is wanted: tracing hundreds of random draws takes its time
+        return jnp.zeros(shape, dtype)
+    return (0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
+
+
 class _Norm(nnx.Module):
     def __init__(self, size: int, eps: float, dtype):
         self.scale = nnx.Param(jnp.ones((size,), dtype))
@@ -192,9 +198,8 @@ class _Norm(nnx.Module):
 
 
 class _Linear(nnx.Module):
-    def __init__(self, size_in: int, size_out: int, bias: bool, *, rngs: nnx.Rngs, dtype):
-        normal = jax.random.normal(rngs.params(), (size_in, size_out), jnp.float32)
-        self.kernel = nnx.Param((0.02 * normal).astype(dtype))
+    def __init__(self, size_in: int, size_out: int, bias: bool, *, rngs: nnx.Rngs | None, dtype):
+        self.kernel = nnx.Param(_normal((size_in, size_out), rngs, dtype))
         self.bias = nnx.Param(jnp.zeros((size_out,), dtype)) if bias else None
 
     def __call__(self, x: Array) -> Array:
@@ -206,13 +211,12 @@ class _Linear(nnx.Module):
 
 
 class _Embed(nnx.Module):
-    def __init__(self, vocab_size: int, size: int, *, rngs: nnx.Rngs, dtype):
-        normal = jax.random.normal(rngs.params(), (vocab_size, size), jnp.float32)
-        self.embedding = nnx.Param((0.02 * normal).astype(dtype))
+    def __init__(self, vocab_size: int, size: int, *, rngs: nnx.Rngs | None, dtype):
+        self.embedding = nnx.Param(_normal((vocab_size, size), rngs, dtype))
 
 
 class _Attention(nnx.Module):
-    def __init__(self, c: ModelConfig, layer: int, *, rngs: nnx.Rngs, dtype):
+    def __init__(self, c: ModelConfig, layer: int, *, rngs: nnx.Rngs | None, dtype):
         self.config, self.layer = c, layer
         wide, narrow = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         self.q_proj = _Linear(c.hidden_size, wide, c.qkv_bias, rngs=rngs, dtype=dtype)
@@ -234,7 +238,7 @@ class _Attention(nnx.Module):
 
 
 class _MLP(nnx.Module):
-    def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs, dtype):
+    def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs | None, dtype):
         size, wide, bias = c.hidden_size, c.intermediate_size, c.mlp_bias
         self.gate_proj = _Linear(size, wide, bias, rngs=rngs, dtype=dtype)
         self.up_proj = _Linear(size, wide, bias, rngs=rngs, dtype=dtype)
@@ -247,7 +251,7 @@ class _MLP(nnx.Module):
 
 
 class _Block(nnx.Module):
-    def __init__(self, c: ModelConfig, layer: int, *, rngs: nnx.Rngs, dtype):
+    def __init__(self, c: ModelConfig, layer: int, *, rngs: nnx.Rngs | None, dtype):
         self.input_norm = _Norm(c.hidden_size, c.rms_norm_eps, dtype)
         self.attn = _Attention(c, layer, rngs=rngs, dtype=dtype)
         self.post_norm = _Norm(c.hidden_size, c.rms_norm_eps, dtype)
@@ -265,11 +269,11 @@ class Decoder(nnx.Module):
 
     Args:
       config: shape.
-      rngs: `params` stream; matrices are normal with standard deviation 0.02.
+      rngs: `params` stream; matrices are normal with standard deviation 0.02 (zeros without one).
       param_dtype: dtype of all parameters, which is also the compute dtype.
     """
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs | None, param_dtype=jnp.float32):
         c = self.config = config
         self.embed = _Embed(c.vocab_size, c.hidden_size, rngs=rngs, dtype=param_dtype)
         self.layers = nnx.Dict(
@@ -298,7 +302,7 @@ class Decoder(nnx.Module):
 # -- functional face -------------------------------------------------------------------------------
 @functools.lru_cache(maxsize=16)
 def _graphdef(config: ModelConfig):
-    model = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Decoder(config, rngs=None))
     return nnx.split(model)
 
 
