@@ -42,6 +42,12 @@ def get_config() -> ml_collections.ConfigDict:
     c.sampler.max_action_tokens = 8  # tokens per action
     c.sampler.max_reflection_tokens = 16  # tokens per reflection
     c.sampler.temperature = 1.0  # of actions and reflections in stage 1
+    # The rest holds in evaluation too, with evaluate.temperature.
+    c.sampler.top_k = 0  # only the k likeliest tokens; 0 keeps all
+    c.sampler.top_p = 1.0  # only the likeliest tokens that have this probability together
+    c.sampler.min_p = 0.0  # only tokens this many times as likely as the likeliest
+    c.sampler.repetition_penalty = 1.0  # on tokens that stand in the context; 1 is none
+    c.sampler.logit_bias = ()  # (token id, value added to its logit) pairs
 
     c.explore = ml_collections.ConfigDict()
     c.explore.split = "train"  # tasks of stage 1

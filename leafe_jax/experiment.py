@@ -41,7 +41,7 @@ from leafe_jax.sampling.engine import Engine
 from leafe_jax.sampling.policy import LMPolicy
 from leafe_jax.seeds import seed_for
 from leafe_jax.training.loop import fit
-from leafe_jax.types import Tree
+from leafe_jax.types import Sampling, Tree
 
 BASE_MODEL = Path(__file__).parent / "assets" / "base"
 RESULTS_SCHEMA = 1
@@ -105,12 +105,18 @@ def _distill_config(config) -> distill.DistillConfig:
     return distill.DistillConfig(**{name: config.distill[name] for name in names})
 
 
+def _sampling(config, temperature: float) -> Sampling:
+    s = config.sampler
+    bias = tuple((i, float(value)) for i, value in s.logit_bias)
+    return Sampling(temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, bias)
+
+
 def _rollout_config(config, purpose: str, temperature: float) -> RolloutConfig:
     return RolloutConfig(
         mode=config.context.mode,
         window=config.context.window,
         experience_span=config.explore.experience_span,
-        temperature=temperature,
+        sampling=_sampling(config, temperature),
         max_action_tokens=config.sampler.max_action_tokens,
         max_reflection_tokens=config.sampler.max_reflection_tokens,
         seed=config.seed,
@@ -140,7 +146,6 @@ def validate(config) -> None:
         ("evaluate.num_samples", config.evaluate.num_samples, 1),
         ("evaluate.num_resamples", config.evaluate.num_resamples, 1),
         ("evaluate.temperature", config.evaluate.temperature, 0),
-        ("sampler.temperature", config.sampler.temperature, 0),
         ("sampler.max_action_tokens", config.sampler.max_action_tokens, 1),
         ("sampler.max_reflection_tokens", config.sampler.max_reflection_tokens, 1),
         ("context.window", config.context.window, 0),
@@ -154,6 +159,7 @@ def validate(config) -> None:
         raise UserError(
             "distill.beta = 0 and distill.counterfactual_weight = 0: nothing to train on"
         )
+    _sampling(config, config.sampler.temperature)
     _explore_config(config)
     _distill_config(config)
     env = make_environment(config)

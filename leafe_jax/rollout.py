@@ -16,7 +16,7 @@ from envs.base import Environment
 from envs.prompts import Prompts
 from leafe_jax.sampling.policy import Completion, Policy, Request
 from leafe_jax.seeds import seed_for
-from leafe_jax.types import Budget, Node, Turn
+from leafe_jax.types import Budget, Node, Sampling, Turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class RolloutConfig:
       mode: "dialogue" (one growing conversation) or "window" (rebuilt every step).
       window: observation-action pairs shown in window mode.
       experience_span: "branch" (e stays in the context) or "step" (only at step tau).
-      temperature: of actions and reflections.
+      sampling: of actions and reflections.
       max_action_tokens, max_reflection_tokens: most tokens of a reply.
       seed: the run's seed.
       purpose: "explore" or "evaluate/<method>": part of every key's name.
@@ -36,7 +36,7 @@ class RolloutConfig:
     mode: str
     window: int
     experience_span: str
-    temperature: float
+    sampling: Sampling
     max_action_tokens: int
     max_reflection_tokens: int
     seed: int
@@ -185,7 +185,7 @@ class Rollout:
             self._text(episode, experience),
             self._text(episode, None) if experience is not None else None,
             config.max_action_tokens,
-            config.temperature,
+            config.sampling,
             seed,
         )
 
@@ -201,7 +201,7 @@ class Rollout:
         length = self.policy.length(episode.session)
         episode.lengths.append(length)
         return Request(
-            episode.session, text, None, config.max_reflection_tokens, config.temperature, seed
+            episode.session, text, None, config.max_reflection_tokens, config.sampling, seed
         )
 
     # -- one reply -------------------------------------------------------------------------------

@@ -5,7 +5,49 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from leafe_jax.errors import UserError
+
 TREE_SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; the order of the options is leafe_jax.sampling.methods'.
+
+    Attributes:
+      temperature: 0 is greedy.
+      top_k: only the k likeliest tokens; 0 keeps all.
+      top_p: only the likeliest tokens that together have this probability, in (0, 1].
+      min_p: only tokens at least this many times as likely as the likeliest, in [0, 1].
+      repetition_penalty: what stands in the context already: its logit is divided by this if it is
+        positive and multiplied if not (arXiv 1909.05858); 1 leaves it.
+      logit_bias: (token id, value added to its logit) pairs.
+
+    Raises:
+      UserError: a value out of range, named as the config field.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+    def __post_init__(self):
+        rules = (
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_k", isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+        )
+        for name, fits, allowed in rules:
+            if not fits:
+                raise UserError(f"sampler.{name} = {getattr(self, name)!r}: must be {allowed}")
+        for pair in self.logit_bias:
+            if len(pair) != 2 or not isinstance(pair[0], int) or pair[0] < 0:
+                raise UserError(f"sampler.logit_bias: {pair!r}: must be (token id, number)")
 
 
 @dataclasses.dataclass

@@ -14,6 +14,7 @@ from leafe_jax.models import decoder, hf
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.sampling.engine import Engine
 from leafe_jax.sampling.policy import LMPolicy, Request
+from leafe_jax.types import Sampling
 
 ROOT = Path(__file__).resolve().parent.parent
 _IM_TURN = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
@@ -160,7 +161,7 @@ def test_ten_turns_are_what_was_sampled_and_what_was_said(kind, tmp_path):
     endings = set()
     for turn in range(10):
         text = f"[{turn + 1}] You arrive at drawer {turn}. Ünïcode is text too."
-        done = policy.extend([Request(session, text, text + "?", 6, 1.0, turn)])[0]
+        done = policy.extend([Request(session, text, text + "?", 6, Sampling(), turn)])[0]
         expected += [*done.prompt_ids, *done.ids]
         assert session.ids == expected == fed
         assert done.plain_prompt_ids != done.prompt_ids

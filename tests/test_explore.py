@@ -13,7 +13,7 @@ from leafe_jax.distill import DistillConfig, make_examples
 from leafe_jax.errors import UserError
 from leafe_jax.explore import ExploreConfig, explore
 from leafe_jax.rollout import RolloutConfig
-from leafe_jax.types import Tree
+from leafe_jax.types import Sampling, Tree
 
 ENV = Household(horizon=20)
 PROMPTS = Prompts(ENV.description)
@@ -31,7 +31,7 @@ def search(**changes) -> ExploreConfig:
 
 def rollout_config(**changes) -> RolloutConfig:
     fields = dict(
-        mode="dialogue", window=3, experience_span="branch", temperature=1.0, max_action_tokens=8,
+        mode="dialogue", window=3, experience_span="branch", sampling=Sampling(), max_action_tokens=8,
         max_reflection_tokens=16, seed=0, purpose="explore",
     )  # fmt: skip
     return RolloutConfig(**{**fields, **changes})

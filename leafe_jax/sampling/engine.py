@@ -23,6 +23,8 @@ import numpy as np
 from leafe_jax.errors import UserError
 from leafe_jax.models import decoder
 from leafe_jax.models.decoder import ModelConfig
+from leafe_jax.sampling import methods
+from leafe_jax.types import Sampling
 
 
 class KVCache(NamedTuple):
@@ -62,7 +64,7 @@ class Request:
       session: the session to extend; it must occur once in a batch.
       new_ids: prompt tokens to append.
       max_new_tokens: most tokens to sample, at least 1.
-      temperature: 0 is greedy.
+      sampling: how tokens are drawn.
       seed: 32-bit seed; the key of the token at absolute position p is fold_in(seed, p), so a
         request's tokens depend neither on its slot nor on its neighbours.
     """
@@ -70,7 +72,7 @@ class Request:
     session: Session
     new_ids: Sequence[int]
     max_new_tokens: int
-    temperature: float
+    sampling: Sampling
     seed: int
 
 
@@ -80,7 +82,8 @@ class Generation:
 
     Attributes:
       ids: sampled tokens, the stop token included.
-      logprobs: log-probability of each under the model (temperature 1).
+      logprobs: log-probability of each under the model (temperature 1, all tokens).
+      sampled_logprobs: the same under the distribution it was drawn from (0 where greedy).
       finish_reason: "stop", "length" (max_new_tokens) or "context" (no room left; ids may be empty).
       prefilled: prompt tokens computed for this request.
       cached: prompt tokens whose keys and values were already there.
@@ -88,6 +91,7 @@ class Generation:
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+    sampled_logprobs: tuple[float, ...]
     finish_reason: str
     prefilled: int
     cached: int
@@ -138,20 +142,6 @@ def _forward(config, params, cache, tokens, start):
     return hidden, KVCache(tuple(k for k, _ in written), tuple(v for _, v in written))
 
 
-def _sample(logits, temperature, seeds, positions):
-    """Gumbel-max sampling of [B, V] logits; returns (ids [B], log-probabilities [B])."""
-
-    def gumbel(seed, position):
-        key = jax.random.fold_in(jax.random.PRNGKey(seed), position)
-        return jax.random.gumbel(key, logits.shape[-1:], jnp.float32)
-
-    noise = jax.vmap(gumbel)(seeds, positions) * (temperature[:, None] > 0)
-    scaled = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
-    ids = jnp.argmax(scaled + noise, axis=-1).astype(jnp.int32)
-    logprobs = jax.nn.log_softmax(logits, axis=-1)
-    return ids, jnp.take_along_axis(logprobs, ids[:, None], axis=-1)[:, 0]
-
-
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
 def _prefill(config: ModelConfig, params, cache: KVCache, tokens, start):
     """Computes keys and values of tokens [B, T]; rows with nothing to do write beyond their end."""
@@ -172,7 +162,7 @@ def _turn(
     start,
     num_tokens,
     budget,
-    temperature,
+    options,
     seeds,
     *,
     max_new: int,
@@ -186,12 +176,13 @@ def _turn(
       tokens: int32 [B, T] prompt tokens, `num_tokens` [B] of them real (0: the row is idle).
       start: int32 [B] positions of the first prompt tokens.
       budget: int32 [B] most tokens to sample, at most max_new.
-      temperature: float32 [B]; 0 is greedy.
+      options: see methods.make_options.
       seeds: uint32 [B].
       max_new, stop_ids, max_len: static.
 
     Returns:
-      (cache, ids int32 [B, max_new], logprobs float32 [B, max_new], count int32 [B]).
+      (cache, ids int32 [B, max_new], logprobs float32 [2, B, max_new] under the model and under the
+      distribution sampled from, count int32 [B]).
     """
     rows = jnp.arange(tokens.shape[0])
     stops = jnp.asarray(stop_ids, jnp.int32)
@@ -200,32 +191,35 @@ def _turn(
     length = start + num_tokens
     active = num_tokens > 0
 
-    def emit(hidden, length, active, ids, logprobs, count):
-        new, logprob = _sample(decoder.head(config, params, hidden), temperature, seeds, length)
+    def emit(hidden, length, active, options, ids, logprobs, count):
+        logits = decoder.head(config, params, hidden)
+        new, *pair = methods.sample(logits, options, seeds, length)
         # Idle rows write to their own last column again, which `count` leaves out.
         column = jnp.where(active, count, max_new)
         ids = ids.at[rows, column].set(new, mode="drop")
-        logprobs = logprobs.at[rows, column].set(logprob, mode="drop")
+        logprobs = logprobs.at[:, rows, column].set(jnp.stack(pair), mode="drop")
         count = count + active
         active = active & ~jnp.isin(new, stops) & (count < budget) & (length + 1 < max_len)
-        return new, active, ids, logprobs, count
+        return new, active, methods.note(options, new), ids, logprobs, count
 
     ids = jnp.zeros((tokens.shape[0], max_new), jnp.int32)
-    logprobs = jnp.zeros((tokens.shape[0], max_new), jnp.float32)
+    logprobs = jnp.zeros((2, tokens.shape[0], max_new), jnp.float32)
     count = jnp.zeros_like(length)
-    last, active, ids, logprobs, count = emit(hidden, length, active, ids, logprobs, count)
+    last, active, options, ids, logprobs, count = emit(
+        hidden, length, active, options, ids, logprobs, count
+    )
 
     def step(carry):
-        cache, last, length, active, ids, logprobs, count = carry
+        cache, last, length, active, options, ids, logprobs, count = carry
         # A stopped row computes along and writes at its own end, where nothing valid lies.
         hidden, cache = _forward(config, params, cache, last[:, None], length)
         length = length + active
-        last, active, ids, logprobs, count = emit(
-            hidden[:, 0], length, active, ids, logprobs, count
+        last, active, options, ids, logprobs, count = emit(
+            hidden[:, 0], length, active, options, ids, logprobs, count
         )
-        return cache, last, length, active, ids, logprobs, count
+        return cache, last, length, active, options, ids, logprobs, count
 
-    carry = (cache, last, length, active, ids, logprobs, count)
+    carry = (cache, last, length, active, options, ids, logprobs, count)
     cache, *_, ids, logprobs, count = jax.lax.while_loop(lambda c: jnp.any(c[3]), step, carry)
     return cache, ids, logprobs, count
 
@@ -393,8 +387,11 @@ class Engine:
                 )
             if len(request.session) + len(request.new_ids) == 0:
                 raise ValueError("an empty prompt: at least one token is needed to sample from")
-            if request.temperature < 0:
-                raise ValueError(f"temperature = {request.temperature}: must be at least 0")
+            for token, _ in request.sampling.logit_bias:
+                if token >= self.config.vocab_size:
+                    raise ValueError(
+                        f"logit_bias: token id {token}: the model has {self.config.vocab_size}"
+                    )
         results: list[Generation] = []
         for begin in range(0, len(requests), self.num_slots):
             results += self._generate(requests[begin : begin + self.num_slots])
@@ -444,17 +441,19 @@ class Engine:
         tokens = np.zeros((width, self.turn_chunk), np.int32)
         num_tokens = np.zeros(width, np.int32)
         budget = np.ones(width, np.int32)
-        temperature = np.zeros(width, np.float32)
+        samplings: list[Sampling | None] = [None] * width
+        contexts: list[Sequence[int]] = [()] * width
         seeds = np.zeros(width, np.uint32)
         for slot, (request, ids, _) in todo.items():
             tokens[slot, : len(ids)] = ids
             num_tokens[slot] = len(ids)
             budget[slot] = request.max_new_tokens
-            temperature[slot] = request.temperature
+            samplings[slot] = request.sampling
+            contexts[slot] = (*request.session.ids, *request.new_ids)
             seeds[slot] = request.seed & 0xFFFFFFFF
         self._cache, ids, logprobs, count = _turn(
             self.config, self.params, self._cache, tokens, start, num_tokens, budget,
-            temperature, seeds,
+            methods.make_options(samplings, contexts, self.config.vocab_size), seeds,
             max_new=self.max_new_tokens, stop_ids=self.stop_ids, max_len=self.max_len,
         )  # fmt: skip
         ids, logprobs, count = jax.device_get((ids, logprobs, count))
@@ -462,12 +461,12 @@ class Engine:
         results = []
         for request, fit in zip(requests, fits, strict=True):
             if not fit:
-                results.append(Generation((), (), "context", 0, 0))
+                results.append(Generation((), (), (), "context", 0, 0))
                 continue
             slot = request.session.slot
             number = int(count[slot])
             results.append(
-                self._finish(request, todo[slot][2], ids[slot, :number], logprobs[slot, :number])
+                self._finish(request, todo[slot][2], ids[slot, :number], logprobs[:, slot, :number])
             )
         return results
 
@@ -487,7 +486,7 @@ class Engine:
             reason = "length" if len(ids) == request.max_new_tokens else "context"
         return Generation(
             tuple(ids.tolist()),
-            tuple(float(x) for x in logprobs),
+            *(tuple(float(x) for x in of) for of in logprobs),
             reason,
             prefilled=prompt_length - cached,
             cached=cached,

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from leafe_jax.chat import ChatFormat
 from leafe_jax.sampling.engine import Engine
 from leafe_jax.sampling.engine import Request as TokenRequest
+from leafe_jax.types import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Request:
       text: the user turn.
       plain_text: the same turn without experience, to be tokenised beside it; None if the same.
       max_new_tokens: most tokens to sample.
-      temperature: 0 is greedy.
+      sampling: how tokens are drawn.
       seed: 32-bit seed of this reply.
     """
 
@@ -33,7 +34,7 @@ class Request:
     text: str
     plain_text: str | None
     max_new_tokens: int
-    temperature: float
+    sampling: Sampling
     seed: int
 
 
@@ -105,7 +106,7 @@ class LMPolicy:
         ]
         generations = self.engine.generate(
             [
-                TokenRequest(r.session, ids, r.max_new_tokens, r.temperature, r.seed)
+                TokenRequest(r.session, ids, r.max_new_tokens, r.sampling, r.seed)
                 for r, ids in zip(requests, prompts, strict=True)
             ]
         )

@@ -15,6 +15,7 @@ from leafe_jax.models import decoder, hf
 from leafe_jax.models.attention import segment_attend
 from leafe_jax.models.decoder import Llama3Scaling, ModelConfig, YarnScaling
 from leafe_jax.sampling.engine import Engine, Request
+from leafe_jax.types import Sampling
 
 NEAR_AND_FAR = np.array([[*range(15), *range(4_000, 4_007), *range(99_993, 100_000)]] * 2)
 # One case for each way to make the rotary frequencies.
@@ -160,12 +161,12 @@ def test_greedy_generation_equals_transformers(case, tmp_path):
         config, params, num_slots=4, max_len=128, turn_chunk=16, prefill_chunk=16,
         max_new_tokens=64, stop_ids=(),
     )  # fmt: skip
-    found = engine.generate([Request(engine.start(), p, 64, 0.0, 0) for p in prompts])
+    found = engine.generate([Request(engine.start(), p, 64, Sampling(0.0), 0) for p in prompts])
     for theirs, ours in zip(out[:, width:].tolist(), found, strict=True):
         assert theirs == list(ours.ids)
 
 
-@pytest.mark.parametrize("case", ["qwen2-0.5b", "qwen3-bias", "llama-biases", "llama3.1-8b"])
+@pytest.mark.parametrize("case", CASES)
 def test_gradients_equal_torch(case, tmp_path):
     model, ids = make_torch(case, 3), tokens(3, 17)
     config, params = load(model, tmp_path)

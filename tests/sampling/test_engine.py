@@ -10,6 +10,7 @@ from leafe_jax.models import decoder
 from leafe_jax.models.attention import segment_attend
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.sampling.engine import Engine, Request
+from leafe_jax.types import Sampling
 
 CONFIG = ModelConfig(
     model_type="qwen2", vocab_size=61, hidden_size=48, intermediate_size=80, num_layers=2,
@@ -69,7 +70,7 @@ def prompt(seed: int, length: int) -> list[int]:
 
 
 def ask(session, ids, temperature=0.0, seed=0, count=6) -> Request:
-    return Request(session, ids, count, temperature, seed)
+    return Request(session, ids, count, Sampling(temperature), seed)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -273,3 +274,48 @@ def test_random_operations_against_token_lists(params):
                 np.testing.assert_allclose(result.logprobs, got, atol=1e-5)
     owned = [s for s in engine._owner if s is not None]
     assert len(owned) <= len(sessions) and checked == 40
+
+
+def test_options_reach_every_token_of_a_turn(params):
+    """A hard logit bias, the penalty on prompt and reply, and top-k, against a plain loop."""
+    engine = make(params, stop_ids=())
+    ids = prompt(2, 9)
+    samplings = [
+        Sampling(0.0, logit_bias=((30, 100.0),)),
+        Sampling(0.0, repetition_penalty=50.0),
+        Sampling(1.0, top_k=1),
+    ]
+    results = engine.generate(
+        [Request(engine.start(), ids, 6, s, i) for i, s in enumerate(samplings)]
+    )
+    assert results[0].ids == (30,) * 6
+    context = list(ids)
+    for token in results[1].ids:
+        logits = forward(params, context)[-1].copy()
+        raw = logits.copy()
+        seen = sorted(set(context))
+        # Log-probabilities are below zero, logits need not be: the penalty is on the logits.
+        logits = head_logits(params, context)
+        logits[seen] = np.where(logits[seen] > 0, logits[seen] / 50, logits[seen] * 50)
+        assert token == logits.argmax()
+        assert raw[token] == pytest.approx(results[1].logprobs[len(context) - len(ids)], abs=1e-5)
+        context.append(token)
+    assert list(results[2].ids) == greedy(params, ids, 6)
+    assert results[2].sampled_logprobs == (0.0,) * 6
+    with pytest.raises(ValueError, match="logit_bias: token id 61: the model has 61"):
+        engine.generate([Request(engine.start(), ids, 6, Sampling(logit_bias=((61, 1.0),)), 0)])
+
+
+def head_logits(params, ids) -> np.ndarray:
+    tokens = jnp.asarray([ids])
+    attend = segment_attend(jnp.ones_like(tokens))
+    positions = jnp.arange(len(ids))[None]
+    states = decoder.hidden(CONFIG, params, tokens, positions, attend)
+    return np.array(decoder.head(CONFIG, params, states)[0, -1])
+
+
+def greedy(params, ids, count) -> list[int]:
+    context = list(ids)
+    for _ in range(count):
+        context.append(int(head_logits(params, context).argmax()))
+    return context[len(ids) :]
