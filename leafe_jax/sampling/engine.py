@@ -1,12 +1,17 @@
-"""The sampler: token sessions that fork and rewind over one KV cache, jitted prefill and decode.
+"""The sampler: token sessions that fork and rewind over one pool of KV pages, jitted prefill and decode.
 
-A session is a list of token ids whose keys and values may lie in a slot (a row of the cache). Fork
-copies a row on the device, rewind forgets its tail, and a session without a slot is recomputed from
-its ids when it is next used, so running out of slots costs time, never correctness. The engine knows
-token ids only; text is `leafe_jax.chat`'s and `leafe_jax.sampling.policy`'s business.
+A session is a list of token ids and nothing else. What has been computed lies in pages that a prefix tree
+over token ids finds again (`leafe_jax.sampling.pages`): forks, branches from an earlier step, the
+reflection call, samples of one task and prompts that are rebuilt every step share what they have in
+common, whoever computed it. What is not there is computed, so running out of pages costs time, never
+correctness. The engine knows token ids only; text is `leafe_jax.chat`'s and
+`leafe_jax.sampling.policy`'s business.
 
-Static shapes: a `turn` program (one chunk of prompt tokens, then decoding until every row has
-stopped), a `prefill` program for longer prompts and a row copy. Nothing else is compiled.
+A call gathers the pages of its rows into contiguous buffers, where attention is cheapest, and writes the
+new pages back at its end: copy-on-write comes with it, since a page is read at one place and
+written at another. Static shapes: a `turn` program (one chunk of prompt tokens, then decoding until every
+row has stopped) and a `prefill` program for longer prompts, each for a few numbers of rows and of context
+pages (`Engine.shapes`). Nothing else is compiled.
 """
 
 from __future__ import annotations
@@ -24,33 +29,46 @@ from leafe_jax.errors import UserError
 from leafe_jax.models import decoder
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.sampling import methods
+from leafe_jax.sampling.pages import Match, PageTree
 from leafe_jax.types import Sampling
 
 
 class KVCache(NamedTuple):
-    """Keys and values: one [slots, kv_heads, max_len, head_dim] array a layer.
+    """Keys and values, one array a layer: the pool [pages, kv_heads, page_size, head_dim], or the rows of
+    a call [rows, kv_heads, positions, head_dim].
 
     The time axis lies next to head_dim: on XLA's CPU backend this order made decoding attention
-    several times cheaper than [slots, max_len, kv_heads, head_dim].
+    several times cheaper than the one with heads innermost.
     """
 
     k: tuple[jax.Array, ...]
     v: tuple[jax.Array, ...]
 
 
+class Pages(NamedTuple):
+    """Where the rows of a call read and write.
+
+    Attributes:
+      table: int32 [B, P] pages of each row's context, in order.
+      start: int32 [B] positions that they hold already.
+      target: int32 [B, W] pages that take the positions from start on, page by page; the pool's last
+        page, which nobody reads, where nothing is to be kept.
+    """
+
+    table: jax.Array
+    start: jax.Array
+    target: jax.Array
+
+
 @dataclasses.dataclass(eq=False)
 class Session:
-    """One token sequence. `ids` is the truth; `slot` and `cached` say what the device holds of it.
+    """One token sequence.
 
     Attributes:
       ids: all tokens so far, sampled ones included.
-      slot: cache row, or None.
-      cached: number of leading ids whose keys and values are valid in that row.
     """
 
     ids: list[int] = dataclasses.field(default_factory=list)
-    slot: int | None = None
-    cached: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -132,6 +150,34 @@ def _attend_cached(cache: KVCache, start: jax.Array, written: list) -> decoder.A
     return attend
 
 
+def _gather(pool: KVCache, table: jax.Array) -> KVCache:
+    """The pages of table [B, P] side by side: [B, K, P * page_size, H] a layer."""
+
+    def rows(layer):
+        pages = layer[table].transpose(0, 2, 1, 3, 4)  # [B, K, P, page_size, H]
+        return pages.reshape(*pages.shape[:2], -1, pages.shape[-1])
+
+    return jax.tree.map(rows, pool)
+
+
+def _scatter(pool: KVCache, rows: KVCache, pages: Pages) -> KVCache:
+    """Writes the pages from `start` on back into the pool."""
+    size = pool.k[0].shape[2]
+    width = pages.target.shape[1]
+    held = rows.k[0].shape[2] // size
+    # Whole pages, the first with what stood before `start` in it: that is the copy-on-write. Past the
+    # row's end there is nothing to keep, and the target is nobody's page.
+    index = jnp.minimum((pages.start // size)[:, None] + jnp.arange(width), held - 1)  # [B, W]
+
+    def back(layer, row):
+        row = row.reshape(*row.shape[:2], held, size, -1)  # [B, K, P, page_size, H]
+        cut = jnp.take_along_axis(row, index[:, None, :, None, None], axis=2)
+        cut = cut.transpose(0, 2, 1, 3, 4)
+        return layer.at[pages.target.reshape(-1)].set(cut.reshape(-1, *cut.shape[2:]))
+
+    return jax.tree.map(back, pool, rows)
+
+
 def _forward(config, params, cache, tokens, start):
     """Runs tokens [B, T] at positions start.. and returns (hidden [B, T, D], cache)."""
     written: list = []
@@ -142,24 +188,24 @@ def _forward(config, params, cache, tokens, start):
     return hidden, KVCache(tuple(k for k, _ in written), tuple(v for _, v in written))
 
 
-@functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
-def _prefill(config: ModelConfig, params, cache: KVCache, tokens, start):
-    """Computes keys and values of tokens [B, T]; rows with nothing to do write beyond their end."""
-    _, cache = _forward(config, params, cache, tokens, start)
-    return cache
+@functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("pool",))
+def _prefill(config: ModelConfig, params, pool: KVCache, pages: Pages, tokens):
+    """Computes keys and values of tokens [B, T] behind each row's context."""
+    _, rows = _forward(config, params, _gather(pool, pages.table), tokens, pages.start)
+    return _scatter(pool, rows, pages)
 
 
 @functools.partial(
     jax.jit,
     static_argnames=("config", "max_new", "stop_ids", "max_len"),
-    donate_argnames=("cache",),
+    donate_argnames=("pool",),
 )
 def _turn(
     config: ModelConfig,
     params,
-    cache: KVCache,
+    pool: KVCache,
+    pages: Pages,
     tokens,
-    start,
     num_tokens,
     budget,
     options,
@@ -172,18 +218,20 @@ def _turn(
     """One turn for every row: prefill tokens [B, T], then sample until all rows have stopped.
 
     Args:
-      config, params, cache: the model and the cache (donated).
+      config, params, pool: the model and the pool (donated).
+      pages: where each row reads and writes.
       tokens: int32 [B, T] prompt tokens, `num_tokens` [B] of them real (0: the row is idle).
-      start: int32 [B] positions of the first prompt tokens.
       budget: int32 [B] most tokens to sample, at most max_new.
       options: see methods.make_options.
       seeds: uint32 [B].
       max_new, stop_ids, max_len: static.
 
     Returns:
-      (cache, ids int32 [B, max_new], logprobs float32 [2, B, max_new] under the model and under the
+      (pool, ids int32 [B, max_new], logprobs float32 [2, B, max_new] under the model and under the
       distribution sampled from, count int32 [B]).
     """
+    start = pages.start
+    cache = _gather(pool, pages.table)
     rows = jnp.arange(tokens.shape[0])
     stops = jnp.asarray(stop_ids, jnp.int32)
     hidden, cache = _forward(config, params, cache, tokens, start)
@@ -221,30 +269,40 @@ def _turn(
 
     carry = (cache, last, length, active, options, ids, logprobs, count)
     cache, *_, ids, logprobs, count = jax.lax.while_loop(lambda c: jnp.any(c[3]), step, carry)
-    return cache, ids, logprobs, count
-
-
-@functools.partial(jax.jit, donate_argnames=("cache",))
-def _copy_rows(cache: KVCache, source, target):
-    """Copies cache rows source [M] over rows target [M]."""
-    return jax.tree.map(lambda x: x.at[target].set(x[source]), cache)
+    return _scatter(pool, cache, pages), ids, logprobs, count
 
 
 # -- host ------------------------------------------------------------------------------------------
-_COPY_WIDTH = 8
+@dataclasses.dataclass(eq=False)
+class _Row:
+    """A sequence in flight.
+
+    Attributes:
+      ids: all of its ids that are known.
+      match: what the tree holds of it, pinned.
+      pages: index of a page within the sequence -> the page that takes it.
+      done: positions computed so far.
+    """
+
+    ids: list[int]
+    match: Match
+    pages: dict[int, int]
+    done: int
 
 
 class Engine:
-    """Sessions over one contiguous cache.
+    """Sessions over one pool of pages.
 
     Args:
       config, params: the model; the dtype of the parameters is the compute dtype.
-      num_slots: cache rows, which is also the batch width of every program.
+      num_slots: sequences computed together.
       max_len: most tokens a session can have.
       turn_chunk: prompt tokens handled in the same program as decoding.
       prefill_chunk: prompt tokens a prefill call handles.
       max_new_tokens: most tokens a request may ask for.
       stop_ids: token ids that end a reply.
+      page_size: positions of a page.
+      num_pages: of the pool; 0 makes room for num_slots sessions of max_len tokens.
 
     Raises:
       UserError: sizes out of range.
@@ -261,12 +319,15 @@ class Engine:
         prefill_chunk: int,
         max_new_tokens: int,
         stop_ids: tuple[int, ...],
+        page_size: int = 16,
+        num_pages: int = 0,
     ):
         for name, value in (
             ("num_slots", num_slots),
             ("turn_chunk", turn_chunk),
             ("prefill_chunk", prefill_chunk),
             ("max_new_tokens", max_new_tokens),
+            ("page_size", page_size),
         ):
             if value < 1:
                 raise UserError(f"sampler.{name} = {value}: must be at least 1")
@@ -276,30 +337,42 @@ class Engine:
                 f" {turn_chunk + max_new_tokens} and at most the model's"
                 f" {config.max_position_embeddings} positions"
             )
+        # One more than the tokens need: a page that is read in part is written anew.
+        longest = -(-max_len // page_size) + 1
+        num_pages = num_pages or num_slots * longest
+        if num_pages < longest:
+            raise UserError(
+                f"sampler.num_pages = {num_pages}: one session of sampler.max_len = {max_len} tokens"
+                f" needs {longest}"
+            )
         self.config, self.params = config, params
         self.num_slots, self.max_len, self.max_new_tokens = num_slots, max_len, max_new_tokens
         self.turn_chunk, self.prefill_chunk, self.stop_ids = turn_chunk, prefill_chunk, stop_ids
-        # A chunk is written whole, padding included, so rows are longer than sessions may be:
-        # dynamic_update_slice would otherwise shift a write at the end back over valid entries.
-        row_length = max_len + max(turn_chunk, prefill_chunk)
-        shape = (num_slots, config.num_kv_heads, row_length, config.head_dim)
+        self.tree = PageTree(num_pages, page_size)
+        self.shapes = self._shapes()
+        # The last page takes what nobody wants.
+        shape = (num_pages + 1, config.num_kv_heads, page_size, config.head_dim)
         dtype = jax.tree.leaves(params)[0].dtype
-        self._cache = KVCache(
+        self._pool = KVCache(
             tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
             tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
         )
-        # Host mirror of what each row holds, also after its session has gone: new sessions take
-        # over the longest prefix they find.
-        self._row_ids = np.full((num_slots, max_len), -1, np.int32)
-        self._row_valid = np.zeros(num_slots, np.int32)
-        self._owner: list[Session | None] = [None] * num_slots
-        self._used = np.zeros(num_slots, np.int64)
-        self._clock = 0
-        self._copies: list[tuple[int, int]] = []
+
+    def _shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(numbers of rows, numbers of context pages) that programs are compiled for."""
+        rows = [self.num_slots]
+        while rows[0] > 8:
+            rows.insert(0, max(8, -(-rows[0] // 4)))
+        # A chunk is written whole, padding included: rows are longer than sessions may be.
+        longest = self.max_len + max(self.turn_chunk, self.prefill_chunk)
+        pages = [-(-longest // self.tree.page_size)]
+        while pages[0] * self.tree.page_size > 2 * 64:
+            pages.insert(0, -(-pages[0] // 2))
+        return tuple(rows), tuple(pages)
 
     # -- sessions ------------------------------------------------------------------------------
     def start(self) -> Session:
-        """An empty session; it takes a slot when it is first used."""
+        """An empty session."""
         return Session()
 
     def fork(self, session: Session, length: int | None = None) -> Session:
@@ -314,62 +387,14 @@ class Engine:
         if not 0 <= length <= len(session):
             raise ValueError(f"rewind length {length}: the session has {len(session)} tokens")
         del session.ids[length:]
-        session.cached = min(session.cached, length)
-        if session.slot is not None:
-            self._row_valid[session.slot] = session.cached
 
     def append(self, session: Session, ids: Sequence[int]) -> None:
         """Appends known ids without sampling; they are computed when the session is next used."""
         session.ids.extend(ids)
 
     def release(self, session: Session) -> None:
-        """Gives the slot back; its content stays until the slot is needed."""
-        if session.slot is not None:
-            self._owner[session.slot] = None
-            session.slot, session.cached = None, 0
-
-    # -- slots ---------------------------------------------------------------------------------
-    def _place(self, session: Session, busy: set[int], total: list[int]) -> None:
-        """Gives a session a slot, taking over the longest prefix that any row still holds.
-
-        The last token is always computed anew, since its hidden state is needed to sample.
-        """
-        wanted = np.asarray(total[: self.max_len], np.int32)
-        match = self._row_ids[:, : len(wanted)] == wanted
-        shared = np.minimum(
-            np.where(match.all(axis=1), len(wanted), match.argmin(axis=1)), self._row_valid
-        )
-        shared = np.minimum(shared, len(total) - 1)
-        source = int(shared.argmax())
-        # A free row that already holds the best prefix is taken over as it is.
-        free = [s for s in range(self.num_slots) if self._owner[s] is None and s not in busy]
-        in_place = [s for s in free if shared[s] == shared[source]]
-        candidates = in_place if shared[source] > 0 and in_place else free
-        if not candidates:  # every row has an owner: take the least recently used one not in use
-            candidates = [s for s in range(self.num_slots) if s not in busy]
-        slot = min(candidates, key=lambda s: self._used[s])
-        if shared[slot] < shared[source]:
-            if any(slot in pair for pair in self._copies):
-                self._flush_copies()
-            if any(source == target for _, target in self._copies):
-                self._flush_copies()
-            self._copies.append((source, slot))
-        previous = self._owner[slot]
-        if previous is not None:
-            previous.slot, previous.cached = None, 0
-        count = int(shared[source])
-        self._row_ids[slot, :count] = wanted[:count]
-        self._row_valid[slot] = count
-        self._owner[slot] = session
-        session.slot, session.cached = slot, count
-
-    def _flush_copies(self) -> None:
-        for begin in range(0, len(self._copies), _COPY_WIDTH):
-            pairs = self._copies[begin : begin + _COPY_WIDTH]
-            pairs = pairs + [pairs[0]] * (_COPY_WIDTH - len(pairs))
-            source, target = np.asarray(pairs, np.int32).T
-            self._cache = _copy_rows(self._cache, source, target)
-        self._copies = []
+        """Ends a session; its pages stay until room is needed."""
+        session.ids.clear()
 
     # -- generation ----------------------------------------------------------------------------
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
@@ -392,94 +417,172 @@ class Engine:
                     raise ValueError(
                         f"logit_bias: token id {token}: the model has {self.config.vocab_size}"
                     )
-        results: list[Generation] = []
-        for begin in range(0, len(requests), self.num_slots):
-            results += self._generate(requests[begin : begin + self.num_slots])
+        results: list[Generation | None] = [None] * len(requests)
+        waiting = []
+        for index, request in enumerate(requests):
+            if len(request.session) + len(request.new_ids) < self.max_len:
+                waiting.append(index)
+            else:
+                results[index] = Generation((), (), (), "context", 0, 0)
+        while waiting:
+            batch = [requests[i] for i in waiting[: self.num_slots]]
+            served = self._generate(batch)
+            for index, result in zip(waiting, served, strict=False):
+                results[index] = result
+            waiting = waiting[len(served) :]
         return results
 
     def _generate(self, requests: Sequence[Request]) -> list[Generation]:
-        width = self.num_slots
-        fits = [len(r.session) + len(r.new_ids) < self.max_len for r in requests]
-        busy = {
-            r.session.slot for r, fit in zip(requests, fits, strict=True)
-            if fit and r.session.slot is not None
-        }  # fmt: skip
-        todo: dict[int, tuple[Request, list[int], int]] = {}  # slot -> request, ids to run, cached
-        for request, fit in zip(requests, fits, strict=True):
-            if not fit:
-                continue
-            session = request.session
-            total = session.ids + list(request.new_ids)
-            if session.slot is None:
-                self._place(session, busy, total)
-                busy.add(session.slot)
-            session.cached = min(session.cached, len(total) - 1)
-            self._clock += 1
-            self._used[session.slot] = self._clock
-            todo[session.slot] = (request, total[session.cached :], session.cached)
-        self._flush_copies()
-
-        # Rows that are not part of a call write their padding behind their valid part.
-        start = self._row_valid.copy()
-        position = {slot: cached for slot, (_, _, cached) in todo.items()}
-        for slot, cached in position.items():
-            start[slot] = cached
-        while any(len(ids) > self.turn_chunk for _, ids, _ in todo.values()):
-            tokens = np.zeros((width, self.prefill_chunk), np.int32)
-            taken = {}
-            for slot, (_, ids, _) in todo.items():
-                if len(ids) > self.turn_chunk:
-                    taken[slot] = min(self.prefill_chunk, len(ids) - 1)
-                    tokens[slot, : taken[slot]] = ids[: taken[slot]]
-            # A copy: jax may read a NumPy argument in place, after this call has returned.
-            self._cache = _prefill(self.config, self.params, self._cache, tokens, start.copy())
-            for slot, count in taken.items():
-                request, ids, cached = todo[slot]
-                todo[slot] = (request, ids[count:], cached)
-                start[slot] += count
-
-        tokens = np.zeros((width, self.turn_chunk), np.int32)
-        num_tokens = np.zeros(width, np.int32)
-        budget = np.ones(width, np.int32)
-        samplings: list[Sampling | None] = [None] * width
-        contexts: list[Sequence[int]] = [()] * width
-        seeds = np.zeros(width, np.uint32)
-        for slot, (request, ids, _) in todo.items():
-            tokens[slot, : len(ids)] = ids
-            num_tokens[slot] = len(ids)
-            budget[slot] = request.max_new_tokens
-            samplings[slot] = request.sampling
-            contexts[slot] = (*request.session.ids, *request.new_ids)
-            seeds[slot] = request.seed & 0xFFFFFFFF
-        self._cache, ids, logprobs, count = _turn(
-            self.config, self.params, self._cache, tokens, start, num_tokens, budget,
-            methods.make_options(samplings, contexts, self.config.vocab_size), seeds,
-            max_new=self.max_new_tokens, stop_ids=self.stop_ids, max_len=self.max_len,
-        )  # fmt: skip
-        ids, logprobs, count = jax.device_get((ids, logprobs, count))
-
+        """Serves as many of the first requests as there are pages for, at least one."""
+        wanted = [r.session.ids + list(r.new_ids) for r in requests]
+        extra = self._prefill_shared(wanted)
+        rows: list[_Row] = []
+        for ids, request in zip(wanted, requests, strict=True):
+            row = self._admit(ids, min(len(ids) + request.max_new_tokens, self.max_len))
+            if row is None:
+                break
+            rows.append(row)
+        assert rows, "the pool has room for one session"
+        self._prefill_rows(rows)
+        outcome = self._decode(rows, requests)
         results = []
-        for request, fit in zip(requests, fits, strict=True):
-            if not fit:
-                results.append(Generation((), (), (), "context", 0, 0))
-                continue
-            slot = request.session.slot
-            number = int(count[slot])
+        for number, row in enumerate(rows):
+            ids, logprobs, count = (x[number] for x in outcome)
+            cached = row.match.length - extra[number]
             results.append(
-                self._finish(request, todo[slot][2], ids[slot, :number], logprobs[:, slot, :number])
+                self._finish(requests[number], row, cached, ids[:count], logprobs[:, :count])
             )
         return results
 
-    def _finish(self, request: Request, cached: int, ids, logprobs) -> Generation:
+    def _prefill_shared(self, wanted: list[list[int]]) -> list[int]:
+        """Computes what several sequences of a batch have in common once, before they split.
+
+        Returns:
+          For each sequence the positions computed here on its account: the first that has them.
+        """
+        size = self.tree.page_size
+        cached = [self.tree.match(ids[:-1]).length for ids in wanted]
+        extra = [0] * len(wanted)
+        shared: dict[tuple[int, ...], int] = {}
+        order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+        for left, right in zip(order, order[1:], strict=False):
+            a, b = wanted[left], wanted[right]
+            length = min(len(a), len(b)) - 1
+            if a[:length] != b[:length]:
+                length = next(i for i in range(length) if a[i] != b[i])
+            length -= length % size
+            if length > max(cached[left], cached[right]):
+                shared.setdefault(tuple(a[:length]), left)
+        while shared:
+            # Together what does not hang on another; what does finds it computed in the next round.
+            ready = [
+                ids for ids in shared
+                if not any(ids[: len(o)] == o for o in shared if len(o) < len(ids))
+            ][: self.num_slots]  # fmt: skip
+            rows = []
+            for ids in ready:
+                row = self._admit([*ids, 0], len(ids))
+                if row is None:  # no room: every sequence computes its own
+                    shared.clear()
+                    break
+                extra[shared.pop(ids)] += len(ids) - row.match.length
+                rows.append(row)
+            self._prefill_rows(rows, whole=True)
+            for row in rows:
+                self.tree.unpin(row.match.nodes)
+                self.tree.insert(row.ids[:-1], row.pages)
+        return extra
+
+    def _admit(self, ids: list[int], end: int) -> _Row | None:
+        """A row for `ids` with pages up to position `end`; None when there are no pages left.
+
+        The last token is always computed anew, since its hidden state is needed to sample.
+        """
+        match = self.tree.match(ids[:-1])
+        self.tree.pin(match.nodes)
+        size = self.tree.page_size
+        needed = range(match.length // size, -(-end // size))
+        taken = self.tree.take(len(needed))
+        if taken is None:
+            self.tree.unpin(match.nodes)
+            return None
+        return _Row(ids, match, dict(zip(needed, taken, strict=True)), match.length)
+
+    def _prefill_rows(self, rows: list[_Row], whole: bool = False) -> None:
+        """Computes prompts until a turn's chunk is left of each (`whole`: all but the last token)."""
+        while True:
+            todo = [
+                row for row in rows
+                if len(row.ids) - row.done > (1 if whole else self.turn_chunk)
+            ]  # fmt: skip
+            if not todo:
+                return
+            counts = [min(self.prefill_chunk, len(row.ids) - 1 - row.done) for row in todo]
+            ends = [row.done + self.prefill_chunk for row in todo]
+            pages, width = self._pages(todo, ends, self.prefill_chunk)
+            tokens = np.zeros((width, self.prefill_chunk), np.int32)
+            for number, (row, count) in enumerate(zip(todo, counts, strict=True)):
+                tokens[number, :count] = row.ids[row.done : row.done + count]
+            self._pool = _prefill(self.config, self.params, self._pool, pages, tokens)
+            for row, count in zip(todo, counts, strict=True):
+                row.done += count
+
+    def _pages(self, rows: list[_Row], ends: list[int], length: int) -> tuple[Pages, int]:
+        """Tables of the smallest compiled shape for rows that reach `ends`, writing `length` positions."""
+        size, spare = self.tree.page_size, self.tree.num_pages
+        width = next(n for n in self.shapes[0] if n >= len(rows))
+        pages = next(n for n in self.shapes[1] if n * size >= max(ends))
+        table = np.full((width, pages), spare, np.int32)
+        target = np.full((width, (length - 1) // size + 2), spare, np.int32)
+        start = np.zeros(width, np.int32)
+        for number, row in enumerate(rows):
+            start[number] = row.done
+            read = [node.page for node in row.match.nodes]
+            for index, page in row.pages.items():
+                # The first page that is written may have been read elsewhere before.
+                if index * size < row.done and (index >= len(read) or row.done > row.match.length):
+                    read[index:] = [page]
+                column = index - row.done // size
+                if 0 <= column < target.shape[1]:
+                    target[number, column] = page
+            read = read[: -(-row.done // size)]
+            table[number, : len(read)] = read
+        return Pages(table, start, target), width
+
+    def _decode(self, rows: list[_Row], requests: Sequence[Request]):
+        """One turn; returns (ids, logprobs, count) with the rows first."""
+        reach = self.turn_chunk + self.max_new_tokens
+        ends = [max(row.done + self.turn_chunk, len(row.ids) + self.max_new_tokens) for row in rows]
+        ends = [min(end, self.max_len + self.turn_chunk) for end in ends]
+        pages, width = self._pages(rows, ends, reach)
+        tokens = np.zeros((width, self.turn_chunk), np.int32)
+        num_tokens = np.zeros(width, np.int32)
+        budget = np.ones(width, np.int32)
+        seeds = np.zeros(width, np.uint32)
+        samplings: list[Sampling | None] = [None] * width
+        contexts: list[Sequence[int]] = [()] * width
+        for number, (row, request) in enumerate(zip(rows, requests, strict=False)):
+            rest = row.ids[row.done :]
+            tokens[number, : len(rest)] = rest
+            num_tokens[number] = len(rest)
+            budget[number] = request.max_new_tokens
+            seeds[number] = request.seed & 0xFFFFFFFF
+            samplings[number], contexts[number] = request.sampling, row.ids
+        options = methods.make_options(samplings, contexts, self.config.vocab_size)
+        self._pool, ids, logprobs, count = _turn(
+            self.config, self.params, self._pool, pages, tokens, num_tokens, budget, options, seeds,
+            max_new=self.max_new_tokens, stop_ids=self.stop_ids, max_len=self.max_len,
+        )  # fmt: skip
+        ids, logprobs, count = jax.device_get((ids, logprobs, count))
+        return ids, logprobs.swapaxes(0, 1), count
+
+    def _finish(self, request: Request, row: _Row, cached: int, ids, logprobs) -> Generation:
         session = request.session
-        prompt_length = len(session) + len(request.new_ids)
         session.ids.extend(request.new_ids)
         session.ids.extend(ids.tolist())
+        self.tree.unpin(row.match.nodes)
         # The last sampled token has not been through the model yet.
-        session.cached = len(session.ids) - 1
-        self._row_ids[session.slot, :prompt_length] = session.ids[:prompt_length]
-        self._row_ids[session.slot, prompt_length : len(session.ids)] = ids
-        self._row_valid[session.slot] = session.cached
+        self.tree.insert(session.ids[:-1], row.pages)
         if int(ids[-1]) in self.stop_ids:
             reason = "stop"
         else:
@@ -488,6 +591,6 @@ class Engine:
             tuple(ids.tolist()),
             *(tuple(float(x) for x in of) for of in logprobs),
             reason,
-            prefilled=prompt_length - cached,
+            prefilled=len(row.ids) - cached,
             cached=cached,
         )

@@ -272,8 +272,17 @@ def test_random_operations_against_token_lists(params):
                 got = [table[len(known) - len(result.ids) + i - 1, t]
                        for i, t in enumerate(result.ids)]  # fmt: skip
                 np.testing.assert_allclose(result.logprobs, got, atol=1e-5)
-    owned = [s for s in engine._owner if s is not None]
-    assert len(owned) <= len(sessions) and checked == 40
+        check_no_leak(engine)
+    assert checked == 40
+
+
+def check_no_leak(engine):
+    """Every page is free or in the tree, once, and nothing is pinned between calls."""
+    nodes = list(engine.tree.nodes())
+    assert sorted([*engine.tree.free, *(n.page for n in nodes)]) == list(
+        range(engine.tree.num_pages)
+    )
+    assert all(n.pins == 0 and n.tokens for n in nodes)
 
 
 def test_options_reach_every_token_of_a_turn(params):

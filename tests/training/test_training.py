@@ -398,11 +398,12 @@ one = jax.sharding.SingleDeviceSharding(topology.devices[0])
 def on(shape, dtype): return jax.ShapeDtypeStruct(shape, dtype, sharding=one)
 slots, length = 16, 256
 half = jax.tree.map(lambda s: on(s.shape, jnp.bfloat16), params)
-row = on((slots, 4, length + 32, 128), jnp.bfloat16)
+row = on((slots * 18 + 1, 4, 16, 128), jnp.bfloat16)
 cache = engine.KVCache((row, row), (row, row))
 ints = on((slots,), jnp.int32)
-turn = engine._turn.lower(config, half, cache, on((slots, 16), jnp.int32), ints, ints, ints,
-    on((slots,), jnp.float32), on((slots,), jnp.uint32), max_new=8, stop_ids=(3,), max_len=length)
+pages = engine.Pages(on((slots, 18), jnp.int32), ints, on((slots, 3), jnp.int32))
+turn = engine._turn.lower(config, half, cache, pages, on((slots, 16), jnp.int32), ints, ints,
+    dict(temperature=on((slots,), jnp.float32)), on((slots,), jnp.uint32), max_new=8, stop_ids=(3,), max_len=length)
 print("TURN", turn.compile().memory_analysis().temp_size_in_bytes > 0)
 """
 
