@@ -7,57 +7,25 @@ common, whoever computed it. What is not there is computed, so running out of pa
 correctness. The engine knows token ids only; text is `leafe_jax.chat`'s and
 `leafe_jax.sampling.policy`'s business.
 
-A call gathers the pages of its rows into contiguous buffers, where attention is cheapest, and writes the
-new pages back at its end: copy-on-write comes with it, since a page is read at one place and
-written at another. Static shapes: a `turn` program (one chunk of prompt tokens, then decoding until every
-row has stopped) and a `prefill` program for longer prompts, each for a few numbers of rows and of context
-pages (`Engine.shapes`). Nothing else is compiled.
+Static shapes (`leafe_jax.sampling.programs`): a `turn` program (one chunk of prompt tokens, then decoding
+until every row has stopped) and a `prefill` program for longer prompts, each for a few numbers of rows
+and of context pages. Nothing else is compiled.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from leafe_jax.errors import UserError
-from leafe_jax.models import decoder
 from leafe_jax.models.decoder import ModelConfig
-from leafe_jax.sampling import methods
-from leafe_jax.sampling.pages import Match, PageTree
+from leafe_jax.sampling import methods, programs
+from leafe_jax.sampling.pages import Match, PageTree, common_length
 from leafe_jax.types import Sampling
-
-
-class KVCache(NamedTuple):
-    """Keys and values, one array a layer: the pool [pages, kv_heads, page_size, head_dim], or the rows of
-    a call [rows, kv_heads, positions, head_dim].
-
-    The time axis lies next to head_dim: on XLA's CPU backend this order made decoding attention
-    several times cheaper than the one with heads innermost.
-    """
-
-    k: tuple[jax.Array, ...]
-    v: tuple[jax.Array, ...]
-
-
-class Pages(NamedTuple):
-    """Where the rows of a call read and write.
-
-    Attributes:
-      table: int32 [B, P] pages of each row's context, in order.
-      start: int32 [B] positions that they hold already.
-      target: int32 [B, W] pages that take the positions from start on, page by page; the pool's last
-        page, which nobody reads, where nothing is to be kept.
-    """
-
-    table: jax.Array
-    start: jax.Array
-    target: jax.Array
 
 
 @dataclasses.dataclass(eq=False)
@@ -115,164 +83,9 @@ class Generation:
     cached: int
 
 
-# -- device programs -------------------------------------------------------------------------------
-def _write(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-    """Writes new [B, K, T, H] into cache [B, K, S, H] at time start [B] of each row."""
-    return jax.vmap(lambda c, n, s: jax.lax.dynamic_update_slice(c, n, (0, s, 0)))(
-        cache, new.astype(cache.dtype), start
-    )
+_MEMBERS = 8  # rows of a group that shares its first pages
 
 
-def _attend_cached(cache: KVCache, start: jax.Array, written: list) -> decoder.Attend:
-    """Attention hook: writes each layer's new keys and values at `start` [B], then attends to all
-    positions up to and including the query's own. The new layers are appended to `written`."""
-
-    def attend(layer, q, k, v):  # q [B, T, N, H], k and v [B, T, K, H]
-        batch, num_new, num_heads, head_dim = q.shape
-        kv_heads = k.shape[2]
-        keys = _write(cache.k[layer], k.transpose(0, 2, 1, 3), start)
-        values = _write(cache.v[layer], v.transpose(0, 2, 1, 3), start)
-        written.append((keys, values))
-        group = num_heads // kv_heads
-        q = q.reshape(batch, num_new, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
-        q = q.reshape(batch, kv_heads, group * num_new, head_dim)
-        scores = jnp.einsum("bkth,bksh->bkts", q, keys, preferred_element_type=jnp.float32)
-        scores = scores.reshape(batch, kv_heads, group, num_new, -1) * head_dim**-0.5
-        position = start[:, None] + jnp.arange(num_new)  # [B, T]
-        visible = jnp.arange(keys.shape[2]) <= position[..., None]  # [B, T, S]
-        # What lies beyond a row's length is stale; the mask is all that keeps it out.
-        weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -1e30), axis=-1)
-        weights = weights.reshape(batch, kv_heads, group * num_new, -1).astype(values.dtype)
-        out = jnp.einsum("bkts,bksh->bkth", weights, values)
-        out = out.reshape(batch, kv_heads, group, num_new, head_dim).transpose(0, 3, 1, 2, 4)
-        return out.reshape(batch, num_new, num_heads, head_dim)
-
-    return attend
-
-
-def _gather(pool: KVCache, table: jax.Array) -> KVCache:
-    """The pages of table [B, P] side by side: [B, K, P * page_size, H] a layer."""
-
-    def rows(layer):
-        pages = layer[table].transpose(0, 2, 1, 3, 4)  # [B, K, P, page_size, H]
-        return pages.reshape(*pages.shape[:2], -1, pages.shape[-1])
-
-    return jax.tree.map(rows, pool)
-
-
-def _scatter(pool: KVCache, rows: KVCache, pages: Pages) -> KVCache:
-    """Writes the pages from `start` on back into the pool."""
-    size = pool.k[0].shape[2]
-    width = pages.target.shape[1]
-    held = rows.k[0].shape[2] // size
-    # Whole pages, the first with what stood before `start` in it: that is the copy-on-write. Past the
-    # row's end there is nothing to keep, and the target is nobody's page.
-    index = jnp.minimum((pages.start // size)[:, None] + jnp.arange(width), held - 1)  # [B, W]
-
-    def back(layer, row):
-        row = row.reshape(*row.shape[:2], held, size, -1)  # [B, K, P, page_size, H]
-        cut = jnp.take_along_axis(row, index[:, None, :, None, None], axis=2)
-        cut = cut.transpose(0, 2, 1, 3, 4)
-        return layer.at[pages.target.reshape(-1)].set(cut.reshape(-1, *cut.shape[2:]))
-
-    return jax.tree.map(back, pool, rows)
-
-
-def _forward(config, params, cache, tokens, start):
-    """Runs tokens [B, T] at positions start.. and returns (hidden [B, T, D], cache)."""
-    written: list = []
-    positions = start[:, None] + jnp.arange(tokens.shape[1])
-    hidden = decoder.hidden(
-        config, params, tokens, positions, _attend_cached(cache, start, written)
-    )
-    return hidden, KVCache(tuple(k for k, _ in written), tuple(v for _, v in written))
-
-
-@functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("pool",))
-def _prefill(config: ModelConfig, params, pool: KVCache, pages: Pages, tokens):
-    """Computes keys and values of tokens [B, T] behind each row's context."""
-    _, rows = _forward(config, params, _gather(pool, pages.table), tokens, pages.start)
-    return _scatter(pool, rows, pages)
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=("config", "max_new", "stop_ids", "max_len"),
-    donate_argnames=("pool",),
-)
-def _turn(
-    config: ModelConfig,
-    params,
-    pool: KVCache,
-    pages: Pages,
-    tokens,
-    num_tokens,
-    budget,
-    options,
-    seeds,
-    *,
-    max_new: int,
-    stop_ids: tuple[int, ...],
-    max_len: int,
-):
-    """One turn for every row: prefill tokens [B, T], then sample until all rows have stopped.
-
-    Args:
-      config, params, pool: the model and the pool (donated).
-      pages: where each row reads and writes.
-      tokens: int32 [B, T] prompt tokens, `num_tokens` [B] of them real (0: the row is idle).
-      budget: int32 [B] most tokens to sample, at most max_new.
-      options: see methods.make_options.
-      seeds: uint32 [B].
-      max_new, stop_ids, max_len: static.
-
-    Returns:
-      (pool, ids int32 [B, max_new], logprobs float32 [2, B, max_new] under the model and under the
-      distribution sampled from, count int32 [B]).
-    """
-    start = pages.start
-    cache = _gather(pool, pages.table)
-    rows = jnp.arange(tokens.shape[0])
-    stops = jnp.asarray(stop_ids, jnp.int32)
-    hidden, cache = _forward(config, params, cache, tokens, start)
-    hidden = hidden[rows, jnp.maximum(num_tokens - 1, 0)]  # [B, D]
-    length = start + num_tokens
-    active = num_tokens > 0
-
-    def emit(hidden, length, active, options, ids, logprobs, count):
-        logits = decoder.head(config, params, hidden)
-        new, *pair = methods.sample(logits, options, seeds, length)
-        # Idle rows write to their own last column again, which `count` leaves out.
-        column = jnp.where(active, count, max_new)
-        ids = ids.at[rows, column].set(new, mode="drop")
-        logprobs = logprobs.at[:, rows, column].set(jnp.stack(pair), mode="drop")
-        count = count + active
-        active = active & ~jnp.isin(new, stops) & (count < budget) & (length + 1 < max_len)
-        return new, active, methods.note(options, new), ids, logprobs, count
-
-    ids = jnp.zeros((tokens.shape[0], max_new), jnp.int32)
-    logprobs = jnp.zeros((2, tokens.shape[0], max_new), jnp.float32)
-    count = jnp.zeros_like(length)
-    last, active, options, ids, logprobs, count = emit(
-        hidden, length, active, options, ids, logprobs, count
-    )
-
-    def step(carry):
-        cache, last, length, active, options, ids, logprobs, count = carry
-        # A stopped row computes along and writes at its own end, where nothing valid lies.
-        hidden, cache = _forward(config, params, cache, last[:, None], length)
-        length = length + active
-        last, active, options, ids, logprobs, count = emit(
-            hidden[:, 0], length, active, options, ids, logprobs, count
-        )
-        return cache, last, length, active, options, ids, logprobs, count
-
-    carry = (cache, last, length, active, options, ids, logprobs, count)
-    cache, *_, ids, logprobs, count = jax.lax.while_loop(lambda c: jnp.any(c[3]), step, carry)
-    return _scatter(pool, cache, pages), ids, logprobs, count
-
-
-# -- host ------------------------------------------------------------------------------------------
 @dataclasses.dataclass(eq=False)
 class _Row:
     """A sequence in flight.
@@ -288,6 +101,32 @@ class _Row:
     match: Match
     pages: dict[int, int]
     done: int
+
+    def pages_held(self, size: int) -> list[int]:
+        """Pages of the computed positions: those found, and from the first written on those written."""
+        held = [node.page for node in self.match.nodes]
+        if self.done > self.match.length:
+            first = self.match.length // size
+            held[first:] = [self.pages[i] for i in range(first, -(-self.done // size))]
+        return held
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """Shape of a call.
+
+    Attributes:
+      lines: the line of each row.
+      width, pages: lines, and context pages of each.
+      common: pages that each group of _MEMBERS lines begins with; [] without groups.
+      shared: room for them, in pages.
+    """
+
+    lines: list[int]
+    width: int
+    pages: int
+    common: list[list[int]]
+    shared: int
 
 
 class Engine:
@@ -353,7 +192,7 @@ class Engine:
         # The last page takes what nobody wants.
         shape = (num_pages + 1, config.num_kv_heads, page_size, config.head_dim)
         dtype = jax.tree.leaves(params)[0].dtype
-        self._pool = KVCache(
+        self._pool = programs.KVCache(
             tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
             tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
         )
@@ -467,9 +306,7 @@ class Engine:
         order = sorted(range(len(wanted)), key=lambda i: wanted[i])
         for left, right in zip(order, order[1:], strict=False):
             a, b = wanted[left], wanted[right]
-            length = min(len(a), len(b)) - 1
-            if a[:length] != b[:length]:
-                length = next(i for i in range(length) if a[i] != b[i])
+            length = min(common_length(a, b), len(a) - 1, len(b) - 1)
             length -= length % size
             if length > max(cached[left], cached[right]):
                 shared.setdefault(tuple(a[:length]), left)
@@ -519,62 +356,107 @@ class Engine:
                 return
             counts = [min(self.prefill_chunk, len(row.ids) - 1 - row.done) for row in todo]
             ends = [row.done + self.prefill_chunk for row in todo]
-            pages, width = self._pages(todo, ends, self.prefill_chunk)
-            tokens = np.zeros((width, self.prefill_chunk), np.int32)
-            for number, (row, count) in enumerate(zip(todo, counts, strict=True)):
-                tokens[number, :count] = row.ids[row.done : row.done + count]
-            self._pool = _prefill(self.config, self.params, self._pool, pages, tokens)
+            pages, layout = self._pages(todo, ends, self.prefill_chunk, group=False)
+            tokens = np.zeros((layout.width, self.prefill_chunk), np.int32)
+            for line, row, count in zip(layout.lines, todo, counts, strict=True):
+                tokens[line, :count] = row.ids[row.done : row.done + count]
+            self._pool = programs.prefill(self.config, self.params, self._pool, pages, tokens)
             for row, count in zip(todo, counts, strict=True):
                 row.done += count
 
-    def _pages(self, rows: list[_Row], ends: list[int], length: int) -> tuple[Pages, int]:
+    def _fit(self, positions: int) -> int:
+        """The smallest compiled number of context pages for so many positions."""
+        return next(n for n in self.shapes[1] if n * self.tree.page_size >= positions)
+
+    def _layout(self, rows: list[_Row], ends: list[int], group: bool) -> _Layout:
+        """Which line of a call each row takes, and whether groups of them share their first pages."""
+        size = self.tree.page_size
+        width = next(n for n in self.shapes[0] if n >= len(rows))
+        plain = _Layout(list(range(len(rows))), width, self._fit(max(ends)), [], 0)
+        blocks = width // _MEMBERS
+        if not group or len(rows) < _MEMBERS or width % _MEMBERS:
+            return plain
+        # Only pages that are full: the row's own begin at a page's beginning.
+        full = [row.pages_held(size)[: row.done // size] for row in rows]
+        groups: list[tuple[list[int], list[int]]] = []  # members, common pages
+        for number in sorted(range(len(rows)), key=lambda i: full[i]):
+            if groups and len(groups[-1][0]) < _MEMBERS:
+                members, common = groups[-1]
+                length = common_length(common, full[number])
+                # Worth it as long as no member has much more that the others lack.
+                if 4 * length >= 3 * max(len(common), len(full[number])):
+                    groups[-1] = ([*members, number], common[:length])
+                    continue
+            groups.append(([number], full[number]))
+        if len(groups) > blocks:
+            return plain
+        lines = [0] * len(rows)
+        for block, (members, _) in enumerate(groups):
+            for place, number in enumerate(members):
+                lines[number] = block * _MEMBERS + place
+        common = [pages for _, pages in groups]
+        own = max(
+            end - size * len(common[line // _MEMBERS])
+            for end, line in zip(ends, lines, strict=True)
+        )
+        shared = self._fit(size * max(map(len, common)))
+        grouped = _Layout(lines, width, self._fit(own), common, shared)
+        cost = blocks * shared + width * grouped.pages
+        return grouped if cost <= 0.7 * width * plain.pages else plain
+
+    def _pages(
+        self, rows: list[_Row], ends: list[int], length: int, group: bool
+    ) -> tuple[programs.Pages, _Layout]:
         """Tables of the smallest compiled shape for rows that reach `ends`, writing `length` positions."""
         size, spare = self.tree.page_size, self.tree.num_pages
-        width = next(n for n in self.shapes[0] if n >= len(rows))
-        pages = next(n for n in self.shapes[1] if n * size >= max(ends))
-        table = np.full((width, pages), spare, np.int32)
-        target = np.full((width, (length - 1) // size + 2), spare, np.int32)
-        start = np.zeros(width, np.int32)
-        for number, row in enumerate(rows):
-            start[number] = row.done
-            read = [node.page for node in row.match.nodes]
+        layout = self._layout(rows, ends, group)
+        blocks = layout.width // _MEMBERS if layout.common else layout.width
+        shared = np.full((blocks, layout.shared), spare, np.int32)
+        base = np.zeros(layout.width, np.int32)
+        for block, common in enumerate(layout.common):
+            shared[block, : len(common)] = common
+            base[block * _MEMBERS : (block + 1) * _MEMBERS] = size * len(common)
+        start = base.copy()
+        table = np.full((layout.width, layout.pages), spare, np.int32)
+        target = np.full((layout.width, (length - 1) // size + 2), spare, np.int32)
+        for row, line in zip(rows, layout.lines, strict=True):
+            start[line] = row.done
+            held = row.pages_held(size)[base[line] // size :]
+            table[line, : len(held)] = held
             for index, page in row.pages.items():
-                # The first page that is written may have been read elsewhere before.
-                if index * size < row.done and (index >= len(read) or row.done > row.match.length):
-                    read[index:] = [page]
                 column = index - row.done // size
                 if 0 <= column < target.shape[1]:
-                    target[number, column] = page
-            read = read[: -(-row.done // size)]
-            table[number, : len(read)] = read
-        return Pages(table, start, target), width
+                    target[line, column] = page
+        return programs.Pages(shared, base, table, start, target), layout
 
     def _decode(self, rows: list[_Row], requests: Sequence[Request]):
         """One turn; returns (ids, logprobs, count) with the rows first."""
         reach = self.turn_chunk + self.max_new_tokens
         ends = [max(row.done + self.turn_chunk, len(row.ids) + self.max_new_tokens) for row in rows]
         ends = [min(end, self.max_len + self.turn_chunk) for end in ends]
-        pages, width = self._pages(rows, ends, reach)
+        pages, layout = self._pages(rows, ends, reach, group=True)
+        width = layout.width
         tokens = np.zeros((width, self.turn_chunk), np.int32)
         num_tokens = np.zeros(width, np.int32)
         budget = np.ones(width, np.int32)
         seeds = np.zeros(width, np.uint32)
         samplings: list[Sampling | None] = [None] * width
         contexts: list[Sequence[int]] = [()] * width
-        for number, (row, request) in enumerate(zip(rows, requests, strict=False)):
+        for line, row, request in zip(layout.lines, rows, requests, strict=False):
             rest = row.ids[row.done :]
-            tokens[number, : len(rest)] = rest
-            num_tokens[number] = len(rest)
-            budget[number] = request.max_new_tokens
-            seeds[number] = request.seed & 0xFFFFFFFF
-            samplings[number], contexts[number] = request.sampling, row.ids
+            tokens[line, : len(rest)] = rest
+            num_tokens[line] = len(rest)
+            budget[line] = request.max_new_tokens
+            seeds[line] = request.seed & 0xFFFFFFFF
+            samplings[line], contexts[line] = request.sampling, row.ids
         options = methods.make_options(samplings, contexts, self.config.vocab_size)
-        self._pool, ids, logprobs, count = _turn(
+        self._pool, ids, logprobs, count = programs.turn(
             self.config, self.params, self._pool, pages, tokens, num_tokens, budget, options, seeds,
             max_new=self.max_new_tokens, stop_ids=self.stop_ids, max_len=self.max_len,
         )  # fmt: skip
         ids, logprobs, count = jax.device_get((ids, logprobs, count))
-        return ids, logprobs.swapaxes(0, 1), count
+        lines = layout.lines
+        return ids[lines], logprobs[:, lines].swapaxes(0, 1), count[lines]
 
     def _finish(self, request: Request, row: _Row, cached: int, ids, logprobs) -> Generation:
         session = request.session

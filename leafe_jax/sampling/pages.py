@@ -49,7 +49,8 @@ class Match:
     length: int
 
 
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
+def common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many leading elements are equal."""
     count = 0
     for a, b in zip(left, right, strict=False):
         if a != b:
@@ -84,7 +85,7 @@ class PageTree:
         best, length = None, 0
         for child in (*node.full.values(), *node.partial):
             if wanted and child.tokens[0] == wanted[0]:
-                common = _common(child.tokens, wanted)
+                common = common_length(child.tokens, wanted)
                 if common > length:
                     best, length = child, common
         if best is not None:
@@ -104,9 +105,13 @@ class PageTree:
 
     def take(self, count: int) -> list[int] | None:
         """`count` pages to write, evicting what nobody reads; None when there are not enough."""
-        while len(self.free) < count:
-            if not self._evict(count - len(self.free)):
+        if len(self.free) < count:
+            # A pin holds the whole way to a node, so nothing below an unpinned one is pinned.
+            unpinned = sum(not node.pins for node in self.nodes())
+            if len(self.free) + unpinned < count:
                 return None
+        while len(self.free) < count:
+            self._evict(count - len(self.free))
         return [self.free.pop() for _ in range(count)]
 
     def give_back(self, pages: Sequence[int]) -> None:
@@ -167,8 +172,8 @@ class PageTree:
                 stack.append(child)
                 yield child
 
-    def _evict(self, count: int) -> bool:
-        """Frees up to `count` of the least recently used leaves; False if there was none."""
+    def _evict(self, count: int) -> None:
+        """Frees up to `count` of the least recently used leaves."""
         leaves = [n for n in self.nodes() if not n.pins and not n.full and not n.partial]
         leaves.sort(key=lambda n: n.used)
         for node in leaves[:count]:
@@ -177,4 +182,3 @@ class PageTree:
             else:
                 node.parent.partial.remove(node)
             self.free.append(node.page)
-        return bool(leaves)

@@ -44,9 +44,9 @@ def _forward(params, tokens, segment_ids):
 
 def forward(params, ids) -> np.ndarray:
     """Log-probabilities [T, V] by the training path."""
-    tokens = np.zeros((1, 80), np.int32)  # one length, so that it compiles once
+    tokens = np.zeros((1, 128), np.int32)  # one length, so that it compiles once
     tokens[0, : len(ids)] = ids
-    segment_ids = (np.arange(80) < len(ids)).astype(np.int32)[None]
+    segment_ids = (np.arange(128) < len(ids)).astype(np.int32)[None]
     return np.asarray(_forward(params, tokens, segment_ids))[: len(ids)]
 
 
@@ -328,3 +328,74 @@ def greedy(params, ids, count) -> list[int]:
     for _ in range(count):
         context.append(int(head_logits(params, context).argmax()))
     return context[len(ids) :]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_groups_that_share_a_prefix_equal_single_rows(params, temperature, monkeypatch):
+    """Sixteen branches of two histories: the shared pages are attended to once a group."""
+    from leafe_jax.sampling import programs
+
+    shapes = []
+    turn = programs.turn
+
+    def spy(config, params, pool, pages, *args, **kwargs):
+        shapes.append(pages.shared.shape)
+        return turn(config, params, pool, pages, *args, **kwargs)
+
+    monkeypatch.setattr(programs, "turn", spy)
+    engine = make(params, num_slots=24, max_len=128, page_size=4)
+    histories = [prompt(1, 90), prompt(2, 81)]
+    roots = [engine.start(), engine.start()]
+    engine.generate([ask(r, h, count=1) for r, h in zip(roots, histories)])
+    # Unequal lengths within a group, and a group that is not full.
+    forks = [(0, 90 - i % 3) for i in range(8)] + [(1, 81)] * 7
+    sessions = [engine.fork(roots[r], n) for r, n in forks]
+    news = [prompt(50 + i, 2 + i % 3) for i in range(15)]
+    results = engine.generate(
+        [ask(s, n, temperature, i) for i, (s, n) in enumerate(zip(sessions, news))]
+    )
+    assert shapes[-1][0] == 3 and shapes[-1][1] > 0  # grouped
+    assert shapes[0][1] == 0  # not grouped
+    for i, ((root, length), new, result) in enumerate(zip(forks, news, results)):
+        ids = histories[root][:length] + new
+        assert list(result.ids) == reference(params, ids, 6, temperature, i)
+        table = forward(params, sessions[i].ids)
+        expected = [table[len(ids) + j - 1, t] for j, t in enumerate(result.ids)]
+        np.testing.assert_allclose(result.logprobs, expected, atol=1e-5)
+        assert result.cached == length  # the fork computes its own suffix only
+    check_no_leak(engine)
+
+
+def test_what_a_batch_has_in_common_is_computed_once(params):
+    """Prefilled tokens are those of the token tree, plus less than a page a sequence."""
+    engine = make(params, num_slots=8, page_size=4)
+    trunk, limbs = prompt(0, 21), [prompt(1, 11), prompt(2, 9)]
+    ids = [trunk + limbs[i % 2] + prompt(10 + i, 3) for i in range(8)]
+    results = engine.generate([ask(engine.start(), x, 1.0, i) for i, x in enumerate(ids)])
+    ideal = 21 + 11 + 9 + 8 * 3
+    spent = sum(r.prefilled for r in results)
+    assert ideal <= spent < ideal + 8 * 4
+    assert all(r.prefilled + r.cached == len(x) for r, x in zip(results, ids))
+    for i, (x, result) in enumerate(zip(ids, results)):
+        assert list(result.ids) == reference(params, x, 6, 1.0, i)
+    check_no_leak(engine)
+
+
+@pytest.mark.parametrize("num_pages", [17, 20, 40, 0])
+def test_a_small_pool_costs_time_and_nothing_else(params, num_pages):
+    """Down to one session's pages, where rows wait for each other and prefixes are computed anew."""
+    engine = make(params, num_slots=6, page_size=4, num_pages=num_pages)
+    sessions = [engine.start() for _ in range(6)]
+    known = [[] for _ in range(6)]
+    for turn in range(3):
+        news = [prompt(10 * turn + i, 5 + i) for i in range(6)]
+        results = engine.generate(
+            [ask(s, n, 1.0, i, 4) for i, (s, n) in enumerate(zip(sessions, news))]
+        )
+        for i, (new, result) in enumerate(zip(news, results)):
+            known[i] += new
+            assert list(result.ids) == reference(params, known[i], 4, 1.0, i)
+            known[i] += result.ids
+        check_no_leak(engine)
+    with pytest.raises(UserError, match="sampler.num_pages = 16: one session of sampler.max_len"):
+        make(params, page_size=4, num_pages=16)

@@ -371,7 +371,7 @@ from jax.sharding import NamedSharding
 from leafe_jax.models import attention, decoder
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.training import sharding, step
-from leafe_jax.sampling import engine
+from leafe_jax.sampling import programs
 import sys
 sys.path.insert(0, {tests!r})
 from test_training import train_config
@@ -399,10 +399,10 @@ def on(shape, dtype): return jax.ShapeDtypeStruct(shape, dtype, sharding=one)
 slots, length = 16, 256
 half = jax.tree.map(lambda s: on(s.shape, jnp.bfloat16), params)
 row = on((slots * 18 + 1, 4, 16, 128), jnp.bfloat16)
-cache = engine.KVCache((row, row), (row, row))
+cache = programs.KVCache((row, row), (row, row))
 ints = on((slots,), jnp.int32)
-pages = engine.Pages(on((slots, 18), jnp.int32), ints, on((slots, 3), jnp.int32))
-turn = engine._turn.lower(config, half, cache, pages, on((slots, 16), jnp.int32), ints, ints,
+pages = programs.Pages(on((2, 4), jnp.int32), ints, on((slots, 18), jnp.int32), ints, on((slots, 3), jnp.int32))
+turn = programs.turn.lower(config, half, cache, pages, on((slots, 16), jnp.int32), ints, ints,
     dict(temperature=on((slots,), jnp.float32)), on((slots,), jnp.uint32), max_new=8, stop_ids=(3,), max_len=length)
 print("TURN", turn.compile().memory_analysis().temp_size_in_bytes > 0)
 """
