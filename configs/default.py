@@ -35,7 +35,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.context.window = 2  # observation-action pairs shown in window mode (verl-agent: 2)
 
     c.sampler = ml_collections.ConfigDict()
-    c.sampler.num_slots = 128  # conversations in the cache, and the batch width
+    c.sampler.num_slots = 128  # conversations computed together
+    c.sampler.page_size = 16  # positions whose keys and values lie together
+    c.sampler.num_pages = 0  # of the pool; 0 has room for num_slots conversations of max_len
     c.sampler.max_len = 320  # tokens per conversation
     c.sampler.turn_chunk = 16  # prompt tokens handled together with decoding
     c.sampler.prefill_chunk = 32  # prompt tokens per prefill call

@@ -259,6 +259,8 @@ def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
             model_config,
             params,
             num_slots=sampler.num_slots,
+            page_size=sampler.page_size,
+            num_pages=sampler.num_pages,
             max_len=sampler.max_len,
             turn_chunk=sampler.turn_chunk,
             prefill_chunk=sampler.prefill_chunk,

@@ -84,6 +84,7 @@ class Generation:
 
 
 _MEMBERS = 8  # rows of a group that shares its first pages
+_MIN_SHARED = 16  # pages; with fewer a group gains less than another program takes to compile
 
 
 @dataclasses.dataclass(eq=False)
@@ -206,7 +207,7 @@ class Engine:
         longest = self.max_len + max(self.turn_chunk, self.prefill_chunk)
         pages = [-(-longest // self.tree.page_size)]
         while pages[0] * self.tree.page_size > 2 * 64:
-            pages.insert(0, -(-pages[0] // 2))
+            pages.insert(0, -(-pages[0] * 7 // 10))
         return tuple(rows), tuple(pages)
 
     # -- sessions ------------------------------------------------------------------------------
@@ -364,15 +365,17 @@ class Engine:
             for row, count in zip(todo, counts, strict=True):
                 row.done += count
 
-    def _fit(self, positions: int) -> int:
+    def _fit(self, positions: int, width: int) -> int:
         """The smallest compiled number of context pages for so many positions."""
+        if width < self.num_slots:  # a few rows cost little, and another program its compilation
+            return self.shapes[1][-1]
         return next(n for n in self.shapes[1] if n * self.tree.page_size >= positions)
 
     def _layout(self, rows: list[_Row], ends: list[int], group: bool) -> _Layout:
         """Which line of a call each row takes, and whether groups of them share their first pages."""
         size = self.tree.page_size
         width = next(n for n in self.shapes[0] if n >= len(rows))
-        plain = _Layout(list(range(len(rows))), width, self._fit(max(ends)), [], 0)
+        plain = _Layout(list(range(len(rows))), width, self._fit(max(ends), width), [], 0)
         blocks = width // _MEMBERS
         if not group or len(rows) < _MEMBERS or width % _MEMBERS:
             return plain
@@ -399,8 +402,11 @@ class Engine:
             end - size * len(common[line // _MEMBERS])
             for end, line in zip(ends, lines, strict=True)
         )
-        shared = self._fit(size * max(map(len, common)))
-        grouped = _Layout(lines, width, self._fit(own), common, shared)
+        longest = max(map(len, common))
+        if longest < _MIN_SHARED:
+            return plain
+        shared = self._fit(size * longest, width)
+        grouped = _Layout(lines, width, self._fit(own, width), common, shared)
         cost = blocks * shared + width * grouped.pages
         return grouped if cost <= 0.7 * width * plain.pages else plain
 

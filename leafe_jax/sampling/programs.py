@@ -124,12 +124,22 @@ def _attend_cached(
     return attend
 
 
+def _of_heads(layer: jax.Array, pages: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The pool as [pages * K, page_size, H], and where in it pages [B, P] have their heads: [B, K, P].
+
+    So heads come out before pages in one go; pages first would have to be turned in a second one.
+    """
+    kv_heads = layer.shape[1]
+    index = pages[:, None] * kv_heads + jnp.arange(kv_heads)[:, None]
+    return layer.reshape(-1, *layer.shape[2:]), index
+
+
 def _gather(pool: KVCache, table: jax.Array) -> KVCache:
     """The pages of table [B, P] side by side: [B, K, P * page_size, H] a layer."""
 
     def rows(layer):
-        pages = layer[table].transpose(0, 2, 1, 3, 4)  # [B, K, P, page_size, H]
-        return pages.reshape(*pages.shape[:2], -1, pages.shape[-1])
+        flat, index = _of_heads(layer, table)
+        return flat[index].reshape(*index.shape[:2], -1, layer.shape[-1])
 
     return jax.tree.map(rows, pool)
 
@@ -147,8 +157,8 @@ def _scatter(pool: KVCache, rows: KVCache, pages: Pages) -> KVCache:
     def back(layer, row):
         row = row.reshape(*row.shape[:2], held, size, -1)  # [B, K, P, page_size, H]
         cut = jnp.take_along_axis(row, index[:, None, :, None, None], axis=2)
-        cut = cut.transpose(0, 2, 1, 3, 4)
-        return layer.at[pages.target.reshape(-1)].set(cut.reshape(-1, *cut.shape[2:]))
+        flat, place = _of_heads(layer, pages.target)
+        return flat.at[place].set(cut).reshape(layer.shape)
 
     return jax.tree.map(back, pool, rows)
 
