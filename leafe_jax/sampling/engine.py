@@ -264,18 +264,28 @@ class Engine:
                 waiting.append(index)
             else:
                 results[index] = Generation((), (), (), "context", 0, 0)
+        shared = [0] * len(requests)
         while waiting:
-            batch = [requests[i] for i in waiting[: self.num_slots]]
-            served = self._generate(batch)
+            batch = waiting[: self.num_slots]
+            served = self._generate([requests[i] for i in batch], batch, shared)
             for index, result in zip(waiting, served, strict=False):
                 results[index] = result
             waiting = waiting[len(served) :]
         return results
 
-    def _generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Serves as many of the first requests as there are pages for, at least one."""
+    def _generate(
+        self, requests: Sequence[Request], numbers: list[int], shared: list[int]
+    ) -> list[Generation]:
+        """Serves as many of the first requests as there are pages for, at least one.
+
+        Args:
+          requests: to serve.
+          numbers: their places in `shared`.
+          shared: positions computed on a request's account before it was served; added to.
+        """
         wanted = [r.session.ids + list(r.new_ids) for r in requests]
-        extra = self._prefill_shared(wanted)
+        for number, count in zip(numbers, self._prefill_shared(wanted), strict=True):
+            shared[number] += count
         rows: list[_Row] = []
         for ids, request in zip(wanted, requests, strict=True):
             row = self._admit(ids, min(len(ids) + request.max_new_tokens, self.max_len))
@@ -288,9 +298,9 @@ class Engine:
         results = []
         for number, row in enumerate(rows):
             ids, logprobs, count = (x[number] for x in outcome)
-            cached = row.match.length - extra[number]
+            before = shared[numbers[number]]
             results.append(
-                self._finish(requests[number], row, cached, ids[:count], logprobs[:, :count])
+                self._finish(requests[number], row, before, ids[:count], logprobs[:, :count])
             )
         return results
 
@@ -464,7 +474,7 @@ class Engine:
         lines = layout.lines
         return ids[lines], logprobs[:, lines].swapaxes(0, 1), count[lines]
 
-    def _finish(self, request: Request, row: _Row, cached: int, ids, logprobs) -> Generation:
+    def _finish(self, request: Request, row: _Row, before: int, ids, logprobs) -> Generation:
         session = request.session
         session.ids.extend(request.new_ids)
         session.ids.extend(ids.tolist())
@@ -479,6 +489,6 @@ class Engine:
             tuple(ids.tolist()),
             *(tuple(float(x) for x in of) for of in logprobs),
             reason,
-            prefilled=len(row.ids) - cached,
-            cached=cached,
+            prefilled=len(row.ids) - row.match.length + before,
+            cached=max(row.match.length - before, 0),
         )
