@@ -21,12 +21,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.dtype = "float32"  # of weights and cache while sampling: float32 or bfloat16
 
     c.env = ml_collections.ConfigDict()
-    c.env.name = "household"  # household or sokoban
+    c.env.name = "household"  # any of envs.REGISTRY
     c.env.horizon = 20  # environment steps per episode (T)
     c.env.prompt_style = "plain"  # plain (reply = action) or react (think, then action in tags)
-    c.env.levels = ()  # sokoban: Boxoban or XSB level files to play instead of generated levels
-    c.env.size = (6, 6)  # sokoban: width and height of generated levels
-    c.env.num_boxes = 1  # sokoban: boxes of generated levels
+    c.env.options = ml_collections.ConfigDict()  # the environment's own (its config has them)
 
     c.context = ml_collections.ConfigDict()
     c.context.mode = (

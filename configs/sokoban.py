@@ -3,7 +3,7 @@
     python -m leafe_jax.main --config=configs/sokoban.py --config.model.path=DIR --workdir=runs/sokoban
 
 Boxoban or XSB files instead of generated levels (train and test files by their names):
-    --config.env.levels="('boxoban/medium/train/000.txt','boxoban/medium/test/000.txt')"
+    --config.env.options.levels="('boxoban/medium/train/000.txt','boxoban/medium/test/000.txt')"
 
 The embedded base model does not play Sokoban; take an instruct checkpoint.
 """
@@ -18,6 +18,9 @@ HOUSEHOLD_INSTRUCT = runpy.run_path(str(Path(__file__).with_name("household_inst
 def get_config(mode: str = "full"):
     c = HOUSEHOLD_INSTRUCT["get_config"](mode)
     c.env.name = "sokoban"
+    c.env.options.levels = ()  # Boxoban or XSB files to play instead of generated levels
+    c.env.options.size = (6, 6)  # width and height of generated levels, walls included
+    c.env.options.num_boxes = 1
     c.env.horizon = 15 if mode == "full" else 4
     c.context.mode = "window"
     c.explore.reflect_every = 5 if mode == "full" else 2

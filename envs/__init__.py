@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from typing import Any
 
 from envs.base import EnvDataError, Environment
 
-NAMES = ("household", "sokoban")
+# name -> module:class. Modules are imported when asked for: some need an extra.
+REGISTRY = {
+    "household": "envs.household:Household",
+    "sokoban": "envs.sokoban:Sokoban",
+}
 
 
-def make(name: str, **options: Any) -> Environment:
+def make(name: str, split: str | None = None, **options: Any) -> Environment:
     """Makes an environment by name.
 
+        env = envs.make("sokoban", split="test", size=(7, 7))
+        state, observation = env.reset(env.tasks[0].task_id)
+        state, result = env.step(state, "up")
+
     Args:
-      name: one of NAMES.
+      name: one of REGISTRY.
+      split: whose tasks `env.tasks` lists; None lists those of all splits.
       options: the environment's constructor arguments.
 
     Raises:
-      EnvDataError: unknown name or option value.
+      EnvDataError: unknown name, split or option, or a value that is not allowed.
     """
-    if name == "household":
-        from envs.household import Household
-
-        return Household(**options)
-    if name == "sokoban":
-        from envs.sokoban import Sokoban
-
-        return Sokoban(**options)
-    raise EnvDataError(f"env.name = {name!r}: must be one of {', '.join(NAMES)}")
+    if name not in REGISTRY:
+        raise EnvDataError(f"env.name = {name!r}: must be one of {', '.join(REGISTRY)}")
+    module, _, attribute = REGISTRY[name].partition(":")
+    environment = getattr(importlib.import_module(module), attribute)
+    allowed = inspect.signature(environment).parameters
+    for option in options:
+        if option not in allowed:
+            raise EnvDataError(f"{name} has no option {option!r}; it has {', '.join(allowed)}")
+    env = environment(**options)
+    if split is not None:
+        env.list_tasks(split)
+        env.split = split
+    return env

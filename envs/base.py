@@ -3,7 +3,8 @@
 `reset(task_id) -> State` and `step(state, action) -> (State, StepResult)` never change their
 arguments: rolling back ("restore h_tau and E_tau", arXiv 2603.16843) means keeping an old state.
 Whoever writes a new environment subclasses `Environment`, which owns step counting, the horizon
-and the "done is final" rule, and writes `_reset`, `_step` and the task lists.
+and the "done is final" rule, and writes `_reset`, `_step` and the task lists; one line in
+`envs.REGISTRY` makes it known.
 """
 
 from __future__ import annotations
@@ -82,6 +83,9 @@ class Environment(abc.ABC):
     """
 
     name: str = ""
+    description: str = ""  # one paragraph on the environment and its actions, for prompts
+    splits: tuple[str, ...] = ("train", "valid", "test")
+    split: str | None = None  # whose tasks `tasks` lists; None: those of all splits
     states_goal: bool = False  # the first observation says "Your task is to: ..."
 
     def __init__(self, horizon: int):
@@ -93,7 +97,7 @@ class Environment(abc.ABC):
     # -- what an environment writes ------------------------------------------------------------
     @abc.abstractmethod
     def _list_tasks(self, split: str) -> Sequence[Task]:
-        """All tasks of `split` in a fixed order; raises EnvDataError for an unknown split."""
+        """All tasks of `split`, one of `self.splits`, in a fixed order."""
 
     @abc.abstractmethod
     def _reset(self, task_id: str) -> tuple[State, str]:
@@ -116,8 +120,23 @@ class Environment(abc.ABC):
         """Actions that reach the goal from `state` within the steps left, or None."""
 
     # -- what callers use ----------------------------------------------------------------------
-    def tasks(self, split: str) -> tuple[Task, ...]:
-        """The fixed, enumerable task list of a split."""
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks of `self.split`, or of all splits where none was chosen."""
+        if self.split is not None:
+            return self.list_tasks(self.split)
+        return tuple(task for split in self.splits for task in self.list_tasks(split))
+
+    def list_tasks(self, split: str) -> tuple[Task, ...]:
+        """The fixed, enumerable task list of a split.
+
+        Raises:
+          EnvDataError: unknown split.
+        """
+        if split not in self.splits:
+            raise EnvDataError(
+                f"{self.name} split {split!r}: must be one of {', '.join(self.splits)}"
+            )
         if split not in self._tasks:
             self._tasks[split] = tuple(self._list_tasks(split))
         return self._tasks[split]
@@ -125,7 +144,7 @@ class Environment(abc.ABC):
     def split_hash(self, split: str) -> str:
         """Short SHA-256 of the split's task ids and first observations, to compare machines."""
         digest = hashlib.sha256()
-        for task in self.tasks(split):
+        for task in self.list_tasks(split):
             _, observation = self.reset(task.task_id)
             digest.update(f"{task.task_id}\n{observation}\n".encode())
         return digest.hexdigest()[:16]
@@ -136,11 +155,35 @@ class Environment(abc.ABC):
 
     def step(self, state: Any, action: str) -> tuple[State, StepResult]:
         """Plays `action`; any string is an action, and a finished episode stays as it is."""
-        if state.done:
-            return state, StepResult(
-                "The episode is over.", 0.0, True, state.success, {"valid": False}
+        ((new_state, result),) = self.step_many([(state, action)])
+        return new_state, result
+
+    def step_many(self, moves: Sequence[tuple[Any, str]]) -> list[tuple[State, StepResult]]:
+        """`step` for several (state, action) pairs at once, results in their order.
+
+        Environments with workers (a simulator, a sandbox) override `_step_many` and play them side
+        by side; results do not depend on it.
+        """
+        live = [number for number, (state, _) in enumerate(moves) if not state.done]
+        played = dict(zip(live, self._step_many([moves[n] for n in live]), strict=True))
+        return [
+            self._finish(state, *played[number])
+            if number in played
+            else (
+                state,
+                StepResult("The episode is over.", 0.0, True, state.success, {"valid": False}),
             )
-        new_state, result = self._step(state, action)
+            for number, (state, _) in enumerate(moves)
+        ]
+
+    def _step_many(self, moves: Sequence[tuple[Any, str]]) -> list[tuple[State, StepResult]]:
+        return [self._step(state, action) for state, action in moves]
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to end
+        """Ends worker processes, if the environment has any; it may not be used afterwards."""
+
+    def _finish(self, state: State, new_state: State, result: StepResult):
+        """What holds everywhere: steps are counted, and the episode ends at goal or horizon."""
         num_steps = state.num_steps + 1
         done = result.done or result.success or num_steps >= self.horizon
         new_state = dataclasses.replace(

@@ -209,6 +209,7 @@ class Household(Environment):
     """
 
     name = "household"
+    splits = SPLITS
     states_goal = True
     description = (
         "You act in a house through text commands: go to, open, close, take X from Y, move X to Y,"
@@ -219,8 +220,6 @@ class Household(Environment):
         super().__init__(horizon)
 
     def _list_tasks(self, split: str) -> Sequence[Task]:
-        if split not in SPLITS:
-            raise EnvDataError(f"household split {split!r}: must be one of {', '.join(SPLITS)}")
         return [
             Task(f"{split}/{family}/{number:04d}", family, split)
             for number in range(_TASKS_PER_FAMILY[split])

@@ -24,7 +24,6 @@ from envs.base import EnvDataError, Environment, State, StepResult, Task, stable
 
 Cell = tuple[int, int]  # (row, column)
 MOVES: dict[str, Cell] = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
-SPLITS = ("train", "valid", "test")
 _TASKS = {"train": 512, "valid": 64, "test": 128}
 # Cells of XSB files -> (wall, target, box, player).
 _XSB = {
@@ -80,7 +79,7 @@ def parse_levels(path: str | Path) -> list[Level]:
         # ends a line (read_text turns "\r\n" into it); splitlines would also split at form feeds.
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise EnvDataError(f"env.levels: {path} cannot be read: {error}") from error
+        raise EnvDataError(f"env.options.levels: {path} cannot be read: {error}") from error
     levels: list[Level] = []
     rows: list[str] = []
     header = first_row = 0
@@ -312,7 +311,7 @@ def move(
 def _file_split(path: Path) -> str:
     """The split a level file belongs to: said by its directory, else by a word of its name."""
     for name in (path.parent.name, path.stem):
-        said = [split for split in SPLITS if split in re.split(r"[^a-z]+", name.lower())]
+        said = [split for split in Sokoban.splits if split in re.split(r"[^a-z]+", name.lower())]
         if len(said) == 1:
             return said[0]
     return "test"
@@ -346,11 +345,15 @@ class Sokoban(Environment):
         super().__init__(horizon)
         size = tuple(size) if isinstance(size, Sequence) else (size,)
         if len(size) != 2 or not all(type(s) is int and 4 <= s <= 20 for s in size):
-            raise EnvDataError(f"env.size = {size!r}: must be (width, height), each 4 to 20")
+            raise EnvDataError(
+                f"env.options.size = {size!r}: must be (width, height), each 4 to 20"
+            )
         if type(num_boxes) is not int or not 1 <= num_boxes <= 8:
-            raise EnvDataError(f"env.num_boxes = {num_boxes!r}: must be 1 to 8")
+            raise EnvDataError(f"env.options.num_boxes = {num_boxes!r}: must be 1 to 8")
         if isinstance(levels, str):
-            raise EnvDataError(f"env.levels = {levels!r}: must be a list of paths, not one path")
+            raise EnvDataError(
+                f"env.options.levels = {levels!r}: must be a list of paths, not one path"
+            )
         self._family = f"sokoban-{size[0]}x{size[1]}-{num_boxes}"
         self._files: dict[tuple[str, str], list[Level]] | None = None
         if levels:
@@ -359,32 +362,24 @@ class Sokoban(Environment):
                 key = (_file_split(Path(path)), Path(path).stem)
                 if key in self._files:
                     raise EnvDataError(
-                        f"env.levels: {path}: a second {key[0]} file named {key[1]}; task ids are"
+                        f"env.options.levels: {path}: a second {key[0]} file named {key[1]}; task ids are"
                         " split/name/number, so names must differ"
                     )
                 self._files[key] = parse_levels(path)
+            self.splits = tuple(s for s in self.splits if any(s == k[0] for k in self._files))
 
     def _list_tasks(self, split: str) -> Sequence[Task]:
-        if split not in SPLITS:
-            raise EnvDataError(f"sokoban split {split!r}: must be one of {', '.join(SPLITS)}")
         if self._files is None:
             return [
                 Task(f"{split}/{self._family}/{number:04d}", self._family, split)
                 for number in range(_TASKS[split])
             ]
-        tasks = [
+        return [
             Task(f"{split}/{stem}/{number:04d}", stem, split)
             for (file_split, stem), levels in self._files.items()
             if file_split == split
             for number in range(len(levels))
         ]
-        if not tasks:
-            have = ", ".join("/".join(key) for key in self._files)
-            raise EnvDataError(
-                f"sokoban split {split!r}: no file of env.levels belongs to it (there are {have});"
-                " a file's directory or name says its split"
-            )
-        return tasks
 
     def _level(self, task_id: str) -> Level:
         parts = task_id.split("/")

@@ -156,7 +156,7 @@ def write_corpus(config, seed: int) -> Iterator[Conversation]:
     weights = [config.bootstrap.family_weights[family] for family in FAMILIES]
     env = Household(horizon=config.env.horizon)
     prompts = Prompts(env.description, config.env.prompt_style)
-    tasks = env.tasks("bootstrap")
+    tasks = env.list_tasks("bootstrap")
     for number in range(config.bootstrap.num_conversations):
         rng = random.Random(stable_seed(seed, "bootstrap", number))
         family = rng.choices(FAMILIES, weights)[0]

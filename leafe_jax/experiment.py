@@ -84,15 +84,7 @@ def _relevant(config, phase: str) -> dict[str, Any]:
 
 def make_environment(config) -> Environment:
     """The environment of `config.env`."""
-    env = config.env
-    if env.name == "household":
-        return envs.make("household", horizon=env.horizon)
-    if env.name == "sokoban":
-        return envs.make(
-            "sokoban", horizon=env.horizon, size=tuple(env.size), num_boxes=env.num_boxes,
-            levels=list(env.levels) or None,
-        )  # fmt: skip
-    return envs.make(env.name)
+    return envs.make(config.env.name, horizon=config.env.horizon, **config.env.options.to_dict())
 
 
 def _explore_config(config) -> ExploreConfig:
@@ -171,7 +163,8 @@ def validate(config) -> None:
     wanted = {"explore": "explore.split", "evaluate": "evaluate.split", "habits": "evaluate.split"}
     for phase, field in wanted.items():
         if phase in config.phases:
-            env.tasks(splits[field])
+            if not env.list_tasks(splits[field]):
+                raise UserError(f"{field} = {splits[field]!r}: this split has no task")
 
 
 # -- phases ----------------------------------------------------------------------------------------
@@ -240,7 +233,7 @@ def _blocks(tasks: list[Task], size: int) -> Iterator[tuple[int, list[Task]]]:
 
 
 def _first_tasks(env: Environment, split: str, number: int, field: str) -> list[Task]:
-    tasks = list(env.tasks(split))
+    tasks = list(env.list_tasks(split))
     if number > len(tasks):
         raise UserError(f"{field} = {number}: split {split!r} has {len(tasks)} tasks")
     return tasks[:number] if number else tasks

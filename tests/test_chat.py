@@ -65,7 +65,7 @@ TEMPLATES = {
 
 def corpus() -> list[str]:
     env = Household()
-    return [env.reset(t.task_id)[1] for t in env.tasks("train")[:40]]
+    return [env.reset(t.task_id)[1] for t in env.list_tasks("train")[:40]]
 
 
 def write_sentencepiece(directory: Path, template: str) -> int:

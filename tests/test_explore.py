@@ -77,7 +77,7 @@ def grow(
     task_id, config=None, rollout=None, reply=None, max_active=4
 ) -> tuple[Tree, ScriptedPolicy]:
     policy = ScriptedPolicy(reply or player_reply(task_id))
-    task = next(t for t in ENV.tasks(task_id.split("/")[0]) if t.task_id == task_id)
+    task = next(t for t in ENV.list_tasks(task_id.split("/")[0]) if t.task_id == task_id)
     trees = []
     explore(
         policy, ENV, PROMPTS, [task], config or search(), rollout or rollout_config(), max_active,
@@ -260,7 +260,7 @@ def test_trees_do_not_depend_on_how_many_run_at_once():
             return f"[{1 + seed % 9}] word {seed % 5}."
         return ("look", "inventory")[seed % 2]
 
-    tasks = ENV.tasks("test")[:5]
+    tasks = ENV.list_tasks("test")[:5]
     results = []
     for max_active in (1, 3, 64):
         trees = []

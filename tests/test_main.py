@@ -242,7 +242,7 @@ def write(path: Path, text: str) -> str:
         (["--config.model.path={tmp}"], r"no config.json there"),
         (["--config.sampler.max_len=4096"], r"sampler.max_len = 4096"),
         (["--config.distill.counterfactual_weight=0.0", "--config.distill.beta=0.0"], r"distill.beta = 0"),
-        (["--config.env.name=sokoban", "--config.env.levels=('{levels}',)"], r"levels.txt, line 3, column 3: 'x'"),
+        (["--config={sokoban}:smoke", "--config.env.options.levels=('{levels}',)"], r"levels.txt, line 3, column 3: 'x'"),
         (["--workdir=/proc/nowhere"], r"--workdir=/proc/nowhere: cannot be written"),
         (["--config=configs/nowhere.py"], r"No such file or directory: 'configs/nowhere.py'"),
         (["--config={quickstart}:huge"], r"the modes are full and smoke"),
@@ -256,7 +256,13 @@ def test_wrong_input_gives_one_line(arguments, message, tmp_path, capsys, monkey
     subprocess.run(["cp", "-r", str(ROOT / "leafe_jax/assets/base"), str(mismatch)], check=True)
     config = json.loads((mismatch / "config.json").read_text())
     (mismatch / "config.json").write_text(json.dumps({**config, "vocab_size": 99}))
-    values = dict(tmp=tmp_path, levels=levels, mismatch=mismatch, quickstart=QUICKSTART)
+    values = dict(
+        tmp=tmp_path,
+        levels=levels,
+        mismatch=mismatch,
+        quickstart=QUICKSTART,
+        sokoban=ROOT / "configs/sokoban.py",
+    )
     arguments = [a.format(**values) for a in arguments]
     base = [f"--config={QUICKSTART}:smoke", f"--workdir={tmp_path / 'run'}"]
     monkeypatch.setattr(sys, "argv", ["main", *base, *arguments])

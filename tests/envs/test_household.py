@@ -186,10 +186,10 @@ def test_capacity_by_class():
 def test_held_out_rooms_are_nowhere_else():
     """By content, not by name: corpus and stage-1 rooms are checked against every held-out room."""
     env = Household()
-    held_out = {make_room(t.task_id) for s in ("valid", "test") for t in env.tasks(s)}
+    held_out = {make_room(t.task_id) for s in ("valid", "test") for t in env.list_tasks(s)}
     assert len(held_out) == 192
     for split in ("train", "bootstrap"):
-        tasks = env.tasks(split)[:3000]
+        tasks = env.list_tasks(split)[:3000]
         rooms = {make_room(t.task_id) for t in tasks}
         assert not rooms & held_out and {room_split(r) for r in rooms} == {split}
 
@@ -208,7 +208,7 @@ def play(env, state, memory, aware, max_steps) -> list[str]:
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_aware_players_win_and_unaware_ones_fail_by_a_diagnosed_habit(split):
     env = Household()
-    for task in env.tasks(split):
+    for task in env.list_tasks(split):
         start, _ = env.reset(task.task_id)
         told: list[str] = []
         for _ in range(4):
@@ -227,7 +227,7 @@ def test_aware_players_win_and_unaware_ones_fail_by_a_diagnosed_habit(split):
         assert state.success, (task.task_id, told)
         actions = play(env, start, Memory(), ALL_AWARE, 20)
         assert diagnose(env, task.task_id, actions, {}) is None
-    assert set(FAMILIES) == {t.family for t in env.tasks(split)}
+    assert set(FAMILIES) == {t.family for t in env.list_tasks(split)}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -44,7 +44,7 @@ def play(env: Environment, state, actions):
 def test_states_are_values(case, cut):
     name, number, actions = case
     env = MADE[name]
-    task = env.tasks("train")[number]
+    task = env.list_tasks("train")[number]
     state, observation = env.reset(task.task_id)
     assert env.reset(task.task_id) == (state, observation)
     trace = play(env, state, actions)
@@ -64,7 +64,7 @@ def test_states_are_values(case, cut):
 def test_admissible_actions_are_the_ones_that_are_understood(case):
     name, number, actions = case
     env = MADE[name]
-    state, _ = env.reset(env.tasks("train")[number].task_id)
+    state, _ = env.reset(env.list_tasks("train")[number].task_id)
     listed = env.actions(state)
     for action in actions:
         if state.done:
@@ -85,7 +85,7 @@ def test_admissible_actions_are_the_ones_that_are_understood(case):
 def test_any_string_is_an_action_and_done_is_final(case):
     name, number, actions = case
     env = MADE[name]
-    state, _ = env.reset(env.tasks("train")[number].task_id)
+    state, _ = env.reset(env.list_tasks("train")[number].task_id)
     for action in [*actions, *["look"] * env.horizon]:
         before = state
         state, result = env.step(state, action)
@@ -102,7 +102,7 @@ def test_any_string_is_an_action_and_done_is_final(case):
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_every_task_can_be_solved_within_the_horizon(name, split):
     env = MADE[name]
-    tasks = env.tasks(split)[: 600 if name == "household" else 40]
+    tasks = env.list_tasks(split)[: 600 if name == "household" else 40]
     for task in tasks:
         assert task.split == split and task.task_id.startswith(split + "/")
         state, _ = env.reset(task.task_id)
@@ -119,7 +119,7 @@ def test_splits_share_no_task(name):
     env = MADE[name]
     count = 200 if name == "household" else 40
     train, valid, test = (
-        {env.reset(t.task_id)[1] for t in env.tasks(split)[:count]}
+        {env.reset(t.task_id)[1] for t in env.list_tasks(split)[:count]}
         for split in ("train", "valid", "test")
     )
     assert not train & valid and not train & test and not valid & test
@@ -156,6 +156,6 @@ def test_clear_errors(name):
         with pytest.raises(EnvDataError, match="task"):
             MADE[name].reset(task_id)
     with pytest.raises(EnvDataError, match="split"):
-        MADE[name].tasks("nowhere")
+        MADE[name].list_tasks("nowhere")
     with pytest.raises(EnvDataError, match="env.name = 'chess'"):
         envs.make("chess")

@@ -35,7 +35,7 @@ def from_text(tmp_path, text, **options):
 
 def test_rewards_and_rendering(tmp_path):
     env = from_text(tmp_path, LEVEL)
-    (task,) = env.tasks("test")
+    (task,) = env.list_tasks("test")
     assert task.task_id == "test/levels/0000"
     state, observation = env.reset(task.task_id)
     grid = " # \t # \t # \t # \t # \t\n # \t P \t X \t O \t # \t\n # \t _ \t _ \t _ \t # \t\n"
@@ -81,7 +81,7 @@ def brute_force(level):
 @pytest.mark.parametrize(("size", "boxes"), [((6, 6), 1), ((6, 6), 2), ((7, 6), 2)])
 def test_solver_is_optimal_and_levels_are_solvable(size, boxes):
     env = Sokoban(horizon=30, size=size, num_boxes=boxes)
-    for task in env.tasks("valid")[:12]:
+    for task in env.list_tasks("valid")[:12]:
         level = make_level(task.task_id, 30)
         plan = solve_level(level, level.boxes, level.player, 100_000)
         assert len(plan) == brute_force(level)
@@ -110,7 +110,7 @@ def turned(level, quarter, mirror):
 def test_splits_share_no_puzzle():
     env = Sokoban()
     puzzles = {
-        split: {canonical_level(env._level(t.task_id)) for t in env.tasks(split)}
+        split: {canonical_level(env._level(t.task_id)) for t in env.list_tasks(split)}
         for split in ("train", "valid", "test")
     }
     assert not puzzles["train"] & puzzles["valid"]
@@ -178,7 +178,9 @@ def test_a_level_file_belongs_to_one_split(tmp_path):
         path.write_text(LEVEL)
         paths.append(str(path))
     env = Sokoban(levels=paths)
-    ids = {split: [t.task_id for t in env.tasks(split)] for split in ("train", "valid", "test")}
+    ids = {
+        split: [t.task_id for t in env.list_tasks(split)] for split in ("train", "valid", "test")
+    }
     assert ids == {
         "train": ["train/000/0000"],
         "valid": ["valid/000/0000"],
@@ -188,9 +190,9 @@ def test_a_level_file_belongs_to_one_split(tmp_path):
         with pytest.raises(EnvDataError, match="not in any split"):
             env.reset(task_id)
     with pytest.raises(EnvDataError, match="must be one of train, valid, test"):
-        env.tasks("nowhere")
-    with pytest.raises(EnvDataError, match="no file of env.levels belongs to it.*test/other"):
-        Sokoban(levels=paths[3:]).tasks("train")
+        env.list_tasks("nowhere")
+    with pytest.raises(EnvDataError, match="split 'train': must be one of test"):
+        Sokoban(levels=paths[3:]).list_tasks("train")
     with pytest.raises(EnvDataError, match="a second train file named 000"):
         Sokoban(levels=[paths[0], paths[0]])
 
@@ -205,9 +207,9 @@ def test_files_from_other_editors(tmp_path):
 
 def test_options():
     for options, field in (
-        (dict(size=(3, 3)), "env.size"), (dict(num_boxes=0), "env.num_boxes"),
-        (dict(size=6), "env.size"), (dict(num_boxes=True), "env.num_boxes"),
-        (dict(levels=["/nowhere.txt"]), "env.levels"), (dict(levels="a.txt"), "a list of paths"),
+        (dict(size=(3, 3)), "env.options.size"), (dict(num_boxes=0), "env.options.num_boxes"),
+        (dict(size=6), "env.options.size"), (dict(num_boxes=True), "env.options.num_boxes"),
+        (dict(levels=["/nowhere.txt"]), "env.options.levels"), (dict(levels="a.txt"), "a list of paths"),
     ):  # fmt: skip
         with pytest.raises(EnvDataError, match=field):
             Sokoban(**options)
@@ -234,7 +236,7 @@ def test_all_boxoban_levels():
         assert drawn == rows
         env = Sokoban(horizon=200, levels=[str(path)])
         (split,) = {s for s in ("train", "valid", "test") if s in path.name} or {"test"}
-        tasks = env.tasks(split)
+        tasks = env.list_tasks(split)
         assert len(tasks) == len(levels)
         for task in tasks:
             state, _ = env.reset(task.task_id)
