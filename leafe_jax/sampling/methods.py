@@ -110,11 +110,17 @@ def sample(
 
     warm = options["temperature"] > 0
     adjusted = adjust(logits, options)
-    noise = jax.vmap(gumbel)(seeds, positions) * warm[:, None]
-    ids = jnp.argmax(adjusted + noise, axis=-1).astype(jnp.int32)
+    # Noise costs more than the rest together; a batch of greedy rows draws none.
+    noisy = jax.lax.cond(
+        jnp.any(warm),
+        lambda: adjusted + jax.vmap(gumbel)(seeds, positions) * warm[:, None],
+        lambda: adjusted,
+    )
+    ids = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
 
     def of_ids(table):
-        return jnp.take_along_axis(jax.nn.log_softmax(table, axis=-1), ids[:, None], axis=-1)[:, 0]
+        chosen = jnp.take_along_axis(table, ids[:, None], axis=-1)[:, 0]
+        return chosen - jax.nn.logsumexp(table, axis=-1)
 
     return ids, of_ids(logits), jnp.where(warm, of_ids(adjusted), 0.0)
 
