@@ -48,6 +48,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.sampler.min_p = 0.0  # only tokens this many times as likely as the likeliest
     c.sampler.repetition_penalty = 1.0  # on tokens that stand in the context; 1 is none
     c.sampler.logit_bias = ()  # (token id, value added to its logit) pairs
+    c.sampler.stop_ids = ()  # token ids that end a reply, beside the checkpoint's own
+    c.sampler.stop_strings = ()  # texts that end a reply
+    c.sampler.attention = "auto"  # gather (contiguous rows), paged (in place); auto: paged on TPU
+    c.sampler.compile_ahead = True  # compile the sampler's programs in the background
 
     c.explore = ml_collections.ConfigDict()
     c.explore.split = "train"  # tasks of stage 1

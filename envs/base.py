@@ -86,6 +86,7 @@ class Environment(abc.ABC):
     description: str = ""  # one paragraph on the environment and its actions, for prompts
     splits: tuple[str, ...] = ("train", "valid", "test")
     split: str | None = None  # whose tasks `tasks` lists; None: those of all splits
+    has_workers: bool = False  # steps are played in worker processes and take their time
     states_goal: bool = False  # the first observation says "Your task is to: ..."
 
     def __init__(self, horizon: int):

@@ -100,7 +100,10 @@ def _distill_config(config) -> distill.DistillConfig:
 def _sampling(config, temperature: float) -> Sampling:
     s = config.sampler
     bias = tuple((i, float(value)) for i, value in s.logit_bias)
-    return Sampling(temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, bias)
+    return Sampling(
+        temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, bias, tuple(s.stop_ids),
+        tuple(s.stop_strings),
+    )  # fmt: skip
 
 
 def _rollout_config(config, purpose: str, temperature: float) -> RolloutConfig:
@@ -246,23 +249,28 @@ def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
     chat = load_chat(str(path), model_config.vocab_size, model.chat_template, model.enable_thinking)
     params = hf.load_params(str(path), model_config, model.dtype)
     sampler = config.sampler
+    # Made here, so that wrong sizes are refused before any directory is claimed.
+    engine = Engine(
+        model_config,
+        params,
+        num_slots=sampler.num_slots,
+        page_size=sampler.page_size,
+        num_pages=sampler.num_pages,
+        max_len=sampler.max_len,
+        turn_chunk=sampler.turn_chunk,
+        prefill_chunk=sampler.prefill_chunk,
+        max_new_tokens=max(sampler.max_action_tokens, sampler.max_reflection_tokens),
+        stop_ids=chat.stop_ids,
+        attention=sampler.attention,
+        options=not _sampling(config, 1.0).plain,
+    )
+    if sampler.compile_ahead:
+        engine.programs.compile_ahead()
 
     def make() -> LMPolicy:
-        engine = Engine(
-            model_config,
-            params,
-            num_slots=sampler.num_slots,
-            page_size=sampler.page_size,
-            num_pages=sampler.num_pages,
-            max_len=sampler.max_len,
-            turn_chunk=sampler.turn_chunk,
-            prefill_chunk=sampler.prefill_chunk,
-            max_new_tokens=max(sampler.max_action_tokens, sampler.max_reflection_tokens),
-            stop_ids=chat.stop_ids,
-        )
+        engine.clear()
         return LMPolicy(engine, chat)
 
-    make()  # wrong sizes are refused before any directory is claimed
     return make
 
 

@@ -1,4 +1,4 @@
-"""Episodes in lock-step: every turn, all live episodes ask the policy at once.
+"""Episodes side by side: each asks the policy as soon as its environment has answered.
 
 The loop knows no model and no environment in particular. An episode keeps all states it went
 through, so going back is keeping an old one, and for each turn the length of the conversation
@@ -14,6 +14,7 @@ from typing import Any
 
 from envs.base import Environment
 from envs.prompts import Prompts
+from leafe_jax.errors import UserError
 from leafe_jax.sampling.policy import Completion, Policy, Request
 from leafe_jax.seeds import seed_for
 from leafe_jax.types import Budget, Node, Sampling, Turn
@@ -115,21 +116,52 @@ class Rollout:
         self.queue: collections.deque[Episode] = collections.deque()
 
     def run(self, hooks: Hooks) -> None:
-        """Plays until the queue is empty; hooks may append to `self.queue`."""
-        active: list[Episode] = []
-        while active or self.queue:
-            while self.queue and len(active) < self.max_active:
-                active.append(self.queue.popleft())
-            requests = [self._request(episode) for episode in active]
-            completions = self.policy.extend(requests)
-            still = []
-            for episode, completion in zip(active, completions, strict=True):
-                if self._advance(episode, completion, hooks):
-                    still.append(episode)
-                else:
-                    self.policy.release(episode.session)
-                    hooks.finished(episode)
-            active = still
+        """Plays until the queue is empty; hooks may append to `self.queue`.
+
+        Raises:
+          UserError: the policy cannot serve a request.
+        """
+        flying: dict[int, Episode] = {}
+        asking: list[Episode] = []
+        while True:
+            while self.queue and len(flying) + len(asking) < self.max_active:
+                asking.append(self.queue.popleft())
+            for episode in asking:
+                flying[self.policy.submit(self._request(episode))] = episode
+            if not flying:
+                return
+            arrived = [(flying.pop(ticket), reply) for ticket, reply in self.policy.collect()]
+            if self.env.has_workers:
+                self.policy.launch()  # the others decode while the environment's workers play
+            asking = self._take_in(arrived, hooks)
+
+    def _take_in(
+        self, arrived: Sequence[tuple[Episode, Completion]], hooks: Hooks
+    ) -> list[Episode]:
+        """Plays the actions that have come and returns the episodes that go on."""
+        for _, completion in arrived:
+            if completion.finish_reason == "error":
+                raise UserError(completion.error)
+        acting = [pair for pair in arrived if pair[1].ids and not pair[0].reflecting]
+        actions = [self.prompts.parse_action(completion.text) for _, completion in acting]
+        played = self.env.step_many(
+            [
+                (episode.state, action)
+                for (episode, _), (action, _) in zip(acting, actions, strict=True)
+            ]
+        )
+        moves = {
+            id(episode): (*action, *result)
+            for (episode, _), action, result in zip(acting, actions, played, strict=True)
+        }
+        going = []
+        for episode, completion in arrived:
+            if self._advance(episode, completion, moves.get(id(episode)), hooks):
+                going.append(episode)
+            else:
+                self.policy.release(episode.session)
+                hooks.finished(episode)
+        return going
 
     # -- one request -----------------------------------------------------------------------------
     def _shown(self, episode: Episode) -> str | None:
@@ -205,8 +237,13 @@ class Rollout:
         )
 
     # -- one reply -------------------------------------------------------------------------------
-    def _advance(self, episode: Episode, completion: Completion, hooks: Hooks) -> bool:
-        """Takes in a reply; False when the episode is over."""
+    def _advance(
+        self, episode: Episode, completion: Completion, move: tuple | None, hooks: Hooks
+    ) -> bool:
+        """Takes in a reply; False when the episode is over.
+
+        `move` is (action, well-formed, state, result) where the reply was an action.
+        """
         budget = episode.budget
         budget.generated_tokens += len(completion.ids)
         budget.prefilled_tokens += completion.prefilled
@@ -220,11 +257,11 @@ class Rollout:
             if not hooks.reflected(episode, completion):
                 return False
             return not episode.state.done
-        if not completion.ids:
+        if move is None:
             episode.node.stop = "context"
             episode.lengths.pop()
             return False
-        self._step(episode, completion)
+        self._step(episode, completion, *move)
         if hooks.exhausted(episode):
             episode.node.stop = episode.node.stop or "budget"
             return False
@@ -233,10 +270,8 @@ class Rollout:
             return True
         return not episode.state.done
 
-    def _step(self, episode: Episode, completion: Completion) -> None:
+    def _step(self, episode, completion, action, well_formed, state, result) -> None:
         node = episode.node
-        action, well_formed = self.prompts.parse_action(completion.text)
-        state, result = self.env.step(episode.state, action)
         plain = completion.plain_prompt_ids
         turn = Turn(
             step=episode.step,

@@ -22,6 +22,8 @@ class Sampling:
       repetition_penalty: what stands in the context already: its logit is divided by this if it is
         positive and multiplied if not (arXiv 1909.05858); 1 leaves it.
       logit_bias: (token id, value added to its logit) pairs.
+      stop_ids: token ids that end a reply, beside the chat format's own.
+      stop_strings: texts that end a reply; the token that completes one is the last.
 
     Raises:
       UserError: a value out of range, named as the config field.
@@ -33,6 +35,15 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """The distribution is the model's at a temperature."""
+        return self == Sampling(
+            self.temperature, stop_ids=self.stop_ids, stop_strings=self.stop_strings
+        )
 
     def __post_init__(self):
         rules = (
@@ -48,6 +59,14 @@ class Sampling:
         for pair in self.logit_bias:
             if len(pair) != 2 or not isinstance(pair[0], int) or pair[0] < 0:
                 raise UserError(f"sampler.logit_bias: {pair!r}: must be (token id, number)")
+        for name, kind in (("stop_ids", int), ("stop_strings", str)):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or not all(
+                isinstance(v, kind) and v != "" for v in value
+            ):
+                raise UserError(
+                    f"sampler.{name} = {value!r}: must be a tuple of {'texts' if kind is str else 'ids'}"
+                )
 
 
 @dataclasses.dataclass

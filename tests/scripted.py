@@ -21,10 +21,15 @@ class ScriptedPolicy:
 
     Args:
       reply: (earlier turns, user text, seed) -> reply text.
+      stagger: replies come out of order and not all at once.
     """
 
-    def __init__(self, reply: Callable[[list[tuple[str, str]], str, int], str]):
-        self.reply = reply
+    def __init__(
+        self, reply: Callable[[list[tuple[str, str]], str, int], str], stagger: bool = False
+    ):
+        self.reply, self.stagger = reply, stagger
+        self.waiting: list[tuple[int, Request]] = []
+        self.tickets = self.launches = 0
         self.calls: list[list[Request]] = []
         self.live: set[int] = set()
         self._texts: list[str] = []
@@ -63,14 +68,27 @@ class ScriptedPolicy:
     def release(self, session: ScriptedSession) -> None:
         self.live.discard(id(session))
 
-    def extend(self, requests: Sequence[Request]) -> list[Completion]:
-        self.calls.append(list(requests))
-        completions = []
-        for request in requests:
-            text = self.reply(list(request.session.turns), request.text, request.seed)
-            prompt, reply = self._id(request.text), self._id(text)
-            plain = None if request.plain_text is None else (self._id(request.plain_text),)
-            request.session.turns.append((request.text, text))
-            request.session.ids += [prompt, reply]
-            completions.append(Completion(text, (prompt,), plain, (reply,), (-0.5,), "stop", 1, 0))
-        return completions
+    def submit(self, request: Request) -> int:
+        if not self.waiting:
+            self.calls.append([])
+        self.calls[-1].append(request)
+        self.waiting.append((self.tickets, request))
+        self.tickets += 1
+        return self.tickets - 1
+
+    def launch(self) -> None:
+        self.launches += 1
+
+    def collect(self) -> list[tuple[int, Completion]]:
+        """All replies, or with `stagger` every other one, the youngest first."""
+        picked = self.waiting[::-2] if self.stagger else self.waiting
+        self.waiting = [w for w in self.waiting if w not in picked]
+        return [(ticket, self._reply(request)) for ticket, request in picked]
+
+    def _reply(self, request: Request) -> Completion:
+        text = self.reply(list(request.session.turns), request.text, request.seed)
+        prompt, reply = self._id(request.text), self._id(text)
+        plain = None if request.plain_text is None else (self._id(request.plain_text),)
+        request.session.turns.append((request.text, text))
+        request.session.ids += [prompt, reply]
+        return Completion(text, (prompt,), plain, (reply,), (-0.5,), "stop", 1, 0)

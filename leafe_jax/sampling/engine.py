@@ -1,4 +1,4 @@
-"""The sampler: token sessions that fork and rewind over one pool of KV pages, jitted prefill and decode.
+"""The sampler: token sessions that fork and rewind over one pool of KV pages, batched continuously.
 
 A session is a list of token ids and nothing else. What has been computed lies in pages that a prefix tree
 over token ids finds again (`leafe_jax.sampling.pages`): forks, branches from an earlier step, the
@@ -7,25 +7,36 @@ common, whoever computed it. What is not there is computed, so running out of pa
 correctness. The engine knows token ids only; text is `leafe_jax.chat`'s and
 `leafe_jax.sampling.policy`'s business.
 
-Static shapes (`leafe_jax.sampling.programs`): a `turn` program (one chunk of prompt tokens, then decoding
-until every row has stopped) and a `prefill` program for longer prompts, each for a few numbers of rows
-and of context pages. Nothing else is compiled.
+Requests enter at any time (`submit`) and leave when they have stopped (`collect`). Between two bursts of
+decoding the scheduler gives every running row the pages that its next tokens may need, admits what waits
+in the order of arrival, and computes prompts chunk by chunk. When pages run out, the youngest row gives its
+place up; what it has computed stays in the tree as long as there is room, and the rest is computed again
+later. Nothing here looks at a clock, so the same requests take the same course.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import heapq
+from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from leafe_jax.errors import UserError
 from leafe_jax.models.decoder import ModelConfig
-from leafe_jax.sampling import methods, programs
+from leafe_jax.sampling import methods
 from leafe_jax.sampling.pages import Match, PageTree, common_length
+from leafe_jax.sampling.programs import Programs, Statics
+from leafe_jax.sampling.shapes import Row, Shapes
+from leafe_jax.sampling.storage import Gathered, Paged
 from leafe_jax.types import Sampling
+
+_BURST = 64  # most tokens of a burst
+_MIN_BURST = 16  # steps before a burst leaves rows behind: to regroup costs about as much
+_LEAVE = 4  # then it ends when one row in so many has stopped
+_PREFILLS = 8  # chunks between two bursts while rows wait to go on decoding
 
 
 @dataclasses.dataclass(eq=False)
@@ -42,17 +53,19 @@ class Session:
         return len(self.ids)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Request:
     """Append `new_ids` to `session`, then sample.
 
     Attributes:
-      session: the session to extend; it must occur once in a batch.
+      session: the session to extend; it must not have a request in flight.
       new_ids: prompt tokens to append.
       max_new_tokens: most tokens to sample, at least 1.
-      sampling: how tokens are drawn.
+      sampling: how tokens are drawn; its stop_strings are `stop`'s business.
       seed: 32-bit seed; the key of the token at absolute position p is fold_in(seed, p), so a
         request's tokens depend neither on its slot nor on its neighbours.
+      stop: called with the sampled ids after each burst: how many of them to keep, the last being a
+        stop, or None to go on.
     """
 
     session: Session
@@ -60,6 +73,7 @@ class Request:
     max_new_tokens: int
     sampling: Sampling
     seed: int
+    stop: Callable[[Sequence[int]], int | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,64 +84,50 @@ class Generation:
       ids: sampled tokens, the stop token included.
       logprobs: log-probability of each under the model (temperature 1, all tokens).
       sampled_logprobs: the same under the distribution it was drawn from (0 where greedy).
-      finish_reason: "stop", "length" (max_new_tokens) or "context" (no room left; ids may be empty).
-      prefilled: prompt tokens computed for this request.
+      finish_reason: "stop", "length" (max_new_tokens), "context" (no room left; ids may be empty) or
+        "error" (the request cannot be served; its session is as it was).
+      prefilled: prompt tokens computed for this request, again after a preemption included.
       cached: prompt tokens whose keys and values were already there.
+      error: what is wrong with the request, and what is allowed.
     """
 
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    sampled_logprobs: tuple[float, ...]
-    finish_reason: str
-    prefilled: int
-    cached: int
-
-
-_MEMBERS = 8  # rows of a group that shares its first pages
-_MIN_SHARED = 16  # pages; with fewer a group gains less than another program takes to compile
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    sampled_logprobs: tuple[float, ...] = ()
+    finish_reason: str = "error"
+    prefilled: int = 0
+    cached: int = 0
+    error: str = ""
 
 
 @dataclasses.dataclass(eq=False)
-class _Row:
-    """A sequence in flight.
+class _Job(Row):
+    """A request, waiting or in flight.
 
     Attributes:
-      ids: all of its ids that are known.
-      match: what the tree holds of it, pinned.
-      pages: index of a page within the sequence -> the page that takes it.
-      done: positions computed so far.
+      ticket: order of arrival.
+      request: None for a trunk, a prefix that several waiting requests have in common and that is
+        computed once for all of them.
+      prompt: length of session and prompt.
+      logprobs, sampled_logprobs: of the tokens sampled so far.
+      prefilled, cached: see Generation.
     """
 
-    ids: list[int]
-    match: Match
-    pages: dict[int, int]
-    done: int
+    ticket: int = 0
+    request: Request | None = None
+    prompt: int = 0
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+    sampled_logprobs: list[float] = dataclasses.field(default_factory=list)
+    prefilled: int = 0
+    cached: int = 0
 
-    def pages_held(self, size: int) -> list[int]:
-        """Pages of the computed positions: those found, and from the first written on those written."""
-        held = [node.page for node in self.match.nodes]
-        if self.done > self.match.length:
-            first = self.match.length // size
-            held[first:] = [self.pages[i] for i in range(first, -(-self.done // size))]
-        return held
+    def __lt__(self, other: _Job) -> bool:
+        return self.ticket < other.ticket
 
-
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-    """Shape of a call.
-
-    Attributes:
-      lines: the line of each row.
-      width, pages: lines, and context pages of each.
-      common: pages that each group of _MEMBERS lines begins with; [] without groups.
-      shared: room for them, in pages.
-    """
-
-    lines: list[int]
-    width: int
-    pages: int
-    common: list[list[int]]
-    shared: int
+    @property
+    def end(self) -> int:
+        """Positions it may come to have; max_len is the turn program's to watch."""
+        return self.prompt + (self.request.max_new_tokens if self.request else 0)
 
 
 class Engine:
@@ -143,6 +143,9 @@ class Engine:
       stop_ids: token ids that end a reply.
       page_size: positions of a page.
       num_pages: of the pool; 0 makes room for num_slots sessions of max_len tokens.
+      attention: "gather" or "paged" (see leafe_jax.sampling.storage); "auto" is "paged" on TPU.
+      options: requests may use top-k, top-p, min-p, repetition penalty and logit bias.
+      mesh: from training.sharding.make_mesh, when the model is divided along its "tensor" axis.
 
     Raises:
       UserError: sizes out of range.
@@ -161,6 +164,9 @@ class Engine:
         stop_ids: tuple[int, ...],
         page_size: int = 16,
         num_pages: int = 0,
+        attention: str = "auto",
+        options: bool = False,
+        mesh: Mesh | None = None,
     ):
         for name, value in (
             ("num_slots", num_slots),
@@ -178,37 +184,47 @@ class Engine:
                 f" {config.max_position_embeddings} positions"
             )
         # One more than the tokens need: a page that is read in part is written anew.
-        longest = -(-max_len // page_size) + 1
-        num_pages = num_pages or num_slots * longest
-        if num_pages < longest:
-            raise UserError(
-                f"sampler.num_pages = {num_pages}: one session of sampler.max_len = {max_len} tokens"
-                f" needs {longest}"
-            )
+        num_pages = num_pages or num_slots * (-(-max_len // page_size) + 1)
+        if num_pages < 2:
+            raise UserError(f"sampler.num_pages = {num_pages}: must be at least 2, or 0")
         self.config, self.params = config, params
         self.num_slots, self.max_len, self.max_new_tokens = num_slots, max_len, max_new_tokens
         self.turn_chunk, self.prefill_chunk, self.stop_ids = turn_chunk, prefill_chunk, stop_ids
-        self.tree = PageTree(num_pages, page_size)
-        self.shapes = self._shapes()
-        # The last page takes what nobody wants.
-        shape = (num_pages + 1, config.num_kv_heads, page_size, config.head_dim)
+        self.options = options
+        storage = make_storage(attention, config, mesh)
+        burst = min(max_new_tokens, _BURST)
+        statics = Statics(config, storage, page_size, burst, _MIN_BURST, stop_ids, max_len, options)
+        self.shapes = Shapes(
+            num_rows=num_slots, max_len=max_len, page_size=page_size, spare=num_pages,
+            prefill_chunk=prefill_chunk, turn_chunk=turn_chunk, burst=burst,
+            goes_on=max_new_tokens > _MIN_BURST, gathered=isinstance(storage, Gathered),
+        )  # fmt: skip
         dtype = jax.tree.leaves(params)[0].dtype
-        self._pool = programs.KVCache(
-            tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
-            tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
-        )
+        # The last page takes what nobody wants.
+        self._pool = storage.empty(config, num_pages + 1, page_size, dtype)
+        if mesh is not None:
+            self._pool = jax.device_put(self._pool, NamedSharding(mesh, storage.spec))
+        self.programs = Programs(statics, params, self._pool, self.shapes.listed())
+        self._next = 0
+        self.num_preemptions = 0
+        self.tree = PageTree(num_pages, page_size)
+        self._waiting: list[_Job] = []  # a heap, oldest first
+        self._running: list[_Job] = []
+        self._charged: dict[int, int] = {}  # ticket -> trunk positions computed on its account
+        self._done: list[tuple[int, Generation]] = []
+        self._flight: tuple | None = None
+        self._busy: set[int] = set()  # ids of sessions with a request in flight
 
-    def _shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """(numbers of rows, numbers of context pages) that programs are compiled for."""
-        rows = [self.num_slots]
-        while rows[0] > 8:
-            rows.insert(0, max(8, -(-rows[0] // 4)))
-        # A chunk is written whole, padding included: rows are longer than sessions may be.
-        longest = self.max_len + max(self.turn_chunk, self.prefill_chunk)
-        pages = [-(-longest // self.tree.page_size)]
-        while pages[0] * self.tree.page_size > 2 * 64:
-            pages.insert(0, -(-pages[0] * 7 // 10))
-        return tuple(rows), tuple(pages)
+    def clear(self) -> None:
+        """Forgets what is cached; programs and pool stay. Nothing may be in flight.
+
+        Raises:
+          RuntimeError: requests are in flight.
+        """
+        if self._busy:
+            raise RuntimeError(f"{len(self._busy)} requests are in flight")
+        self.tree = PageTree(self.tree.num_pages, self.tree.page_size)
+        self._charged.clear()
 
     # -- sessions ------------------------------------------------------------------------------
     def start(self) -> Session:
@@ -236,259 +252,312 @@ class Engine:
         """Ends a session; its pages stay until room is needed."""
         session.ids.clear()
 
-    # -- generation ----------------------------------------------------------------------------
+    # -- requests ------------------------------------------------------------------------------
+    def submit(self, request: Request) -> int:
+        """Queues a request and returns its ticket; what is wrong with it comes back as its result."""
+        ticket = self._next
+        self._next += 1
+        ids = request.session.ids + list(request.new_ids)
+        error = self._refusal(request, ids)
+        if error:
+            self._done.append((ticket, Generation(error=error)))
+        elif len(ids) >= self.max_len:
+            self._done.append((ticket, Generation(finish_reason="context")))
+        else:
+            self._busy.add(id(request.session))
+            job = _Job(ids, Match((), 0), {}, 0, ticket, request, len(ids))
+            heapq.heappush(self._waiting, job)
+        return ticket
+
+    def _refusal(self, request: Request, ids: list[int]) -> str:
+        """What is wrong with a request, or ""."""
+        if id(request.session) in self._busy:
+            return "the session has a request in flight already"
+        if not 1 <= request.max_new_tokens <= self.max_new_tokens:
+            return f"max_new_tokens = {request.max_new_tokens}: must be 1..{self.max_new_tokens}"
+        if not ids:
+            return "an empty prompt: at least one token is needed to sample from"
+        vocab_size, sampling = self.config.vocab_size, request.sampling
+        bad = next((i for i in ids if not 0 <= i < vocab_size), None)
+        if bad is not None:
+            return f"token id {bad}: the model has {vocab_size}"
+        if not self.options and not sampling.plain:
+            return f"{sampling}: this engine was made with options=False"
+        for token, _ in sampling.logit_bias:
+            if token >= vocab_size:
+                return f"logit_bias: token id {token}: the model has {vocab_size}"
+        if len(sampling.logit_bias) > methods.MAX_BIAS:
+            return f"logit_bias: {len(sampling.logit_bias)} ids: at most {methods.MAX_BIAS}"
+        end = min(len(ids) + request.max_new_tokens, self.max_len)
+        pages = -(-end // self.tree.page_size) + 1
+        if pages > self.tree.num_pages and len(ids) < self.max_len:
+            return f"{end} tokens need {pages} pages: sampler.num_pages = {self.tree.num_pages}"
+        return ""
+
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Serves requests, at most `num_slots` at a time, in order.
+        """Serves requests and returns their results in the same order; nothing else may be in flight."""
+        tickets = [self.submit(request) for request in requests]
+        results: dict[int, Generation] = {}
+        while len(results) < len(tickets):
+            results.update(self.collect())
+        return [results[ticket] for ticket in tickets]
 
-        Raises:
-          ValueError: a session occurs twice, or a request's numbers are out of range.
-        """
-        if len({id(r.session) for r in requests}) != len(requests):
-            raise ValueError("a session occurs twice in one batch")
-        for request in requests:
-            if not 1 <= request.max_new_tokens <= self.max_new_tokens:
-                raise ValueError(
-                    f"max_new_tokens = {request.max_new_tokens}: must be 1..{self.max_new_tokens}"
-                )
-            if len(request.session) + len(request.new_ids) == 0:
-                raise ValueError("an empty prompt: at least one token is needed to sample from")
-            for token, _ in request.sampling.logit_bias:
-                if token >= self.config.vocab_size:
-                    raise ValueError(
-                        f"logit_bias: token id {token}: the model has {self.config.vocab_size}"
-                    )
-        results: list[Generation | None] = [None] * len(requests)
-        waiting = []
-        for index, request in enumerate(requests):
-            if len(request.session) + len(request.new_ids) < self.max_len:
-                waiting.append(index)
-            else:
-                results[index] = Generation((), (), (), "context", 0, 0)
-        shared = [0] * len(requests)
-        while waiting:
-            batch = waiting[: self.num_slots]
-            served = self._generate([requests[i] for i in batch], batch, shared)
-            for index, result in zip(waiting, served, strict=False):
-                results[index] = result
-            waiting = waiting[len(served) :]
-        return results
-
-    def _generate(
-        self, requests: Sequence[Request], numbers: list[int], shared: list[int]
-    ) -> list[Generation]:
-        """Serves as many of the first requests as there are pages for, at least one.
-
-        Args:
-          requests: to serve.
-          numbers: their places in `shared`.
-          shared: positions computed on a request's account before it was served; added to.
-        """
-        wanted = [r.session.ids + list(r.new_ids) for r in requests]
-        for number, count in zip(numbers, self._prefill_shared(wanted), strict=True):
-            shared[number] += count
-        rows: list[_Row] = []
-        for ids, request in zip(wanted, requests, strict=True):
-            row = self._admit(ids, min(len(ids) + request.max_new_tokens, self.max_len))
-            if row is None:
+    def collect(self) -> list[tuple[int, Generation]]:
+        """(ticket, result) of requests that have ended, at least one; [] when nothing is queued."""
+        while not self._done:
+            self.launch()
+            if self._flight is None:
                 break
-            rows.append(row)
-        assert rows, "the pool has room for one session"
-        self._prefill_rows(rows)
-        outcome = self._decode(rows, requests)
-        results = []
-        for number, row in enumerate(rows):
-            ids, logprobs, count = (x[number] for x in outcome)
-            before = shared[numbers[number]]
-            results.append(
-                self._finish(requests[number], row, before, ids[:count], logprobs[:, :count])
-            )
-        return results
+            self._land()
+        done, self._done = self._done, []
+        return done
 
-    def _prefill_shared(self, wanted: list[list[int]]) -> list[int]:
-        """Computes what several sequences of a batch have in common once, before they split.
+    def launch(self) -> None:
+        """Starts the next burst without waiting for it, unless one is in flight already."""
+        prefills = 0
+        while self._flight is None and (self._running or self._waiting):
+            self._grow()
+            self._admit_waiting()
+            ready, behind = self._sort()
+            if behind and (not ready or prefills < _PREFILLS):
+                self._prefill(behind[: self.num_slots])
+                prefills += 1
+            else:
+                self._start_burst(ready)
 
-        Returns:
-          For each sequence the positions computed here on its account: the first that has them.
+    # -- pages ---------------------------------------------------------------------------------
+    def _reach(self, job: _Job) -> int:
+        """Positions that the next burst may write."""
+        burst = self.shapes.burst if job.request else 0
+        return min(len(job.ids) + burst, job.end, self.max_len)
+
+    def _take(self, job: _Job) -> bool:
+        """Pages for the next burst; False when there are not enough."""
+        size = self.tree.page_size
+        first = max(job.match.length, job.done - 1) // size  # what lies before has its pages
+        missing = [i for i in range(first, -(-self._reach(job) // size)) if i not in job.pages]
+        taken = self.tree.take(len(missing))
+        if taken is None:
+            return False
+        job.pages.update(zip(missing, taken, strict=True))
+        return True
+
+    def _grow(self) -> None:
+        """Pages for every running row, oldest first; the youngest give way."""
+        for job in sorted(self._running):
+            while job in self._running and not self._take(job):
+                self._preempt(max(self._running))
+
+    def _preempt(self, job: _Job) -> None:
+        self.num_preemptions += 1
+        self._running.remove(job)
+        if job.request is None:
+            self._charged[job.ticket] -= job.rest - 1  # what it was to compute and has not
+        else:
+            heapq.heappush(self._waiting, job)
+        self._leave(job)
+
+    def _leave(self, job: _Job) -> None:
+        """The tree takes over what has been computed; the rest of the pages are free again."""
+        self.tree.unpin(job.match.nodes)
+        self.tree.insert(job.ids[: job.done], job.pages)
+        job.pages, job.match, job.done = {}, Match((), 0), 0
+
+    def _admit_waiting(self) -> None:
+        """Admits in the order of arrival, as far as there are places and pages."""
+        room = self.num_slots - sum(job.request is not None for job in self._running)
+        if not room or not self._waiting:
+            return
+        candidates = heapq.nsmallest(room, self._waiting)
+        self._plant_trunks(candidates)
+        trunks = [job.ids for job in self._running if job.request is None]
+        for job in candidates:
+            # Its prefix is being computed; younger ones may well go ahead meanwhile.
+            if any(job.ids[: len(t) - 1] == t[:-1] for t in trunks):
+                continue
+            if not self._admit(job):
+                return
+            self._waiting.remove(job)
+        heapq.heapify(self._waiting)
+
+    def _admit(self, job: _Job) -> bool:
+        # The last token is always computed anew, since its hidden state is needed to sample.
+        match = self.tree.match(job.ids[:-1])
+        self.tree.pin(match.nodes)
+        job.match, job.done = match, match.length
+        if not self._take(job):
+            self.tree.unpin(match.nodes)
+            job.match, job.done = Match((), 0), 0
+            return False
+        self._running.append(job)
+        charged = self._charged.pop(job.ticket, 0)
+        job.prefilled += len(job.ids) - match.length + charged
+        if len(job.ids) == job.prompt:  # not again after a preemption
+            job.cached = max(match.length - charged, 0)
+        return True
+
+    def _plant_trunks(self, candidates: list[_Job]) -> None:
+        """Starts computing what several candidates have in common and nobody has computed.
+
+        One at a time on each path: what hangs on another finds it computed in the next round.
         """
         size = self.tree.page_size
-        cached = [self.tree.match(ids[:-1]).length for ids in wanted]
-        extra = [0] * len(wanted)
-        shared: dict[tuple[int, ...], int] = {}
-        order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+        cached = [self.tree.match(job.ids[:-1]).length for job in candidates]
+        order = sorted(range(len(candidates)), key=lambda i: candidates[i].ids)
+        shared: dict[tuple[int, ...], _Job] = {}
         for left, right in zip(order, order[1:], strict=False):
-            a, b = wanted[left], wanted[right]
+            a, b = candidates[left].ids, candidates[right].ids
             length = min(common_length(a, b), len(a) - 1, len(b) - 1)
             length -= length % size
             if length > max(cached[left], cached[right]):
-                shared.setdefault(tuple(a[:length]), left)
-        while shared:
-            # Together what does not hang on another; what does finds it computed in the next round.
-            ready = [
-                ids for ids in shared
-                if not any(ids[: len(o)] == o for o in shared if len(o) < len(ids))
-            ][: self.num_slots]  # fmt: skip
-            rows = []
-            for ids in ready:
-                row = self._admit([*ids, 0], len(ids))
-                if row is None:  # no room: every sequence computes its own
-                    shared.clear()
-                    break
-                extra[shared.pop(ids)] += len(ids) - row.match.length
-                rows.append(row)
-            self._prefill_rows(rows, whole=True)
-            for row in rows:
-                self.tree.unpin(row.match.nodes)
-                self.tree.insert(row.ids[:-1], row.pages)
-        return extra
+                shared.setdefault(tuple(a[:length]), candidates[left])
+        growing = [tuple(j.ids[:-1]) for j in self._running if j.request is None]
+        for ids, job in sorted(shared.items(), key=lambda item: len(item[0])):
+            if any(ids[: len(other)] == other or other[: len(ids)] == ids for other in growing):
+                continue
+            # The token after it is never computed.
+            trunk = _Job([*ids, 0], Match((), 0), {}, 0, job.ticket, None, len(ids))
+            if not self._admit_trunk(trunk, job):
+                return  # no room: every request computes its own
+            growing.append(ids)
 
-    def _admit(self, ids: list[int], end: int) -> _Row | None:
-        """A row for `ids` with pages up to position `end`; None when there are no pages left.
-
-        The last token is always computed anew, since its hidden state is needed to sample.
-        """
-        match = self.tree.match(ids[:-1])
+    def _admit_trunk(self, trunk: _Job, job: _Job) -> bool:
+        match = self.tree.match(trunk.ids[:-1])
         self.tree.pin(match.nodes)
-        size = self.tree.page_size
-        needed = range(match.length // size, -(-end // size))
-        taken = self.tree.take(len(needed))
-        if taken is None:
+        trunk.match, trunk.done = match, match.length
+        if not self._take(trunk):
             self.tree.unpin(match.nodes)
-            return None
-        return _Row(ids, match, dict(zip(needed, taken, strict=True)), match.length)
+            return False
+        self._running.append(trunk)
+        computed = len(trunk.ids) - 1 - match.length
+        self._charged[job.ticket] = self._charged.get(job.ticket, 0) + computed
+        return True
 
-    def _prefill_rows(self, rows: list[_Row], whole: bool = False) -> None:
-        """Computes prompts until a turn's chunk is left of each (`whole`: all but the last token)."""
-        while True:
-            todo = [
-                row for row in rows
-                if len(row.ids) - row.done > (1 if whole else self.turn_chunk)
-            ]  # fmt: skip
-            if not todo:
-                return
-            counts = [min(self.prefill_chunk, len(row.ids) - 1 - row.done) for row in todo]
-            ends = [row.done + self.prefill_chunk for row in todo]
-            pages, layout = self._pages(todo, ends, self.prefill_chunk, group=False)
-            tokens = np.zeros((layout.width, self.prefill_chunk), np.int32)
-            for line, row, count in zip(layout.lines, todo, counts, strict=True):
-                tokens[line, :count] = row.ids[row.done : row.done + count]
-            self._pool = programs.prefill(self.config, self.params, self._pool, pages, tokens)
-            for row, count in zip(todo, counts, strict=True):
-                row.done += count
+    # -- device --------------------------------------------------------------------------------
+    def _sort(self) -> tuple[list[_Job], list[_Job]]:
+        """(rows that can decode, rows whose prompts come first), each oldest first."""
+        jobs = sorted(self._running)
+        behind = [j for j in jobs if j.request is None or j.rest > self.turn_chunk]
+        ready = [j for j in jobs if j.request is not None and j.rest <= self.turn_chunk]
+        fresh = [j for j in ready if j.rest > 1]
+        # A prompt that rides along makes every row as wide as it: worth it when most have one.
+        if 1 in self.shapes.turns and 2 * len(fresh) < len(ready):
+            behind = sorted([*behind, *fresh])
+            ready = [j for j in ready if j.rest == 1]
+        return ready, behind
 
-    def _fit(self, positions: int, width: int) -> int:
-        """The smallest compiled number of context pages for so many positions."""
-        if width < self.num_slots:  # a few rows cost little, and another program its compilation
-            return self.shapes[1][-1]
-        return next(n for n in self.shapes[1] if n * self.tree.page_size >= positions)
+    def _prefill(self, jobs: list[_Job]) -> None:
+        """One chunk of each prompt; finished trunks leave."""
+        chunk = self.prefill_chunk
+        counts = [min(chunk, job.rest - 1) for job in jobs]
+        ends = [job.done + chunk for job in jobs]
+        layout = self.shapes.lay_out("prefill", jobs, ends, chunk)
+        pages = self.shapes.tables(layout, jobs, chunk)
+        tokens = np.zeros((layout.program.rows, chunk), np.int32)
+        for line, job, count in zip(layout.lines, jobs, counts, strict=True):
+            tokens[line, :count] = job.ids[job.done : job.done + count]
+        self._pool = self.programs.get(layout.program)(self.params, self._pool, pages, tokens)
+        for job, count in zip(jobs, counts, strict=True):
+            job.done += count
+            if job.request is None and job.rest == 1:
+                self._running.remove(job)
+                self._leave(job)
 
-    def _layout(self, rows: list[_Row], ends: list[int], group: bool) -> _Layout:
-        """Which line of a call each row takes, and whether groups of them share their first pages."""
-        size = self.tree.page_size
-        width = next(n for n in self.shapes[0] if n >= len(rows))
-        plain = _Layout(list(range(len(rows))), width, self._fit(max(ends), width), [], 0)
-        blocks = width // _MEMBERS
-        if not group or len(rows) < _MEMBERS or width % _MEMBERS:
-            return plain
-        # Only pages that are full: the row's own begin at a page's beginning.
-        full = [row.pages_held(size)[: row.done // size] for row in rows]
-        groups: list[tuple[list[int], list[int]]] = []  # members, common pages
-        for number in sorted(range(len(rows)), key=lambda i: full[i]):
-            if groups and len(groups[-1][0]) < _MEMBERS:
-                members, common = groups[-1]
-                length = common_length(common, full[number])
-                # Worth it as long as no member has much more that the others lack.
-                if 4 * length >= 3 * max(len(common), len(full[number])):
-                    groups[-1] = ([*members, number], common[:length])
-                    continue
-            groups.append(([number], full[number]))
-        if len(groups) > blocks:
-            return plain
-        lines = [0] * len(rows)
-        for block, (members, _) in enumerate(groups):
-            for place, number in enumerate(members):
-                lines[number] = block * _MEMBERS + place
-        common = [pages for _, pages in groups]
-        own = max(
-            end - size * len(common[line // _MEMBERS])
-            for end, line in zip(ends, lines, strict=True)
-        )
-        longest = max(map(len, common))
-        if longest < _MIN_SHARED:
-            return plain
-        shared = self._fit(size * longest, width)
-        grouped = _Layout(lines, width, self._fit(own, width), common, shared)
-        cost = blocks * shared + width * grouped.pages
-        return grouped if cost <= 0.7 * width * plain.pages else plain
-
-    def _pages(
-        self, rows: list[_Row], ends: list[int], length: int, group: bool
-    ) -> tuple[programs.Pages, _Layout]:
-        """Tables of the smallest compiled shape for rows that reach `ends`, writing `length` positions."""
-        size, spare = self.tree.page_size, self.tree.num_pages
-        layout = self._layout(rows, ends, group)
-        blocks = layout.width // _MEMBERS if layout.common else layout.width
-        shared = np.full((blocks, layout.shared), spare, np.int32)
-        base = np.zeros(layout.width, np.int32)
-        for block, common in enumerate(layout.common):
-            shared[block, : len(common)] = common
-            base[block * _MEMBERS : (block + 1) * _MEMBERS] = size * len(common)
-        start = base.copy()
-        table = np.full((layout.width, layout.pages), spare, np.int32)
-        target = np.full((layout.width, (length - 1) // size + 2), spare, np.int32)
-        for row, line in zip(rows, layout.lines, strict=True):
-            start[line] = row.done
-            held = row.pages_held(size)[base[line] // size :]
-            table[line, : len(held)] = held
-            for index, page in row.pages.items():
-                column = index - row.done // size
-                if 0 <= column < target.shape[1]:
-                    target[line, column] = page
-        return programs.Pages(shared, base, table, start, target), layout
-
-    def _decode(self, rows: list[_Row], requests: Sequence[Request]):
-        """One turn; returns (ids, logprobs, count) with the rows first."""
-        reach = self.turn_chunk + self.max_new_tokens
-        ends = [max(row.done + self.turn_chunk, len(row.ids) + self.max_new_tokens) for row in rows]
-        ends = [min(end, self.max_len + self.turn_chunk) for end in ends]
-        pages, layout = self._pages(rows, ends, reach, group=True)
-        width = layout.width
-        tokens = np.zeros((width, self.turn_chunk), np.int32)
+    def _start_burst(self, jobs: list[_Job]) -> None:
+        """Dispatches a turn; `_land` takes its results."""
+        chunk = 1 if all(j.rest == 1 for j in jobs) else self.turn_chunk
+        chunk = chunk if chunk in self.shapes.turns else self.turn_chunk
+        reach = chunk + self.shapes.burst
+        ends = [max(j.done + chunk, len(j.ids) + self.shapes.burst) for j in jobs]
+        ends = [min(end, self.max_len + chunk) for end in ends]
+        layout = self.shapes.lay_out("turn", jobs, ends, chunk)
+        width = layout.program.rows
+        tokens = np.zeros((width, chunk), np.int32)
         num_tokens = np.zeros(width, np.int32)
         budget = np.ones(width, np.int32)
         seeds = np.zeros(width, np.uint32)
         samplings: list[Sampling | None] = [None] * width
         contexts: list[Sequence[int]] = [()] * width
-        for line, row, request in zip(layout.lines, rows, requests, strict=False):
-            rest = row.ids[row.done :]
-            tokens[line, : len(rest)] = rest
-            num_tokens[line] = len(rest)
-            budget[line] = request.max_new_tokens
-            seeds[line] = request.seed & 0xFFFFFFFF
-            samplings[line], contexts[line] = request.sampling, row.ids
-        options = methods.make_options(samplings, contexts, self.config.vocab_size)
-        self._pool, ids, logprobs, count = programs.turn(
-            self.config, self.params, self._pool, pages, tokens, num_tokens, budget, options, seeds,
-            max_new=self.max_new_tokens, stop_ids=self.stop_ids, max_len=self.max_len,
-        )  # fmt: skip
-        ids, logprobs, count = jax.device_get((ids, logprobs, count))
-        lines = layout.lines
-        return ids[lines], logprobs[:, lines].swapaxes(0, 1), count[lines]
-
-    def _finish(self, request: Request, row: _Row, before: int, ids, logprobs) -> Generation:
-        session = request.session
-        session.ids.extend(request.new_ids)
-        session.ids.extend(ids.tolist())
-        self.tree.unpin(row.match.nodes)
-        # The last sampled token has not been through the model yet.
-        self.tree.insert(session.ids[:-1], row.pages)
-        if int(ids[-1]) in self.stop_ids:
-            reason = "stop"
-        else:
-            reason = "length" if len(ids) == request.max_new_tokens else "context"
-        return Generation(
-            tuple(ids.tolist()),
-            *(tuple(float(x) for x in of) for of in logprobs),
-            reason,
-            prefilled=len(row.ids) - row.match.length + before,
-            cached=max(row.match.length - before, 0),
+        for line, job in zip(layout.lines, jobs, strict=True):
+            tokens[line, : job.rest] = job.ids[job.done :]
+            num_tokens[line] = job.rest
+            budget[line] = min(job.end - len(job.ids), self.shapes.burst)
+            seeds[line] = job.request.seed & 0xFFFFFFFF
+            samplings[line], contexts[line] = job.request.sampling, job.ids
+        options = methods.make_options(samplings, contexts, self.config.vocab_size, self.options)
+        pages = self.shapes.tables(layout, jobs, reach)
+        leave = np.int32(max(1, len(jobs) // _LEAVE))
+        self._pool, *results = self.programs.get(layout.program)(
+            self.params, self._pool, pages, tokens, num_tokens, budget, options, seeds, leave
         )
+        self._flight = (jobs, layout.lines, results)
+
+    def _land(self) -> None:
+        """Waits for the burst in flight; rows that have stopped leave."""
+        (jobs, lines, results), self._flight = self._flight, None
+        ids, logprobs, count = jax.device_get(results)
+        for job, line in zip(jobs, lines, strict=True):
+            new = ids[line, : count[line]].tolist()
+            # The last sampled token has not been through the model yet.
+            job.done = len(job.ids) + len(new) - 1
+            job.ids = job.ids + new
+            job.logprobs += logprobs[0, line, : len(new)].tolist()
+            job.sampled_logprobs += logprobs[1, line, : len(new)].tolist()
+            reason = self._reason(job)
+            if reason:
+                self._running.remove(job)
+                self._finish(job, reason)
+
+    def _reason(self, job: _Job) -> str:
+        """Why a row has stopped, or "" if it goes on; cuts off what lies behind a stop."""
+        new = job.ids[job.prompt :]
+        kept = job.request.stop(new) if job.request.stop is not None else None
+        extra = job.request.sampling.stop_ids
+        first = next((i + 1 for i, token in enumerate(new) if token in extra), None)
+        kept = min((n for n in (kept, first) if n is not None), default=None)
+        if kept is not None:
+            del job.ids[job.prompt + kept :], job.logprobs[kept:], job.sampled_logprobs[kept:]
+            job.done = min(job.done, len(job.ids))
+            return "stop"
+        if new[-1] in self.stop_ids:
+            return "stop"
+        if len(new) == job.request.max_new_tokens:
+            return "length"
+        return "context" if len(job.ids) >= self.max_len else ""
+
+    def _finish(self, job: _Job, reason: str) -> None:
+        session = job.request.session
+        session.ids[:] = job.ids
+        self._busy.discard(id(session))
+        result = Generation(
+            tuple(job.ids[job.prompt :]), tuple(job.logprobs), tuple(job.sampled_logprobs), reason,
+            prefilled=job.prefilled, cached=job.cached,
+        )  # fmt: skip
+        self._leave(job)
+        self._done.append((job.ticket, result))
+
+
+def make_storage(attention: str, config: ModelConfig, mesh: Mesh | None) -> Gathered | Paged:
+    """How pages are read and written.
+
+    Args:
+      attention: "auto", "gather" or "paged".
+      config: the model.
+      mesh: of a model that is divided along its "tensor" axis, or None.
+
+    Raises:
+      UserError: unknown value, or heads that the mesh does not divide.
+    """
+    if attention not in ("auto", "gather", "paged"):
+        raise UserError(f"sampler.attention = {attention!r}: must be auto, gather or paged")
+    ways = 1 if mesh is None else mesh.shape["tensor"]
+    if config.num_kv_heads % ways:
+        raise UserError(
+            f"sampler.tensor = {ways}: does not divide the model's {config.num_kv_heads} key and"
+            " value heads"
+        )
+    devices = jax.devices() if mesh is None else mesh.devices.flat
+    on_tpu = next(iter(devices)).platform == "tpu"
+    if attention == "paged" or (attention == "auto" and on_tpu):
+        return Paged(kernel=on_tpu, mesh=mesh)
+    return Gathered(mesh)

@@ -14,13 +14,17 @@ import numpy as np
 
 from leafe_jax.types import Sampling
 
-# Rows of one batch: always "temperature"; the others only when a row uses them, so that a run that uses
-# none of them compiles and computes none of them.
+# Rows of one batch: always "temperature"; the others only in an engine that offers them, so that a run
+# that uses none of them compiles and computes none of them.
 Options = dict[str, jax.Array]
+MAX_BIAS = 64  # token ids that one request may bias
 
 
 def make_options(
-    samplings: Sequence[Sampling | None], contexts: Sequence[Sequence[int]], vocab_size: int
+    samplings: Sequence[Sampling | None],
+    contexts: Sequence[Sequence[int]],
+    vocab_size: int,
+    full: bool,
 ) -> Options:
     """Arrays for the device.
 
@@ -28,31 +32,31 @@ def make_options(
       samplings: one a row; None for an idle row.
       contexts: all ids of each row's session, for the repetition penalty.
       vocab_size: V.
+      full: all options; else temperatures only.
 
     Returns:
-      temperature float32 [B]; if used: top_k int32 [B], top_p and min_p float32 [B]; penalty float32
-      [B] and seen bool [B, V]; bias_ids int32 [B, N] (V where there is none) and bias float32 [B, N].
+      temperature float32 [B]; if full: top_k int32 [B], top_p and min_p float32 [B]; penalty float32
+      [B] and seen bool [B, V]; bias_ids int32 [B, MAX_BIAS] (V where there is none) and bias float32
+      [B, MAX_BIAS].
     """
     rows = [s or Sampling(temperature=0.0) for s in samplings]
     options = {"temperature": np.asarray([s.temperature for s in rows], np.float32)}
-    if any(s.top_k or s.top_p < 1 or s.min_p > 0 for s in rows):
-        # 0 keeps all tokens, as V does.
-        options["top_k"] = np.asarray([s.top_k or vocab_size for s in rows], np.int32)
-        options["top_p"] = np.asarray([s.top_p for s in rows], np.float32)
-        options["min_p"] = np.asarray([s.min_p for s in rows], np.float32)
-    if any(s.repetition_penalty != 1 for s in rows):
-        options["penalty"] = np.asarray([s.repetition_penalty for s in rows], np.float32)
-        options["seen"] = np.zeros((len(rows), vocab_size), bool)
-        for row, ids in enumerate(contexts):
+    if not full:
+        return options
+    # 0 keeps all tokens, as V does.
+    options["top_k"] = np.asarray([s.top_k or vocab_size for s in rows], np.int32)
+    options["top_p"] = np.asarray([s.top_p for s in rows], np.float32)
+    options["min_p"] = np.asarray([s.min_p for s in rows], np.float32)
+    options["penalty"] = np.asarray([s.repetition_penalty for s in rows], np.float32)
+    options["seen"] = np.zeros((len(rows), vocab_size), bool)
+    options["bias_ids"] = np.full((len(rows), MAX_BIAS), vocab_size, np.int32)
+    options["bias"] = np.zeros((len(rows), MAX_BIAS), np.float32)
+    for row, (sampling, ids) in enumerate(zip(rows, contexts, strict=True)):
+        if sampling.repetition_penalty != 1:
             options["seen"][row, list(ids)] = True
-    if any(s.logit_bias for s in rows):
-        width = max(len(s.logit_bias) for s in rows)
-        options["bias_ids"] = np.full((len(rows), width), vocab_size, np.int32)
-        options["bias"] = np.zeros((len(rows), width), np.float32)
-        for row, sampling in enumerate(rows):
-            for column, (token, bias) in enumerate(sampling.logit_bias):
-                options["bias_ids"][row, column] = token
-                options["bias"][row, column] = bias
+        for column, (token, bias) in enumerate(sampling.logit_bias):
+            options["bias_ids"][row, column] = token
+            options["bias"][row, column] = bias
     return options
 
 

@@ -47,8 +47,9 @@ class Completion:
       prompt_ids: ids that were appended for the user turn.
       plain_prompt_ids: the ids of `plain_text`, or None.
       ids, logprobs: sampled ids (stop token included) and their log-probabilities.
-      finish_reason: "stop", "length" or "context".
+      finish_reason: "stop", "length", "context" or "error".
       prefilled, cached: prompt tokens computed, and found in the cache.
+      error: what is wrong with the request, where finish_reason is "error".
     """
 
     text: str
@@ -59,10 +60,15 @@ class Completion:
     finish_reason: str
     prefilled: int
     cached: int
+    error: str = ""
 
 
 class Policy(Protocol):
-    """Sessions are opaque; lengths are in tokens."""
+    """Sessions are opaque; lengths are in tokens.
+
+    `submit` queues a request and returns its ticket; `collect` waits until requests have ended and returns
+    (ticket, completion) pairs, [] when none is queued; `launch` lets the device go on meanwhile.
+    """
 
     def start(self) -> Any: ...
 
@@ -76,7 +82,11 @@ class Policy(Protocol):
 
     def release(self, session: Any) -> None: ...
 
-    def extend(self, requests: Sequence[Request]) -> list[Completion]: ...
+    def submit(self, request: Request) -> int: ...
+
+    def launch(self) -> None: ...
+
+    def collect(self) -> list[tuple[int, Completion]]: ...
 
 
 class LMPolicy:
@@ -91,29 +101,50 @@ class LMPolicy:
         self.engine, self.chat = engine, chat
         self.start, self.fork, self.rewind = engine.start, engine.fork, engine.rewind
         self.append, self.release, self.length = engine.append, engine.release, len
+        self.launch = engine.launch
+        # ticket -> ids of the user turn, with the experience and without.
+        self._prompts: dict[int, tuple[tuple[int, ...], tuple[int, ...] | None]] = {}
 
     def _turn(self, session: Any, text: str) -> tuple[int, ...]:
         if not session.ids:
             return self.chat.first_turn(text)
         return self.chat.next_turn(text, session.ids[-1])
 
-    def extend(self, requests: Sequence[Request]) -> list[Completion]:
-        """Appends each request's user turn to its session and samples the replies."""
-        prompts = [self._turn(r.session, r.text) for r in requests]
+    def submit(self, request: Request) -> int:
+        """Queues a user turn; the reply is sampled behind it."""
+        session = request.session
+        ids = self._turn(session, request.text)
         # Before generating: the plain rendering depends on the ids that the session has now.
-        plain = [
-            None if r.plain_text is None else self._turn(r.session, r.plain_text) for r in requests
-        ]
-        generations = self.engine.generate(
-            [
-                TokenRequest(r.session, ids, r.max_new_tokens, r.sampling, r.seed)
-                for r, ids in zip(requests, prompts, strict=True)
-            ]
+        plain = request.plain_text
+        plain = None if plain is None else self._turn(session, plain)
+        sampling = request.sampling
+        stop = self._stop_after(sampling.stop_strings) if sampling.stop_strings else None
+        ticket = self.engine.submit(
+            TokenRequest(session, ids, request.max_new_tokens, sampling, request.seed, stop)
         )
-        return [
-            Completion(
-                self.chat.decode(g.ids), ids, without, g.ids, g.logprobs, g.finish_reason,
-                g.prefilled, g.cached,
-            )
-            for ids, without, g in zip(prompts, plain, generations, strict=True)
-        ]  # fmt: skip
+        self._prompts[ticket] = (ids, plain)
+        return ticket
+
+    def _stop_after(self, strings: Sequence[str]):
+        def stop(ids: Sequence[int]) -> int | None:
+            def has(count: int) -> bool:
+                text = self.chat.decode(ids[:count])
+                return any(string in text for string in strings)
+
+            if not has(len(ids)):
+                return None
+            return next(count for count in range(1, len(ids) + 1) if has(count))
+
+        return stop
+
+    def collect(self) -> list[tuple[int, Completion]]:
+        """Replies that have ended since."""
+        completions = []
+        for ticket, g in self.engine.collect():
+            ids, plain = self._prompts.pop(ticket)
+            completion = Completion(
+                self.chat.decode(g.ids), ids, plain, g.ids, g.logprobs, g.finish_reason,
+                g.prefilled, g.cached, g.error,
+            )  # fmt: skip
+            completions.append((ticket, completion))
+        return completions

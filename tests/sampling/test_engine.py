@@ -9,6 +9,7 @@ from leafe_jax.errors import UserError
 from leafe_jax.models import decoder
 from leafe_jax.models.attention import segment_attend
 from leafe_jax.models.decoder import ModelConfig
+from leafe_jax.sampling import programs
 from leafe_jax.sampling.engine import Engine, Request
 from leafe_jax.types import Sampling
 
@@ -220,14 +221,22 @@ def test_an_overlong_request_does_not_disturb_the_others(params):
 def test_bad_requests_and_sizes(params):
     engine = make(params)
     session = engine.start()
-    with pytest.raises(ValueError, match="occurs twice"):
-        engine.generate([ask(session, [1]), ask(session, [2])])
-    with pytest.raises(ValueError, match="empty prompt"):
-        engine.generate([ask(session, [])])
-    with pytest.raises(ValueError, match="max_new_tokens = 9"):
-        engine.generate([ask(session, [1], count=9)])
+    bad = {
+        "in flight already": ask(session, [2]),
+        "empty prompt": ask(engine.start(), []),
+        "max_new_tokens = 9: must be 1..6": ask(engine.start(), [1], count=9),
+        "max_new_tokens = 0: must be 1..6": ask(engine.start(), [1], count=0),
+        "token id 61: the model has 61": ask(engine.start(), [1, 61]),
+        "token id -1: the model has 61": ask(engine.start(), [-1]),
+        "made with options=False": Request(engine.start(), [1], 6, Sampling(top_k=3), 0),
+    }
+    first, *results = engine.generate([ask(session, [1]), *bad.values()])
+    for (message, request), result in zip(bad.items(), results, strict=True):
+        assert result.finish_reason == "error" and message in result.error, result
+        assert request.session is session or len(request.session) == 0
+    assert list(first.ids) == reference(params, [1], 6, 0.0, 0)  # the others are served
     with pytest.raises(ValueError, match="rewind length"):
-        engine.rewind(session, 1)
+        engine.rewind(session, 99)
     with pytest.raises(UserError, match="sampler.num_slots = 0"):
         make(params, num_slots=0)
     with pytest.raises(UserError, match="sampler.max_len = 999"):
@@ -276,18 +285,23 @@ def test_random_operations_against_token_lists(params):
     assert checked == 40
 
 
+def check_pages(engine):
+    """Every page is free, in the tree, or a running row's own."""
+    nodes = [n.page for n in engine.tree.nodes()]
+    own = [page for job in engine._running for page in job.pages.values()]
+    assert sorted([*engine.tree.free, *nodes, *own]) == list(range(engine.tree.num_pages))
+
+
 def check_no_leak(engine):
-    """Every page is free or in the tree, once, and nothing is pinned between calls."""
-    nodes = list(engine.tree.nodes())
-    assert sorted([*engine.tree.free, *(n.page for n in nodes)]) == list(
-        range(engine.tree.num_pages)
-    )
-    assert all(n.pins == 0 and n.tokens for n in nodes)
+    """Every page is free or in the tree, once, and nothing is pinned when nothing is in flight."""
+    assert not engine._running and not engine._waiting and not engine._busy and not engine._charged
+    check_pages(engine)
+    assert all(n.pins == 0 and n.tokens for n in engine.tree.nodes())
 
 
 def test_options_reach_every_token_of_a_turn(params):
     """A hard logit bias, the penalty on prompt and reply, and top-k, against a plain loop."""
-    engine = make(params, stop_ids=())
+    engine = make(params, stop_ids=(), options=True)
     ids = prompt(2, 9)
     samplings = [
         Sampling(0.0, logit_bias=((30, 100.0),)),
@@ -311,8 +325,12 @@ def test_options_reach_every_token_of_a_turn(params):
         context.append(token)
     assert list(results[2].ids) == greedy(params, ids, 6)
     assert results[2].sampled_logprobs == (0.0,) * 6
-    with pytest.raises(ValueError, match="logit_bias: token id 61: the model has 61"):
-        engine.generate([Request(engine.start(), ids, 6, Sampling(logit_bias=((61, 1.0),)), 0)])
+    for bias, message in (
+        (((61, 1.0),), "logit_bias: token id 61: the model has 61"),
+        (tuple((i % 61, 1.0) for i in range(65)), "logit_bias: 65 ids: at most 64"),
+    ):
+        bad = Request(engine.start(), ids, 6, Sampling(logit_bias=bias), 0)
+        assert message in engine.generate([bad])[0].error
 
 
 def head_logits(params, ids) -> np.ndarray:
@@ -333,19 +351,11 @@ def greedy(params, ids, count) -> list[int]:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_groups_that_share_a_prefix_equal_single_rows(params, temperature, monkeypatch):
     """Sixteen branches of two histories: the shared pages are attended to once a group."""
-    from leafe_jax.sampling import programs
-
-    shapes = []
-    turn = programs.turn
-
-    def spy(config, params, pool, pages, *args, **kwargs):
-        shapes.append(pages.shared.shape)
-        return turn(config, params, pool, pages, *args, **kwargs)
-
-    monkeypatch.setattr(programs, "turn", spy)
+    monkeypatch.setattr("leafe_jax.sampling.shapes._MIN_CONTEXT", 16)
     engine = make(params, num_slots=24, max_len=128, page_size=4)
-    # Contexts this short have one size otherwise, and then a group saves nothing.
-    engine.shapes = (engine.shapes[0], (8, *engine.shapes[1]))
+    used = []
+    get = engine.programs.get
+    monkeypatch.setattr(engine.programs, "get", lambda key: used.append(key) or get(key))
     histories = [prompt(1, 90), prompt(2, 81)]
     roots = [engine.start(), engine.start()]
     engine.generate([ask(r, h, count=1) for r, h in zip(roots, histories)])
@@ -356,8 +366,8 @@ def test_groups_that_share_a_prefix_equal_single_rows(params, temperature, monke
     results = engine.generate(
         [ask(s, n, temperature, i) for i, (s, n) in enumerate(zip(sessions, news))]
     )
-    assert shapes[-1][0] == 3 and shapes[-1][1] > 0  # grouped
-    assert shapes[0][1] == 0  # not grouped
+    assert used[-1].groups == 3 and used[-1].shared > 0
+    assert used[0].groups == 0
     for i, ((root, length), new, result) in enumerate(zip(forks, news, results)):
         ids = histories[root][:length] + new
         assert list(result.ids) == reference(params, ids, 6, temperature, i)
@@ -399,5 +409,143 @@ def test_a_small_pool_costs_time_and_nothing_else(params, num_pages):
             assert list(result.ids) == reference(params, known[i], 4, 1.0, i)
             known[i] += result.ids
         check_no_leak(engine)
-    with pytest.raises(UserError, match="sampler.num_pages = 16: one session of sampler.max_len"):
-        make(params, page_size=4, num_pages=16)
+
+
+def test_a_pool_smaller_than_one_request(params):
+    engine = make(params, page_size=4, num_pages=8)
+    ids = prompt(0, 8)
+    good, big = engine.generate([ask(engine.start(), ids), ask(engine.start(), prompt(1, 40))])
+    assert big.error == "46 tokens need 13 pages: sampler.num_pages = 8"
+    assert list(good.ids) == reference(params, ids, 6, 0.0, 0)
+    with pytest.raises(UserError, match="sampler.num_pages = 1: must be at least 2"):
+        make(params, num_pages=1)
+
+
+LONG = dict(max_len=128, max_new_tokens=70, turn_chunk=4, prefill_chunk=8, page_size=4)
+
+
+def mixed_load(engine, turns=2, live=9, temperature=1.0):
+    """Sessions of unequal prompts and replies that come back as soon as they are answered, forks among
+    them: {name: ids}."""
+    rng = np.random.default_rng(5)
+    plan = {
+        (i, t): (prompt(97 * i + t, int(rng.integers(1, 13))), int(rng.integers(8, 51)))
+        for i in range(live) for t in range(turns)
+    }  # fmt: skip
+    tickets, ids = {}, {}
+
+    def send(name, session):
+        new, count = plan[name]
+        request = Request(session, new, count, Sampling(temperature), hash(name) & 0xFFFF)
+        tickets[engine.submit(request)] = (name, session)
+
+    for i in range(live):
+        send((i, 0), engine.start())
+    while tickets:
+        for ticket, result in engine.collect():
+            (i, t), session = tickets.pop(ticket)
+            assert result.finish_reason in ("stop", "length")
+            ids[i, t] = list(session.ids)
+            assert session.ids[-len(result.ids) :] == list(result.ids)
+            if t + 1 < turns:
+                # Every third session goes on from the middle of what it has.
+                cut = len(session) if i % 3 else len(session) // 2
+                send((i, t + 1), engine.fork(session, cut))
+        check_pages(engine)
+    return ids
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_results_do_not_depend_on_scheduling(params, temperature, monkeypatch):
+    """Other numbers of slots, a pool in which rows are preempted, pages in place: the same tokens."""
+    monkeypatch.setattr("leafe_jax.sampling.engine._BURST", 8)
+    monkeypatch.setattr("leafe_jax.sampling.engine._MIN_BURST", 4)
+    outcomes, preempted = [], []
+    for changes in (
+        dict(num_slots=9), dict(num_slots=2), dict(num_slots=9, num_pages=34),
+        dict(num_slots=4, attention="paged", num_pages=60),
+    ):  # fmt: skip
+        engine = make(params, **{**LONG, **changes})
+        outcomes.append(mixed_load(engine, temperature=temperature))
+        preempted.append(engine.num_preemptions)
+        check_no_leak(engine)
+    assert preempted[0] == 0 and preempted[2] > 5
+    for outcome in outcomes[1:]:
+        assert outcome == outcomes[0]
+
+
+def test_long_replies_take_several_bursts(params):
+    """Also where a row finishes early and another takes its place."""
+    engine = make(params, **LONG, num_slots=2, stop_ids=())
+    prompts = [prompt(i, 3 + 5 * i) for i in range(4)]
+    counts = [70, 5, 66, 20]
+    results = engine.generate(
+        [ask(engine.start(), p, 1.0, i, c) for i, (p, c) in enumerate(zip(prompts, counts))]
+    )
+    for i, (ids, count, result) in enumerate(zip(prompts, counts, results)):
+        known = list(ids)
+        assert len(result.ids) == count
+        table = forward(params, known + list(result.ids))
+        for n, token in enumerate(result.ids):
+            key = jax.random.fold_in(jax.random.PRNGKey(i), len(ids) + n)
+            noise = np.asarray(jax.random.gumbel(key, (61,)))
+            assert token == int((table[len(ids) + n - 1] + noise).argmax())
+            assert result.logprobs[n] == pytest.approx(table[len(ids) + n - 1, token], abs=1e-5)
+    check_no_leak(engine)
+
+
+def test_no_program_is_added_during_a_run(params):
+    engine = make(params, **LONG, num_slots=9)
+    engine.programs.compile_ahead().join()
+    assert engine.programs.num_compiled == len(engine.programs.listed) > 3
+    compiled = dict(engine.programs._compiled)
+    before = programs.turn._cache_size(), programs.prefill._cache_size()
+    mixed_load(engine)
+    assert engine.programs._compiled == compiled
+    assert (programs.turn._cache_size(), programs.prefill._cache_size()) == before
+    with pytest.raises(KeyError):
+        engine.programs.get(programs.Program("turn", 5, 4, 3))
+
+
+def test_stop_ids_and_stop_functions(params):
+    engine = make(params, **LONG, stop_ids=(), num_slots=4)
+    ids = prompt(4, 9)
+    whole = engine.generate([ask(engine.start(), ids, 1.0, 3, 40)])[0].ids
+    token = next(t for t in whole if whole.index(t) > 20)
+    pair = whole[25:27]
+
+    def stop(new):
+        found = [n for n in range(2, len(new) + 1) if tuple(new[n - 2 : n]) == pair]
+        return found[0] if found else None
+
+    sessions = [engine.start() for _ in range(2)]
+    by_id, by_text = engine.generate(
+        [
+            Request(sessions[0], ids, 40, Sampling(1.0, stop_ids=(token,)), 3),
+            Request(sessions[1], ids, 40, Sampling(1.0), 3, stop),
+        ]
+    )
+    assert by_id.ids == whole[: whole.index(token) + 1] and by_id.finish_reason == "stop"
+    assert by_text.ids == whole[:27] and by_text.finish_reason == "stop"
+    assert len(by_text.logprobs) == 27 and sessions[1].ids == ids + list(whole[:27])
+    # What lay behind the stop is not taken for computed.
+    again = engine.generate([ask(sessions[1], prompt(8, 3), 1.0, 5, 5)])[0]
+    assert list(again.ids) == reference(params, sessions[1].ids[:39], 5, 1.0, 5)
+    check_no_leak(engine)
+
+
+def test_no_request_starves(params):
+    """The oldest request always goes on, however full the pool is and whatever arrives."""
+    engine = make(params, **LONG, num_slots=3, num_pages=34, stop_ids=())
+    old = engine.submit(ask(engine.start(), prompt(0, 60), 1.0, 0, 60))
+    bursts = 0
+    waiting = {old}
+    for i in range(30):
+        waiting.add(engine.submit(ask(engine.start(), prompt(1 + i, 20), 1.0, i, 30)))
+        if old in waiting:
+            waiting -= {ticket for ticket, _ in engine.collect()}
+            bursts += 1
+    assert old not in waiting and bursts < 12
+    while waiting:
+        waiting -= {ticket for ticket, _ in engine.collect()}
+    check_no_leak(engine)

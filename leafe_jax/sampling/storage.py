@@ -1,0 +1,322 @@
+"""How a device program reads and writes the page pool: gathered rows, or the pages in place.
+
+`Gathered` copies the pages of a call's rows into contiguous buffers, where XLA's attention is cheapest, and
+writes the new pages back at the end; copy-on-write comes with it, since a page is read at one place and
+written at another. Rows that share a long prefix may form groups, whose prefix is gathered and attended to
+once. `Paged` leaves the pages where they are: the TPU kernel for ragged paged attention reads them there,
+and plain jnp takes its place on other platforms and in tests.
+
+Both offer: `empty` a pool, `begin` -> (carry, fixed) at the start of a program, `attend`, the hook that the
+decoder's layers call, `carry` what it wrote, `end` -> the pool.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from leafe_jax.models import decoder
+from leafe_jax.models.decoder import ModelConfig
+
+
+class Pages(NamedTuple):
+    """Where the rows of a call read and write.
+
+    Attributes:
+      shared: int32 [G, S] pages that begin the context of a group of B / G consecutive rows; S may be 0.
+      base: int32 [B] positions that the group's pages hold: whole pages, so table begins there.
+      table: int32 [B, P] pages of the rest of each row's context, in order.
+      start: int32 [B] positions that are computed already, the shared ones included.
+      target: int32 [B, W] pages that take the positions from start on, page by page; the pool's last
+        page, which nobody reads, where nothing is to be kept.
+    """
+
+    shared: jax.Array
+    base: jax.Array
+    table: jax.Array
+    start: jax.Array
+    target: jax.Array
+
+
+class KVCache(NamedTuple):
+    """Keys and values, one array a layer: the pool [pages, kv_heads, page_size, head_dim], or the rows of
+    a call [rows, kv_heads, positions, head_dim].
+
+    The time axis lies next to head_dim: on XLA's CPU backend this order made decoding attention
+    several times cheaper than the one with heads innermost.
+    """
+
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
+
+
+# -- gathered rows ---------------------------------------------------------------------------------
+def _write(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+    """Writes new [B, K, T, H] into cache [B, K, S, H] at time start [B] of each row."""
+    return jax.vmap(lambda c, n, s: jax.lax.dynamic_update_slice(c, n, (0, s, 0)))(
+        cache, new.astype(cache.dtype), start
+    )
+
+
+def _scores(q: jax.Array, keys: jax.Array, visible: jax.Array) -> jax.Array:
+    """q [B, K, G, T, H] against keys [B, K, S, H]: [B, K, G, T, S], -1e30 where not visible."""
+    batch, kv_heads, group, time, head_dim = q.shape
+    flat = q.reshape(batch, kv_heads, group * time, head_dim)
+    scores = jnp.einsum("bkth,bksh->bkts", flat, keys, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, kv_heads, group, time, -1) * head_dim**-0.5
+    return jnp.where(visible, scores, -1e30)
+
+
+def _mix(weights: jax.Array, values: jax.Array) -> jax.Array:
+    """weights [B, K, G, T, S] of values [B, K, S, H]: [B, K, G, T, H]."""
+    batch, kv_heads, group, time, _ = weights.shape
+    flat = weights.reshape(batch, kv_heads, group * time, -1).astype(values.dtype)
+    out = jnp.einsum("bkts,bksh->bkth", flat, values)
+    return out.reshape(batch, kv_heads, group, time, -1)
+
+
+def _by_group(x: jax.Array, groups: int) -> jax.Array:
+    """[B, K, G, T, X] -> [groups, K, members * G, T, X]: members stand beside the query heads."""
+    batch, kv_heads, group, *rest = x.shape
+    x = x.reshape(groups, batch // groups, kv_heads, group, *rest).swapaxes(1, 2)
+    return x.reshape(groups, kv_heads, -1, *rest)
+
+
+def _by_row(x: jax.Array, rows: int) -> jax.Array:
+    """The inverse of `_by_group`."""
+    groups, kv_heads, both, *rest = x.shape
+    members = rows // groups
+    x = x.reshape(groups, kv_heads, members, both // members, *rest).swapaxes(1, 2)
+    return x.reshape(rows, kv_heads, -1, *rest)
+
+
+def _of_heads(layer: jax.Array, pages: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The pool as [pages * K, page_size, H], and where in it pages [B, P] have their heads: [B, K, P].
+
+    So heads come out before pages in one go; pages first would have to be turned in a second one.
+    """
+    kv_heads = layer.shape[1]
+    index = pages[:, None] * kv_heads + jnp.arange(kv_heads)[:, None]
+    return layer.reshape(-1, *layer.shape[2:]), index
+
+
+@dataclasses.dataclass(frozen=True)
+class Gathered:
+    """Contiguous rows for the length of a call.
+
+    Attributes:
+      mesh: the devices of a tensor-parallel model, or None.
+    """
+
+    mesh: Mesh | None = None
+
+    spec = P(None, "tensor")  # of a pool's layer: the heads are divided
+
+    def empty(self, config: ModelConfig, num_pages: int, page_size: int, dtype) -> KVCache:
+        """A pool of zeros."""
+        shape = (num_pages, config.num_kv_heads, page_size, config.head_dim)
+        layers = range(config.num_layers)
+        return KVCache(
+            tuple(jnp.zeros(shape, dtype) for _ in layers),
+            tuple(jnp.zeros(shape, dtype) for _ in layers),
+        )
+
+    def begin(self, pool: KVCache, pages: Pages) -> tuple[KVCache, Any]:
+        """The rows, and what stays as it is: the groups' rows and their length."""
+        own, common = self._gather(pool, pages.table), self._gather(pool, pages.shared)
+        return own, (common, pages.base)
+
+    def _gather(self, pool: KVCache, table: jax.Array) -> KVCache:
+        """The pages of table [B, P] side by side: [B, K, P * page_size, H] a layer."""
+
+        def rows(layer):
+            _, kv_heads, _, head_dim = layer.shape
+            if self.mesh is None:
+                flat, index = _of_heads(layer, table)
+                taken = flat[index]
+            else:  # heads lie on several devices: they stay an axis of their own
+                taken = layer[table].swapaxes(1, 2)
+            return taken.reshape(table.shape[0], kv_heads, -1, head_dim)
+
+        return jax.tree.map(rows, pool)
+
+    def attend(self, cache: KVCache, fixed, start: jax.Array, written: list) -> decoder.Attend:
+        """Hook: writes each layer's new keys and values at `start` [B], then attends to the group's
+        positions and to the row's up to and including the query's own. The new layers are appended
+        to `written`."""
+        common, base = fixed
+
+        def attend(layer, q, k, v):  # q [B, T, N, H], k and v [B, T, K, H]
+            batch, num_new, num_heads, head_dim = q.shape
+            kv_heads = k.shape[2]
+            keys = _write(cache.k[layer], k.transpose(0, 2, 1, 3), start - base)
+            values = _write(cache.v[layer], v.transpose(0, 2, 1, 3), start - base)
+            written.append((keys, values))
+            group = num_heads // kv_heads
+            q = q.reshape(batch, num_new, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
+            position = (start - base)[:, None] + jnp.arange(num_new)  # [B, T], in the row's buffer
+            visible = jnp.arange(keys.shape[2]) <= position[..., None]  # [B, T, S]
+            # What lies beyond a row's length is stale; the mask is all that keeps it out.
+            own = _scores(q, keys, visible[:, None, None])
+            groups, held = common.k[layer].shape[0], common.k[layer].shape[2]
+            if held == 0:
+                out = _mix(jax.nn.softmax(own, axis=-1), values)
+            else:
+                seen = jnp.arange(held) < base.reshape(groups, -1)[:, :1]  # [groups, S]
+                first = _scores(_by_group(q, groups), common.k[layer], seen[:, None, None, None])
+                both = jnp.concatenate((_by_row(first, batch), own), axis=-1)
+                weights = jax.nn.softmax(both, axis=-1)
+                out = _mix(weights[..., held:], values)
+                first = _mix(_by_group(weights[..., :held], groups), common.v[layer])
+                out = out + _by_row(first, batch)
+            return out.transpose(0, 3, 1, 2, 4).reshape(batch, num_new, num_heads, head_dim)
+
+        return attend
+
+    def carry(self, written: list) -> KVCache:
+        """What the layers wrote, as the next `attend` takes it."""
+        return KVCache(tuple(k for k, _ in written), tuple(v for _, v in written))
+
+    def end(self, pool: KVCache, rows: KVCache, pages: Pages) -> KVCache:
+        """Writes the pages from `start` on back into the pool."""
+        size = pool.k[0].shape[2]
+        width = pages.target.shape[1]
+        held = rows.k[0].shape[2] // size
+        # Whole pages, the first with what stood before `start` in it: that is the copy-on-write.
+        # Past the row's end there is nothing to keep, and the target is nobody's page.
+        first = (pages.start - pages.base) // size
+        index = jnp.minimum(first[:, None] + jnp.arange(width), held - 1)  # [B, W]
+
+        def back(layer, row):
+            row = row.reshape(*row.shape[:2], held, size, -1)  # [B, K, P, page_size, H]
+            cut = jnp.take_along_axis(row, index[:, None, :, None, None], axis=2)
+            if self.mesh is not None:
+                return layer.at[pages.target].set(cut.swapaxes(1, 2))
+            flat, place = _of_heads(layer, pages.target)
+            return flat.at[place].set(cut).reshape(layer.shape)
+
+        return jax.tree.map(back, pool, rows)
+
+
+# -- pages in place --------------------------------------------------------------------------------
+def attend_reference(q, layer, table, lengths, *, sm_scale):
+    """What the kernel computes, in plain jnp.
+
+    Args:
+      q: [B, T, N, H] queries of the last T positions of each row.
+      layer: [pages, page_size, 2 * K, H], keys at even heads and values at odd ones.
+      table: int32 [B, P]; lengths: int32 [B] positions of each row, the new ones included.
+      sm_scale: on the scores.
+
+    Returns:
+      [B, T, N, H].
+    """
+    batch, time, num_heads, head_dim = q.shape
+    rows = layer[table].reshape(batch, -1, *layer.shape[2:])  # [B, S, 2K, H]
+    keys, values = rows[:, :, 0::2].swapaxes(1, 2), rows[:, :, 1::2].swapaxes(1, 2)
+    kv_heads = keys.shape[1]
+    q = q.reshape(batch, time, kv_heads, num_heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
+    position = (lengths - time)[:, None] + jnp.arange(time)
+    visible = jnp.arange(keys.shape[2]) <= position[..., None]
+    scores = _scores(q * (sm_scale * head_dim**0.5), keys, visible[:, None, None])
+    out = _mix(jax.nn.softmax(scores, axis=-1), values)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, num_heads, head_dim)
+
+
+def attend_kernel(q, layer, table, lengths, *, sm_scale):
+    """The same by JAX's Pallas kernel for TPU (jax.experimental.pallas.ops.tpu)."""
+    from jax.experimental.pallas.ops.tpu.ragged_paged_attention import ragged_paged_attention
+
+    batch, time, num_heads, head_dim = q.shape
+    pages, size = table.shape[1], layer.shape[1]
+    out = ragged_paged_attention(
+        q.reshape(batch * time, num_heads, head_dim),
+        layer,
+        lengths,
+        table,
+        # Every row has T queries; those past a prompt's end are computed for nothing, and nothing
+        # real sees them.
+        time * jnp.arange(batch + 1, dtype=jnp.int32),
+        jnp.full((1,), batch, jnp.int32),
+        sm_scale=sm_scale,
+        # Blocks of 256 positions and of at most 32 queries: the kernel's own table of tuned sizes
+        # asks the device at hand, which is not the target when compiling ahead.
+        num_kv_pages_per_block=max(1, min(pages, 256 // size)),
+        num_queries_per_block=min(32, batch * time),
+        vmem_limit_bytes=64 * 2**20,
+    )
+    return out.reshape(batch, time, num_heads, head_dim)
+
+
+@dataclasses.dataclass(frozen=True)
+class Paged:
+    """Pages read and written where they lie; a layer of the pool is [pages, page_size, 2 * K, H].
+
+    Attributes:
+      kernel: attend with the TPU kernel; else with the reference.
+      mesh: the devices of a tensor-parallel model, or None.
+    """
+
+    kernel: bool
+    mesh: Mesh | None = None
+
+    spec = P(None, None, "tensor")
+
+    def empty(self, config: ModelConfig, num_pages: int, page_size: int, dtype):
+        """A pool of zeros."""
+        shape = (num_pages, page_size, 2 * config.num_kv_heads, config.head_dim)
+        return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
+
+    def begin(self, pool, pages: Pages):
+        """The pool with the pages copied that are written on in the middle, and each row's table."""
+        size = pool[0].shape[1]
+        rows = jnp.arange(len(pages.start))
+        first = pages.start // size
+        columns = first[:, None] + jnp.arange(pages.target.shape[1])
+        table = pages.table.at[rows[:, None], columns].set(pages.target, mode="drop")
+        source = pages.table[rows, first]
+        copied = tuple(layer.at[pages.target[:, 0]].set(layer[source]) for layer in pool)
+        return copied, table
+
+    def attend(self, cache, table, start: jax.Array, written: list) -> decoder.Attend:
+        """Hook: writes each layer's new keys and values into the pages, then attends to them."""
+        spare = cache[0].shape[0] - 1
+
+        def attend(layer, q, k, v):  # q [B, T, N, H], k and v [B, T, K, H]
+            batch, time, kv_heads, head_dim = k.shape
+            pages = cache[layer]
+            size = pages.shape[1]
+            position = start[:, None] + jnp.arange(time)  # [B, T]
+            column = position // size
+            page = jnp.take_along_axis(table, jnp.minimum(column, table.shape[1] - 1), axis=1)
+            page = jnp.where(column < table.shape[1], page, spare)
+            both = jnp.stack((k, v), axis=3).reshape(batch, time, 2 * kv_heads, head_dim)
+            pages = pages.at[page, position % size].set(both.astype(pages.dtype))
+            written.append(pages)
+            return self._attention(q, pages, table, start + time)
+
+        return attend
+
+    def _attention(self, q, pages, table, lengths):
+        def call(q, pages, table, lengths):
+            how = attend_kernel if self.kernel else attend_reference
+            return how(q, pages, table, lengths, sm_scale=q.shape[-1] ** -0.5)
+
+        if self.mesh is None or not self.kernel:
+            return call(q, pages, table, lengths)
+        heads = P(None, None, "tensor")
+        return jax.shard_map(
+            call, mesh=self.mesh, in_specs=(heads, heads, P(), P()), out_specs=heads,
+            check_vma=False,
+        )(q, pages, table, lengths)  # fmt: skip
+
+    def carry(self, written: list):
+        return tuple(written)
+
+    def end(self, pool, carry, pages: Pages):
+        return carry
