@@ -29,7 +29,7 @@ from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.sampling import methods
 from leafe_jax.sampling.pages import Match, PageTree, common_length
 from leafe_jax.sampling.programs import Programs, Statics
-from leafe_jax.sampling.shapes import Row, Shapes
+from leafe_jax.sampling.shapes import Layout, Row, Shapes
 from leafe_jax.sampling.storage import Gathered, Paged
 from leafe_jax.types import Sampling
 
@@ -198,6 +198,7 @@ class Engine:
             num_rows=num_slots, max_len=max_len, page_size=page_size, spare=num_pages,
             prefill_chunk=prefill_chunk, turn_chunk=turn_chunk, burst=burst,
             goes_on=max_new_tokens > _MIN_BURST, gathered=isinstance(storage, Gathered),
+            weight_positions=_weight_positions(config, params),
         )  # fmt: skip
         dtype = jax.tree.leaves(params)[0].dtype
         # The last page takes what nobody wants.
@@ -212,7 +213,7 @@ class Engine:
         self._running: list[_Job] = []
         self._charged: dict[int, int] = {}  # ticket -> trunk positions computed on its account
         self._done: list[tuple[int, Generation]] = []
-        self._flight: tuple | None = None
+        self._flight: list[tuple] = []  # turns in flight
         self._busy: set[int] = set()  # ids of sessions with a request in flight
 
     def clear(self) -> None:
@@ -306,7 +307,7 @@ class Engine:
         """(ticket, result) of requests that have ended, at least one; [] when nothing is queued."""
         while not self._done:
             self.launch()
-            if self._flight is None:
+            if not self._flight:
                 break
             self._land()
         done, self._done = self._done, []
@@ -315,12 +316,12 @@ class Engine:
     def launch(self) -> None:
         """Starts the next burst without waiting for it, unless one is in flight already."""
         prefills = 0
-        while self._flight is None and (self._running or self._waiting):
+        while not self._flight and (self._running or self._waiting):
             self._grow()
             self._admit_waiting()
             ready, behind = self._sort()
             if behind and (not ready or prefills < _PREFILLS):
-                self._prefill(behind[: self.num_slots])
+                self._prefill(behind)
                 prefills += 1
             else:
                 self._start_burst(ready)
@@ -448,65 +449,75 @@ class Engine:
 
     def _prefill(self, jobs: list[_Job]) -> None:
         """One chunk of each prompt; finished trunks leave."""
-        chunk = self.prefill_chunk
-        counts = [min(chunk, job.rest - 1) for job in jobs]
-        ends = [job.done + chunk for job in jobs]
-        layout = self.shapes.lay_out("prefill", jobs, ends, chunk)
-        pages = self.shapes.tables(layout, jobs, chunk)
-        tokens = np.zeros((layout.program.rows, chunk), np.int32)
-        for line, job, count in zip(layout.lines, jobs, counts, strict=True):
-            tokens[line, :count] = job.ids[job.done : job.done + count]
-        self._pool = self.programs.get(layout.program)(self.params, self._pool, pages, tokens)
-        for job, count in zip(jobs, counts, strict=True):
-            job.done += count
+        for layout in self.shapes.lay_out_prefill(jobs):
+            chunk = layout.program.tokens
+            pages = self.shapes.tables(layout, jobs, chunk)
+            tokens = np.zeros((layout.program.rows, chunk), np.int32)
+            for number, line in zip(layout.numbers, layout.lines, strict=True):
+                job = jobs[number]
+                count = min(chunk, job.rest - 1)
+                tokens[line, :count] = job.ids[job.done : job.done + count]
+            self._pool = self.programs.get(layout.program)(self.params, self._pool, pages, tokens)
+            for number in layout.numbers:
+                jobs[number].done += min(chunk, jobs[number].rest - 1)
+        for job in jobs:
             if job.request is None and job.rest == 1:
                 self._running.remove(job)
                 self._leave(job)
 
     def _start_burst(self, jobs: list[_Job]) -> None:
-        """Dispatches a turn; `_land` takes its results."""
+        """Dispatches turns; `_land` takes their results."""
         chunk = 1 if all(j.rest == 1 for j in jobs) else self.turn_chunk
         chunk = chunk if chunk in self.shapes.turns else self.turn_chunk
-        reach = chunk + self.shapes.burst
-        ends = [max(j.done + chunk, len(j.ids) + self.shapes.burst) for j in jobs]
+        burst = self.shapes.burst
+        ends = [max(j.done + chunk, len(j.ids) + min(burst, j.end - len(j.ids))) for j in jobs]
         ends = [min(end, self.max_len + chunk) for end in ends]
-        layout = self.shapes.lay_out("turn", jobs, ends, chunk)
-        width = layout.program.rows
+        layouts = self.shapes.lay_out_turn(jobs, ends, chunk)
+        self._flight = [(layout, jobs, self._dispatch(layout, jobs)) for layout in layouts]
+
+    def _dispatch(self, layout: Layout, jobs: list[_Job]) -> list:
+        width, chunk = layout.program.rows, layout.program.tokens
         tokens = np.zeros((width, chunk), np.int32)
         num_tokens = np.zeros(width, np.int32)
         budget = np.ones(width, np.int32)
         seeds = np.zeros(width, np.uint32)
         samplings: list[Sampling | None] = [None] * width
         contexts: list[Sequence[int]] = [()] * width
-        for line, job in zip(layout.lines, jobs, strict=True):
+        for number, line in zip(layout.numbers, layout.lines, strict=True):
+            job = jobs[number]
             tokens[line, : job.rest] = job.ids[job.done :]
             num_tokens[line] = job.rest
             budget[line] = min(job.end - len(job.ids), self.shapes.burst)
             seeds[line] = job.request.seed & 0xFFFFFFFF
             samplings[line], contexts[line] = job.request.sampling, job.ids
         options = methods.make_options(samplings, contexts, self.config.vocab_size, self.options)
-        pages = self.shapes.tables(layout, jobs, reach)
-        leave = np.int32(max(1, len(jobs) // _LEAVE))
+        pages = self.shapes.tables(layout, jobs, chunk + self.shapes.burst)
+        leave = np.int32(max(1, len(layout.numbers) // _LEAVE))
         self._pool, *results = self.programs.get(layout.program)(
             self.params, self._pool, pages, tokens, num_tokens, budget, options, seeds, leave
         )
-        self._flight = (jobs, layout.lines, results)
+        return results
 
     def _land(self) -> None:
         """Waits for the burst in flight; rows that have stopped leave."""
-        (jobs, lines, results), self._flight = self._flight, None
-        ids, logprobs, count = jax.device_get(results)
-        for job, line in zip(jobs, lines, strict=True):
-            new = ids[line, : count[line]].tolist()
-            # The last sampled token has not been through the model yet.
-            job.done = len(job.ids) + len(new) - 1
-            job.ids = job.ids + new
-            job.logprobs += logprobs[0, line, : len(new)].tolist()
-            job.sampled_logprobs += logprobs[1, line, : len(new)].tolist()
-            reason = self._reason(job)
-            if reason:
-                self._running.remove(job)
-                self._finish(job, reason)
+        flights, self._flight = self._flight, []
+        for layout, jobs, results in flights:
+            ids, logprobs, count = jax.device_get(results)
+            for number, line in zip(layout.numbers, layout.lines, strict=True):
+                n = count[line]
+                self._take_in(jobs[number], ids[line, :n].tolist(), logprobs[:, line, :n].tolist())
+
+    def _take_in(self, job: _Job, new: list[int], logprobs: list[list[float]]) -> None:
+        """What a burst sampled for a row; it leaves if it has stopped."""
+        # The last sampled token has not been through the model yet.
+        job.done = len(job.ids) + len(new) - 1
+        job.ids = job.ids + new
+        job.logprobs += logprobs[0]
+        job.sampled_logprobs += logprobs[1]
+        reason = self._reason(job)
+        if reason:
+            self._running.remove(job)
+            self._finish(job, reason)
 
     def _reason(self, job: _Job) -> str:
         """Why a row has stopped, or "" if it goes on; cuts off what lies behind a stop."""
@@ -535,6 +546,17 @@ class Engine:
         )  # fmt: skip
         self._leave(job)
         self._done.append((job.ticket, result))
+
+
+def _weight_positions(config: ModelConfig, params) -> float:
+    """Positions whose keys and values are read about as fast as the weights.
+
+    By bytes, positions counting twice: attention is further from the memory's speed than the
+    projections are.
+    """
+    leaves = jax.tree.leaves(params)
+    position = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    return sum(x.size for x in leaves) / (2 * position)
 
 
 def make_storage(attention: str, config: ModelConfig, mesh: Mesh | None) -> Gathered | Paged:

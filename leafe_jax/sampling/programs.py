@@ -202,7 +202,7 @@ class Programs:
         """The program for its shapes, traced but not compiled."""
         params, pool = self._avals
         function = prefill if program.kind == "prefill" else turn
-        arguments = jax.tree.map(self._replicated, self._arguments(program))
+        arguments = jax.tree.map(self._replicated, self.zeros(program))
         return function.lower(self.statics, params, pool, *arguments)
 
     def compile_ahead(self) -> threading.Thread:
@@ -222,7 +222,8 @@ class Programs:
         """Nothing more is compiled ahead."""
         self._closed = True
 
-    def _arguments(self, program: Program) -> tuple:
+    def zeros(self, program: Program) -> tuple:
+        """What a program takes after parameters and pool, in its shapes; all rows idle."""
         rows, tokens = program.rows, program.tokens
         statics = self.statics
         reach = tokens + (statics.burst if program.kind == "turn" else 0)

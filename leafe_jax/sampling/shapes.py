@@ -15,6 +15,7 @@ from leafe_jax.sampling.storage import Pages
 MEMBERS = 8  # rows of a group that shares its first pages
 _MIN_SHARED = 16  # pages; with fewer a group gains less than another program takes to compile
 _MIN_CONTEXT = 128  # positions; shorter contexts cost next to nothing
+_PREFILL_TOKENS = 1024  # of a prefill call: enough to keep the matrix units busy
 
 
 @dataclasses.dataclass(eq=False)
@@ -53,11 +54,13 @@ class Layout:
 
     Attributes:
       program: the shape.
-      lines: the line of each row.
+      numbers: which of the rows stand in it.
+      lines: the line of each of them.
       common: pages that each group of MEMBERS lines begins with; [] without groups.
     """
 
     program: Program
+    numbers: list[int]
     lines: list[int]
     common: list[list[int]]
 
@@ -74,14 +77,15 @@ class Shapes:
       goes_on: a reply may take more than one burst, whose prompt is then a single token.
       gathered: contexts are gathered, so shorter ones are cheaper and shared ones too; pages that are
         read in place need one table size only.
+      weight_positions: reading the model's weights takes as long as attending to so many positions.
     """
 
     def __init__(
         self, *, num_rows: int, max_len: int, page_size: int, spare: int, prefill_chunk: int,
-        turn_chunk: int, burst: int, goes_on: bool, gathered: bool,
+        turn_chunk: int, burst: int, goes_on: bool, gathered: bool, weight_positions: float,
     ):  # fmt: skip
         self.num_rows, self.page_size, self.spare = num_rows, page_size, spare
-        self.burst, self.goes_on = burst, goes_on
+        self.burst, self.weight_positions = burst, weight_positions
         self.rows = [num_rows]
         while self.rows[0] > 8:
             self.rows.insert(0, max(8, -(-self.rows[0] // 4)))
@@ -91,8 +95,15 @@ class Shapes:
         ratio = min(0.7, (2 * _MIN_CONTEXT / (self.contexts[0] * page_size)) ** 0.2)
         while gathered and self.contexts[0] * page_size > 2 * _MIN_CONTEXT:
             self.contexts.insert(0, math.ceil(self.contexts[0] * ratio))
+        # Of a group: what is its members' own is short, what they share is at most a session.
+        self.own = sorted({-(-_MIN_CONTEXT // page_size), *self.contexts[:1]})
+        self.shared = sorted({-(-max_len // page_size), *self.contexts[:-1]})
         self.turns = [turn_chunk, 1] if goes_on and turn_chunk > 1 else [turn_chunk]
-        self.prefill_chunk = prefill_chunk
+        # Tokens of a prefill call, and rows that it has.
+        self.prefills = {
+            chunk: max((n for n in self.rows if n * chunk <= _PREFILL_TOKENS), default=self.rows[0])
+            for chunk in sorted({turn_chunk, prefill_chunk})
+        }
         self._grouped = gathered and num_rows % MEMBERS == 0
 
     def listed(self) -> list[Program]:
@@ -101,14 +112,15 @@ class Shapes:
         for rows in reversed(self.rows):
             for pages in reversed(self._contexts(rows)):
                 found += [Program("turn", rows, t, pages) for t in self.turns]
-                found.append(Program("prefill", rows, self.prefill_chunk, pages))
+        for chunk, rows in self.prefills.items():
+            found += [Program("prefill", rows, chunk, pages) for pages in self.contexts]
         if self._grouped:
             groups = self.num_rows // MEMBERS
             found += [
                 Program("turn", self.num_rows, t, own, groups, shared)
                 for t in self.turns
-                for shared in self.contexts
-                for own in self.contexts[:2]
+                for shared in self.shared
+                for own in self.own
                 if shared >= _MIN_SHARED
             ]
         return found
@@ -120,17 +132,58 @@ class Shapes:
     def _fit(self, positions: int, contexts: Sequence[int]) -> int | None:
         return next((n for n in contexts if n * self.page_size >= positions), None)
 
-    def lay_out(self, kind: str, rows: Sequence[Row], ends: Sequence[int], tokens: int) -> Layout:
-        """The smallest shape for rows that reach position `ends`."""
-        width = next(n for n in self.rows if n >= len(rows))
-        pages = self._fit(max(ends), self._contexts(width))
-        plain = Layout(Program(kind, width, tokens, pages), list(range(len(rows))), [])
-        if kind != "turn" or width != self.num_rows or not self._grouped or len(rows) < MEMBERS:
-            return plain
-        return self._in_groups(plain, rows, ends) or plain
+    def lay_out_prefill(self, rows: Sequence[Row]) -> list[Layout]:
+        """Calls that compute one chunk of each row's prompt: rows with little to do apart from those
+        with much, contexts of similar length together."""
+        short, long = min(self.prefills), max(self.prefills)
+        chunks: dict[int, list[int]] = {}
+        for number, row in enumerate(rows):
+            chunks.setdefault(short if row.rest - 1 <= short else long, []).append(number)
+        layouts = []
+        for chunk, numbers in sorted(chunks.items()):
+            numbers.sort(key=lambda i: rows[i].done)
+            width = self.prefills[chunk]
+            for begin in range(0, len(numbers), width):
+                part = numbers[begin : begin + width]
+                pages = self._fit(max(rows[i].done for i in part) + chunk, self.contexts)
+                program = Program("prefill", width, chunk, pages)
+                layouts.append(Layout(program, part, list(range(len(part))), []))
+        return layouts
 
-    def _in_groups(self, plain: Layout, rows: Sequence[Row], ends: Sequence[int]) -> Layout | None:
-        """The same rows, those with common first pages side by side; None where that gains little."""
+    def lay_out_turn(self, rows: Sequence[Row], ends: Sequence[int], tokens: int) -> list[Layout]:
+        """The calls that cost least for rows that reach position `ends`: all together, apart by the
+        length of their contexts, or in groups that share their first pages."""
+        order = sorted(range(len(rows)), key=lambda i: -ends[i])
+        # best[i]: (cost, width and pages of the first call) for the rows from order[i] on.
+        best: list[tuple[float, int, int]] = [(0.0, 0, 0)] * (len(rows) + 1)
+        for begin in range(len(rows) - 1, -1, -1):
+            options = []
+            for width in self.rows:
+                pages = self._fit(ends[order[begin]], self._contexts(width))
+                rest = best[min(begin + width, len(rows))][0]
+                options.append((rest + self._cost(width * pages), width, pages))
+            best[begin] = min(options)
+        layouts, begin = [], 0
+        while begin < len(rows):
+            _, width, pages = best[begin]
+            numbers = sorted(order[begin : begin + width])
+            program = Program("turn", width, tokens, pages)
+            layouts.append(Layout(program, numbers, list(range(len(numbers))), []))
+            begin += width
+        if self._grouped and MEMBERS <= len(rows) <= self.num_rows:
+            grouped = self._in_groups(rows, ends, tokens)
+            if grouped is not None:
+                p = grouped.program
+                if self._cost(p.groups * p.shared + p.rows * p.pages) < 0.9 * best[0][0]:
+                    return [grouped]
+        return layouts
+
+    def _cost(self, pages: int) -> float:
+        """Of a decoding step, in positions."""
+        return self.weight_positions + pages * self.page_size
+
+    def _in_groups(self, rows: Sequence[Row], ends: Sequence[int], tokens: int) -> Layout | None:
+        """All rows in one call, those with common first pages side by side; None if they do not fit."""
         size, blocks = self.page_size, self.num_rows // MEMBERS
         # Only pages that are full: the row's own begin at a page's beginning.
         full = [row.pages_held(size)[: row.done // size] for row in rows]
@@ -154,18 +207,16 @@ class Shapes:
         longest = max(map(len, common))
         own = self._fit(
             max(end - size * len(common[i // MEMBERS]) for end, i in zip(ends, lines, strict=True)),
-            self.contexts[:2],
+            self.own,
         )
         if longest < _MIN_SHARED or own is None:
             return None
-        shared = self._fit(size * longest, self.contexts)
-        if blocks * shared + self.num_rows * own > 0.7 * self.num_rows * plain.program.pages:
-            return None
-        program = dataclasses.replace(plain.program, pages=own, groups=blocks, shared=shared)
-        return Layout(program, lines, common)
+        shared = self._fit(size * longest, self.shared)
+        program = Program("turn", self.num_rows, tokens, own, blocks, shared)
+        return Layout(program, list(range(len(rows))), lines, common)
 
     def tables(self, layout: Layout, rows: Sequence[Row], reach: int) -> Pages:
-        """Where the rows read, and where they write the next `reach` positions."""
+        """Where the layout's rows read, and where they write the next `reach` positions."""
         program, size = layout.program, self.page_size
         shared = np.full((program.groups or program.rows, program.shared), self.spare, np.int32)
         base = np.zeros(program.rows, np.int32)
@@ -175,7 +226,8 @@ class Shapes:
         start = base.copy()
         table = np.full((program.rows, program.pages), self.spare, np.int32)
         target = np.full((program.rows, num_targets(reach, size)), self.spare, np.int32)
-        for row, line in zip(rows, layout.lines, strict=True):
+        for number, line in zip(layout.numbers, layout.lines, strict=True):
+            row = rows[number]
             start[line] = row.done
             held = row.pages_held(size)[base[line] // size :]
             table[line, : len(held)] = held

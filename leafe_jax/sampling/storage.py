@@ -44,11 +44,12 @@ class Pages(NamedTuple):
 
 
 class KVCache(NamedTuple):
-    """Keys and values, one array a layer: the pool [pages, kv_heads, page_size, head_dim], or the rows of
-    a call [rows, kv_heads, positions, head_dim].
+    """Keys and values, one array a layer. The pool: keys [pages, kv_heads, head_dim, page_size], values
+    [pages, kv_heads, page_size, head_dim]; the rows of a call have `rows` in place of pages and
+    `positions` in place of page_size.
 
-    The time axis lies next to head_dim: on XLA's CPU backend this order made decoding attention
-    several times cheaper than the one with heads innermost.
+    Both products of attention then run along the last axis. With keys like values XLA's CPU backend
+    copies all keys at every step to turn them: seven times the time of the product.
     """
 
     k: tuple[jax.Array, ...]
@@ -56,28 +57,35 @@ class KVCache(NamedTuple):
 
 
 # -- gathered rows ---------------------------------------------------------------------------------
-def _write(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-    """Writes new [B, K, T, H] into cache [B, K, S, H] at time start [B] of each row."""
-    return jax.vmap(lambda c, n, s: jax.lax.dynamic_update_slice(c, n, (0, s, 0)))(
-        cache, new.astype(cache.dtype), start
-    )
+def _write(cache: jax.Array, new: jax.Array, start: jax.Array, axis: int) -> jax.Array:
+    """Writes new into cache at position start [B] of each row; `axis` is that of the positions."""
+
+    def row(cache, new, start):
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, start, axis - 1)
+
+    return jax.vmap(row)(cache, new.astype(cache.dtype), start)
 
 
 def _scores(q: jax.Array, keys: jax.Array, visible: jax.Array) -> jax.Array:
-    """q [B, K, G, T, H] against keys [B, K, S, H]: [B, K, G, T, S], -1e30 where not visible."""
+    """q [B, K, G, T, H] against keys [B, K, H, S]: [B, K, G, T, S], -1e30 where not visible."""
     batch, kv_heads, group, time, head_dim = q.shape
-    flat = q.reshape(batch, kv_heads, group * time, head_dim)
-    scores = jnp.einsum("bkth,bksh->bkts", flat, keys, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, kv_heads, group, time, -1) * head_dim**-0.5
-    return jnp.where(visible, scores, -1e30)
+    flat = (q * head_dim**-0.5).reshape(batch, kv_heads, group * time, head_dim)
+    scores = jnp.einsum("bkth,bkhs->bkts", flat, keys, preferred_element_type=jnp.float32)
+    return jnp.where(visible, scores.reshape(batch, kv_heads, group, time, -1), -1e30)
 
 
-def _mix(weights: jax.Array, values: jax.Array) -> jax.Array:
-    """weights [B, K, G, T, S] of values [B, K, S, H]: [B, K, G, T, H]."""
-    batch, kv_heads, group, time, _ = weights.shape
+def _mix(scores: jax.Array, highest: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """exp(scores - highest) [B, K, G, T, S] of values [B, K, S, H], not normalised, and their sum.
+
+    The division is left for the end, where it is one per query and not one per key: on CPU every pass
+    over the scores costs as much as the products.
+    """
+    batch, kv_heads, group, time, _ = scores.shape
+    weights = jnp.exp(scores - highest)
     flat = weights.reshape(batch, kv_heads, group * time, -1).astype(values.dtype)
-    out = jnp.einsum("bkts,bksh->bkth", flat, values)
-    return out.reshape(batch, kv_heads, group, time, -1)
+    out = jnp.einsum("bkts,bksh->bkth", flat, values, preferred_element_type=jnp.float32)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    return out.reshape(batch, kv_heads, group, time, -1), total
 
 
 def _by_group(x: jax.Array, groups: int) -> jax.Array:
@@ -96,13 +104,21 @@ def _by_row(x: jax.Array, rows: int) -> jax.Array:
 
 
 def _of_heads(layer: jax.Array, pages: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The pool as [pages * K, page_size, H], and where in it pages [B, P] have their heads: [B, K, P].
+    """The pool as [pages * K, ...], and where in it pages [B, P] have their heads: [B, K, P].
 
     So heads come out before pages in one go; pages first would have to be turned in a second one.
     """
     kv_heads = layer.shape[1]
     index = pages[:, None] * kv_heads + jnp.arange(kv_heads)[:, None]
     return layer.reshape(-1, *layer.shape[2:]), index
+
+
+def _of_dims(layer: jax.Array, pages: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same for keys: [pages * K * H, page_size], and [B, K, H, P]."""
+    _, kv_heads, head_dim, size = layer.shape
+    index = pages[:, None, None] * kv_heads + jnp.arange(kv_heads)[:, None, None]
+    index = index * head_dim + jnp.arange(head_dim)[:, None]
+    return layer.reshape(-1, size), index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,11 +135,10 @@ class Gathered:
 
     def empty(self, config: ModelConfig, num_pages: int, page_size: int, dtype) -> KVCache:
         """A pool of zeros."""
-        shape = (num_pages, config.num_kv_heads, page_size, config.head_dim)
-        layers = range(config.num_layers)
+        layers, shape = range(config.num_layers), (num_pages, config.num_kv_heads)
         return KVCache(
-            tuple(jnp.zeros(shape, dtype) for _ in layers),
-            tuple(jnp.zeros(shape, dtype) for _ in layers),
+            tuple(jnp.zeros((*shape, config.head_dim, page_size), dtype) for _ in layers),
+            tuple(jnp.zeros((*shape, page_size, config.head_dim), dtype) for _ in layers),
         )
 
     def begin(self, pool: KVCache, pages: Pages) -> tuple[KVCache, Any]:
@@ -132,18 +147,28 @@ class Gathered:
         return own, (common, pages.base)
 
     def _gather(self, pool: KVCache, table: jax.Array) -> KVCache:
-        """The pages of table [B, P] side by side: [B, K, P * page_size, H] a layer."""
+        """The pages of table [B, P] side by side, P * page_size positions."""
+        rows = table.shape[0]
 
-        def rows(layer):
+        def keys(layer):
+            _, kv_heads, head_dim, _ = layer.shape
+            if self.mesh is None:
+                flat, index = _of_dims(layer, table)
+                taken = flat[index]
+            else:  # heads lie on several devices: they stay an axis of their own
+                taken = layer[table].transpose(0, 2, 3, 1, 4)
+            return taken.reshape(rows, kv_heads, head_dim, -1)
+
+        def values(layer):
             _, kv_heads, _, head_dim = layer.shape
             if self.mesh is None:
                 flat, index = _of_heads(layer, table)
                 taken = flat[index]
-            else:  # heads lie on several devices: they stay an axis of their own
+            else:
                 taken = layer[table].swapaxes(1, 2)
-            return taken.reshape(table.shape[0], kv_heads, -1, head_dim)
+            return taken.reshape(rows, kv_heads, -1, head_dim)
 
-        return jax.tree.map(rows, pool)
+        return KVCache(tuple(map(keys, pool.k)), tuple(map(values, pool.v)))
 
     def attend(self, cache: KVCache, fixed, start: jax.Array, written: list) -> decoder.Attend:
         """Hook: writes each layer's new keys and values at `start` [B], then attends to the group's
@@ -154,26 +179,28 @@ class Gathered:
         def attend(layer, q, k, v):  # q [B, T, N, H], k and v [B, T, K, H]
             batch, num_new, num_heads, head_dim = q.shape
             kv_heads = k.shape[2]
-            keys = _write(cache.k[layer], k.transpose(0, 2, 1, 3), start - base)
-            values = _write(cache.v[layer], v.transpose(0, 2, 1, 3), start - base)
+            keys = _write(cache.k[layer], k.transpose(0, 2, 3, 1), start - base, 3)
+            values = _write(cache.v[layer], v.transpose(0, 2, 1, 3), start - base, 2)
             written.append((keys, values))
             group = num_heads // kv_heads
             q = q.reshape(batch, num_new, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
             position = (start - base)[:, None] + jnp.arange(num_new)  # [B, T], in the row's buffer
-            visible = jnp.arange(keys.shape[2]) <= position[..., None]  # [B, T, S]
+            visible = jnp.arange(values.shape[2]) <= position[..., None]  # [B, T, S]
             # What lies beyond a row's length is stale; the mask is all that keeps it out.
             own = _scores(q, keys, visible[:, None, None])
-            groups, held = common.k[layer].shape[0], common.k[layer].shape[2]
+            highest = jnp.max(own, axis=-1, keepdims=True)
+            groups, held = common.v[layer].shape[0], common.v[layer].shape[2]
             if held == 0:
-                out = _mix(jax.nn.softmax(own, axis=-1), values)
+                out, total = _mix(own, highest, values)
             else:
                 seen = jnp.arange(held) < base.reshape(groups, -1)[:, :1]  # [groups, S]
                 first = _scores(_by_group(q, groups), common.k[layer], seen[:, None, None, None])
-                both = jnp.concatenate((_by_row(first, batch), own), axis=-1)
-                weights = jax.nn.softmax(both, axis=-1)
-                out = _mix(weights[..., held:], values)
-                first = _mix(_by_group(weights[..., :held], groups), common.v[layer])
-                out = out + _by_row(first, batch)
+                of_first = _by_row(jnp.max(first, axis=-1, keepdims=True), batch)
+                highest = jnp.maximum(highest, of_first)
+                out, total = _mix(own, highest, values)
+                parts = _mix(first, _by_group(highest, groups), common.v[layer])
+                out, total = out + _by_row(parts[0], batch), total + _by_row(parts[1], batch)
+            out = (out / total).astype(values.dtype)
             return out.transpose(0, 3, 1, 2, 4).reshape(batch, num_new, num_heads, head_dim)
 
         return attend
@@ -184,15 +211,23 @@ class Gathered:
 
     def end(self, pool: KVCache, rows: KVCache, pages: Pages) -> KVCache:
         """Writes the pages from `start` on back into the pool."""
-        size = pool.k[0].shape[2]
+        size = pool.v[0].shape[2]
         width = pages.target.shape[1]
-        held = rows.k[0].shape[2] // size
+        held = rows.v[0].shape[2] // size
         # Whole pages, the first with what stood before `start` in it: that is the copy-on-write.
         # Past the row's end there is nothing to keep, and the target is nobody's page.
         first = (pages.start - pages.base) // size
         index = jnp.minimum(first[:, None] + jnp.arange(width), held - 1)  # [B, W]
 
-        def back(layer, row):
+        def keys(layer, row):
+            row = row.reshape(*row.shape[:3], held, size)  # [B, K, H, P, page_size]
+            cut = jnp.take_along_axis(row, index[:, None, None, :, None], axis=3)
+            if self.mesh is not None:
+                return layer.at[pages.target].set(cut.transpose(0, 3, 1, 2, 4))
+            flat, place = _of_dims(layer, pages.target)
+            return flat.at[place].set(cut).reshape(layer.shape)
+
+        def values(layer, row):
             row = row.reshape(*row.shape[:2], held, size, -1)  # [B, K, P, page_size, H]
             cut = jnp.take_along_axis(row, index[:, None, :, None, None], axis=2)
             if self.mesh is not None:
@@ -200,7 +235,10 @@ class Gathered:
             flat, place = _of_heads(layer, pages.target)
             return flat.at[place].set(cut).reshape(layer.shape)
 
-        return jax.tree.map(back, pool, rows)
+        return KVCache(
+            tuple(map(keys, pool.k, rows.k)),
+            tuple(map(values, pool.v, rows.v)),
+        )
 
 
 # -- pages in place --------------------------------------------------------------------------------
@@ -218,13 +256,14 @@ def attend_reference(q, layer, table, lengths, *, sm_scale):
     """
     batch, time, num_heads, head_dim = q.shape
     rows = layer[table].reshape(batch, -1, *layer.shape[2:])  # [B, S, 2K, H]
-    keys, values = rows[:, :, 0::2].swapaxes(1, 2), rows[:, :, 1::2].swapaxes(1, 2)
+    keys, values = rows[:, :, 0::2].transpose(0, 2, 3, 1), rows[:, :, 1::2].swapaxes(1, 2)
     kv_heads = keys.shape[1]
     q = q.reshape(batch, time, kv_heads, num_heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
     position = (lengths - time)[:, None] + jnp.arange(time)
-    visible = jnp.arange(keys.shape[2]) <= position[..., None]
+    visible = jnp.arange(values.shape[2]) <= position[..., None]
     scores = _scores(q * (sm_scale * head_dim**0.5), keys, visible[:, None, None])
-    out = _mix(jax.nn.softmax(scores, axis=-1), values)
+    out, total = _mix(scores, jnp.max(scores, axis=-1, keepdims=True), values)
+    out = (out / total).astype(values.dtype)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, num_heads, head_dim)
 
 

@@ -469,7 +469,7 @@ def test_results_do_not_depend_on_scheduling(params, temperature, monkeypatch):
         outcomes.append(mixed_load(engine, temperature=temperature))
         preempted.append(engine.num_preemptions)
         check_no_leak(engine)
-    assert preempted[0] == 0 and preempted[2] > 5
+    assert preempted[0] == 0 and preempted[2] > 2
     for outcome in outcomes[1:]:
         assert outcome == outcomes[0]
 
