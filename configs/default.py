@@ -50,6 +50,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.sampler.logit_bias = ()  # (token id, value added to its logit) pairs
     c.sampler.stop_ids = ()  # token ids that end a reply, beside the checkpoint's own
     c.sampler.stop_strings = ()  # texts that end a reply
+    c.sampler.copies = 0  # of the model; 0: as many as this process has devices for
+    c.sampler.tensor = 1  # devices that divide one copy among them
     c.sampler.attention = "auto"  # gather (contiguous rows), paged (in place); auto: paged on TPU
     c.sampler.compile_ahead = True  # compile the sampler's programs in the background
 

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import subprocess
 import time
@@ -37,8 +38,8 @@ from leafe_jax.metrics import Metrics
 from leafe_jax.models import hf
 from leafe_jax.progress import Progress
 from leafe_jax.rollout import RolloutConfig
-from leafe_jax.sampling.engine import Engine
 from leafe_jax.sampling.policy import LMPolicy
+from leafe_jax.sampling.replicas import make_engines
 from leafe_jax.seeds import seed_for
 from leafe_jax.training.loop import fit
 from leafe_jax.types import Sampling, Tree
@@ -250,9 +251,11 @@ def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
     params = hf.load_params(str(path), model_config, model.dtype)
     sampler = config.sampler
     # Made here, so that wrong sizes are refused before any directory is claimed.
-    engine = Engine(
+    engine = make_engines(
         model_config,
         params,
+        copies=sampler.copies,
+        tensor=sampler.tensor,
         num_slots=sampler.num_slots,
         page_size=sampler.page_size,
         num_pages=sampler.num_pages,
@@ -264,8 +267,14 @@ def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
         attention=sampler.attention,
         options=not _sampling(config, 1.0).plain,
     )
-    if sampler.compile_ahead:
-        engine.programs.compile_ahead()
+    for one in getattr(engine, "engines", [engine]):
+        programs = one.programs
+        logging.getLogger("leafe_jax").info(
+            "sampler: %d programs, %s", len(programs.listed),
+            "compiled ahead" if sampler.compile_ahead else "compiled when first used",
+        )  # fmt: skip
+        if sampler.compile_ahead:
+            programs.compile_ahead()
 
     def make() -> LMPolicy:
         engine.clear()

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -192,20 +193,14 @@ class Engine:
         self.turn_chunk, self.prefill_chunk, self.stop_ids = turn_chunk, prefill_chunk, stop_ids
         self.options = options
         storage = make_storage(attention, config, mesh)
-        burst = min(max_new_tokens, _BURST)
-        statics = Statics(config, storage, page_size, burst, _MIN_BURST, stop_ids, max_len, options)
-        self.shapes = Shapes(
-            num_rows=num_slots, max_len=max_len, page_size=page_size, spare=num_pages,
-            prefill_chunk=prefill_chunk, turn_chunk=turn_chunk, burst=burst,
-            goes_on=max_new_tokens > _MIN_BURST, gathered=isinstance(storage, Gathered),
-            weight_positions=_weight_positions(config, params),
+        self.shapes, self.programs, pool = plan_programs(
+            config, params, storage, num_slots=num_slots, max_len=max_len, turn_chunk=turn_chunk,
+            prefill_chunk=prefill_chunk, max_new_tokens=max_new_tokens, stop_ids=stop_ids,
+            page_size=page_size, num_pages=num_pages, options=options,
         )  # fmt: skip
-        dtype = jax.tree.leaves(params)[0].dtype
-        # The last page takes what nobody wants.
-        self._pool = storage.empty(config, num_pages + 1, page_size, dtype)
-        if mesh is not None:
-            self._pool = jax.device_put(self._pool, NamedSharding(mesh, storage.spec))
-        self.programs = Programs(statics, params, self._pool, self.shapes.listed())
+        self._pool = jax.tree.map(
+            lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), pool
+        )
         self._next = 0
         self.num_preemptions = 0
         self.tree = PageTree(num_pages, page_size)
@@ -309,9 +304,18 @@ class Engine:
             self.launch()
             if not self._flight:
                 break
-            self._land()
+            self.land()
+        return self.take_done()
+
+    def take_done(self) -> list[tuple[int, Generation]]:
+        """Results that are there already."""
         done, self._done = self._done, []
         return done
+
+    @property
+    def num_queued(self) -> int:
+        """Requests that have not ended."""
+        return len(self._busy)
 
     def launch(self) -> None:
         """Starts the next burst without waiting for it, unless one is in flight already."""
@@ -466,7 +470,7 @@ class Engine:
                 self._leave(job)
 
     def _start_burst(self, jobs: list[_Job]) -> None:
-        """Dispatches turns; `_land` takes their results."""
+        """Dispatches turns; `land` takes their results."""
         chunk = 1 if all(j.rest == 1 for j in jobs) else self.turn_chunk
         chunk = chunk if chunk in self.shapes.turns else self.turn_chunk
         burst = self.shapes.burst
@@ -498,8 +502,8 @@ class Engine:
         )
         return results
 
-    def _land(self) -> None:
-        """Waits for the burst in flight; rows that have stopped leave."""
+    def land(self) -> None:
+        """Waits for the burst in flight, if any; rows that have stopped leave."""
         flights, self._flight = self._flight, []
         for layout, jobs, results in flights:
             ids, logprobs, count = jax.device_get(results)
@@ -548,6 +552,35 @@ class Engine:
         self._done.append((job.ticket, result))
 
 
+def plan_programs(
+    config: ModelConfig, params, storage: Gathered | Paged, *, num_slots: int, max_len: int,
+    turn_chunk: int, prefill_chunk: int, max_new_tokens: int, stop_ids: tuple[int, ...],
+    page_size: int, num_pages: int, options: bool,
+) -> tuple[Shapes, Programs, Any]:  # fmt: skip
+    """The shapes and programs of an engine, and its pool as shapes; needs no device.
+
+    Args:
+      config, storage: the model, and how pages are read and written.
+      params: arrays, or shapes with shardings.
+      others: see Engine.
+    """
+    burst = min(max_new_tokens, _BURST)
+    statics = Statics(config, storage, page_size, burst, _MIN_BURST, stop_ids, max_len, options)
+    shapes = Shapes(
+        num_rows=num_slots, max_len=max_len, page_size=page_size, spare=num_pages,
+        prefill_chunk=prefill_chunk, turn_chunk=turn_chunk, burst=burst,
+        goes_on=max_new_tokens > _MIN_BURST, gathered=isinstance(storage, Gathered),
+        weight_positions=_weight_positions(config, params),
+    )  # fmt: skip
+    dtype = jax.tree.leaves(params)[0].dtype
+    # The last page takes what nobody wants.
+    pool = jax.eval_shape(lambda: storage.empty(config, num_pages + 1, page_size, dtype))
+    if storage.mesh is not None:
+        where = NamedSharding(storage.mesh, storage.spec)
+        pool = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), pool)
+    return shapes, Programs(statics, params, pool, shapes.listed()), pool
+
+
 def _weight_positions(config: ModelConfig, params) -> float:
     """Positions whose keys and values are read about as fast as the weights.
 
@@ -568,16 +601,10 @@ def make_storage(attention: str, config: ModelConfig, mesh: Mesh | None) -> Gath
       mesh: of a model that is divided along its "tensor" axis, or None.
 
     Raises:
-      UserError: unknown value, or heads that the mesh does not divide.
+      UserError: unknown value.
     """
     if attention not in ("auto", "gather", "paged"):
         raise UserError(f"sampler.attention = {attention!r}: must be auto, gather or paged")
-    ways = 1 if mesh is None else mesh.shape["tensor"]
-    if config.num_kv_heads % ways:
-        raise UserError(
-            f"sampler.tensor = {ways}: does not divide the model's {config.num_kv_heads} key and"
-            " value heads"
-        )
     devices = jax.devices() if mesh is None else mesh.devices.flat
     on_tpu = next(iter(devices)).platform == "tpu"
     if attention == "paged" or (attention == "auto" and on_tpu):

@@ -1,0 +1,119 @@
+"""Several copies of the model, each on its own devices, behind the interface of one engine.
+
+A session is only ids, so any copy can serve any request; a request goes where most of its prompt is
+cached, unless that copy has much more to do than another. The choice depends on what was asked in which
+order, never on a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from leafe_jax.errors import UserError
+from leafe_jax.models.decoder import ModelConfig
+from leafe_jax.sampling.engine import Engine, Generation, Request
+from leafe_jax.training.sharding import make_mesh, shardings_for
+
+
+class Replicas:
+    """Engines side by side.
+
+    Args:
+      engines: at least one, all alike.
+    """
+
+    def __init__(self, engines: Sequence[Engine]):
+        self.engines = list(engines)
+        first = self.engines[0]
+        self.start, self.fork, self.rewind = first.start, first.fork, first.rewind
+        self.append, self.release = first.append, first.release
+        self._next = 0
+        self._tickets: dict[tuple[int, int], int] = {}  # (engine, its ticket) -> ours
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences computed together, on all copies."""
+        return sum(engine.num_slots for engine in self.engines)
+
+    def clear(self) -> None:
+        """Forgets what is cached; see Engine.clear."""
+        for engine in self.engines:
+            engine.clear()
+
+    def submit(self, request: Request) -> int:
+        """Queues a request and returns its ticket."""
+        ids = request.session.ids + list(request.new_ids)
+        least = min(engine.num_queued for engine in self.engines)
+        # Half a batch more than another has costs more than a prompt.
+        limit = least + self.engines[0].num_slots // 2
+        number = max(
+            (n for n, engine in enumerate(self.engines) if engine.num_queued <= limit),
+            key=lambda n: (
+                self.engines[n].tree.match(ids[:-1]).length, -self.engines[n].num_queued, -n,
+            ),
+        )  # fmt: skip
+        self._tickets[number, self.engines[number].submit(request)] = self._next
+        self._next += 1
+        return self._next - 1
+
+    def launch(self) -> None:
+        """Starts the next burst on every copy."""
+        for engine in self.engines:
+            engine.launch()
+
+    def collect(self) -> list[tuple[int, Generation]]:
+        """(ticket, result) of requests that have ended, at least one; [] when nothing is queued."""
+        found: list[tuple[int, Generation]] = []
+        while not found:
+            # All decode at the same time; they are waited for one by one.
+            self.launch()
+            for number, engine in enumerate(self.engines):
+                engine.land()
+                found += [
+                    (self._tickets.pop((number, ticket)), result)
+                    for ticket, result in engine.take_done()
+                ]
+            if not self._tickets:
+                break
+        return found
+
+
+def make_engines(
+    config: ModelConfig, params, *, copies: int, tensor: int, devices=None, **sizes
+) -> Engine | Replicas:
+    """One engine, or several copies of the model on this process's devices.
+
+    Args:
+      config, params: the model, on the host or on any device.
+      copies: of the model; 0 makes as many as there are devices for.
+      tensor: devices that divide one copy among them.
+      devices: to use; this process's own by default.
+      sizes: of Engine.
+
+    Raises:
+      UserError: more devices are asked for than there are, or they do not divide the model.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    if tensor < 1 or copies < 0 or max(copies, 1) * tensor > len(devices):
+        raise UserError(
+            f"sampler.copies = {copies}, sampler.tensor = {tensor}: this process has"
+            f" {len(devices)} devices"
+        )
+    copies = copies or len(devices) // tensor
+    if copies * tensor == 1:
+        return Engine(config, params, **sizes)
+    if config.num_kv_heads % tensor:
+        raise UserError(
+            f"sampler.tensor = {tensor}: does not divide the model's {config.num_kv_heads} key and"
+            " value heads"
+        )
+    engines = []
+    for number in range(copies):
+        own = np.asarray(devices[number * tensor : (number + 1) * tensor])
+        mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": tensor}, own)
+        placed = jax.device_put(params, shardings_for(params, mesh))
+        engines.append(Engine(config, placed, mesh=mesh, **sizes))
+    return engines[0] if copies == 1 else Replicas(engines)
