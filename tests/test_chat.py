@@ -141,27 +141,57 @@ def open_policy(directory: Path, config: ModelConfig, **options) -> LMPolicy:
     return LMPolicy(engine, chat)
 
 
+def ask(policy: LMPolicy, request: Request):
+    """One request on its own."""
+    ticket = policy.submit(request)
+    ((answered, completion),) = policy.collect()
+    assert answered == ticket and policy.collect() == []
+    return completion
+
+
+def test_stop_strings_end_a_reply_where_they_are_complete(tmp_path):
+    config = make_checkpoint(tmp_path / "model", "qwen2.5")
+    policy = open_policy(tmp_path / "model", config)
+    whole = ask(policy, Request(policy.start(), "hello", None, 6, Sampling(1.0), 4))
+    assert len(whole.ids) == 6
+    pieces = [policy.chat.decode(whole.ids[:n]) for n in range(7)]
+    cut = next(
+        n for n in range(2, 6) if pieces[n] != pieces[n - 1] and pieces[n][-2:] not in pieces[n - 1]
+    )
+    sampling = Sampling(1.0, stop_strings=("never said", pieces[cut][-2:]))
+    session = policy.start()
+    done = ask(policy, Request(session, "hello", None, 6, sampling, 4))
+    assert (done.ids, done.finish_reason) == (whole.ids[:cut], "stop")
+    assert done.text == pieces[cut] and session.ids == [*done.prompt_ids, *done.ids]
+    for bad in (("",), ("a", 3), "text", [b"x"]):
+        with pytest.raises(UserError, match="sampler.stop_strings"):
+            Sampling(stop_strings=bad)
+
+
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_ten_turns_are_what_was_sampled_and_what_was_said(kind, tmp_path):
     config = make_checkpoint(tmp_path / "model", kind)
     policy = open_policy(tmp_path / "model", config)
     chat, end = policy.chat, TEMPLATES[kind][0]
     fed = []
-    generate = policy.engine.generate
+    submit, collect = policy.engine.submit, policy.engine.collect
 
-    def spy(requests):
-        results = generate(requests)
-        for request, result in zip(requests, results, strict=True):
-            fed.extend([*request.new_ids, *result.ids])
+    def spy_prompt(request):
+        fed.extend(request.new_ids)
+        return submit(request)
+
+    def spy_reply():
+        results = collect()
+        fed.extend(token for _, result in results for token in result.ids)
         return results
 
-    policy.engine.generate = spy
+    policy.engine.submit, policy.engine.collect = spy_prompt, spy_reply
     session, expected, messages = policy.start(), [], []
     last_id = None
     endings = set()
     for turn in range(10):
         text = f"[{turn + 1}] You arrive at drawer {turn}. Ünïcode is text too."
-        done = policy.extend([Request(session, text, text + "?", 6, Sampling(), turn)])[0]
+        done = ask(policy, Request(session, text, text + "?", 6, Sampling(), turn))
         expected += [*done.prompt_ids, *done.ids]
         assert session.ids == expected == fed
         assert done.plain_prompt_ids != done.prompt_ids

@@ -7,9 +7,11 @@ added afterwards.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -180,7 +182,6 @@ class Programs:
         self._avals = jax.tree.map(_aval, (params, pool))
         self._compiled: dict[Program, Callable] = {}
         self._locks = {program: threading.Lock() for program in self.listed}
-        self._closed = False
 
     @property
     def num_compiled(self) -> int:
@@ -206,21 +207,27 @@ class Programs:
         return function.lower(self.statics, params, pool, *arguments)
 
     def compile_ahead(self) -> threading.Thread:
-        """Compiles what is listed in a background thread, in order; `close` ends it early."""
+        """Compiles what is listed in a background thread, in order, as long as somebody holds `self`."""
+        mine = weakref.ref(self)
+        listed, leaving = self.listed, threading.Event()
 
         def work():
-            for program in self.listed:
-                if self._closed:
+            for program in listed:
+                programs = mine()
+                if programs is None or leaving.is_set():
                     return
-                self.get(program)
+                programs.get(program)
+                del programs
+
+        def leave():
+            # A thread that is inside the compiler when the interpreter goes takes the process with it.
+            leaving.set()
+            thread.join()
 
         thread = threading.Thread(target=work, name="compile-ahead", daemon=True)
+        atexit.register(leave)
         thread.start()
         return thread
-
-    def close(self) -> None:
-        """Nothing more is compiled ahead."""
-        self._closed = True
 
     def zeros(self, program: Program) -> tuple:
         """What a program takes after parameters and pool, in its shapes; all rows idle."""

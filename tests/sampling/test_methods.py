@@ -60,7 +60,7 @@ def test_the_distribution_is_transformers(name):
     sampling = Sampling(**OPTIONS[name])
     for seed in range(20):
         logits = draw(seed)
-        options = methods.make_options([sampling], [CONTEXT], VOCAB)
+        options = methods.make_options([sampling], [CONTEXT], VOCAB, True)
         found = np.asarray(methods.adjust(jnp.asarray(logits), options))
         expected = reference(logits, CONTEXT, sampling)
         np.testing.assert_array_equal(np.isinf(found), np.isinf(expected))
@@ -72,17 +72,17 @@ def test_rows_with_different_options_do_not_mix():
     samplings = [Sampling(**OPTIONS[n]) for n in names] + [None]
     logits = draw(7, len(samplings))
     contexts = [CONTEXT[: i % 5] for i in range(len(samplings))]
-    options = methods.make_options(samplings, contexts, VOCAB)
+    options = methods.make_options(samplings, contexts, VOCAB, True)
     found = np.asarray(methods.adjust(jnp.asarray(logits), options))
     for row, sampling in enumerate(samplings[:-1]):
-        alone = methods.make_options([sampling], [contexts[row]], VOCAB)
+        alone = methods.make_options([sampling], [contexts[row]], VOCAB, True)
         single = methods.adjust(jnp.asarray(logits[row : row + 1]), alone)[0]
         np.testing.assert_allclose(found[row], single, atol=1e-6)
     np.testing.assert_array_equal(found[-1], logits[-1])  # an idle row
 
 
 def test_what_no_row_uses_is_not_on_the_device():
-    plain = methods.make_options([Sampling(), Sampling(0.0)], [(), ()], VOCAB)
+    plain = methods.make_options([Sampling(), Sampling(0.0)], [(), ()], VOCAB, False)
     assert set(plain) == {"temperature"}
 
 
@@ -103,7 +103,7 @@ def test_draws_follow_the_distribution(name):
     sampling, rows = Sampling(**OPTIONS[name]), 20_000
     logits = np.repeat(draw(5), rows, axis=0)
     exact = torch.softmax(torch.tensor(reference(logits[:1], CONTEXT, sampling)).double(), -1)[0]
-    single = methods.make_options([sampling], [CONTEXT], VOCAB)
+    single = methods.make_options([sampling], [CONTEXT], VOCAB, True)
     options = {k: jnp.repeat(jnp.asarray(v), rows, axis=0) for k, v in single.items()}
     ids, raw, drawn = jax.jit(methods.sample)(
         jnp.asarray(logits), options, jnp.arange(rows, dtype=jnp.uint32), jnp.full(rows, 9)
@@ -125,7 +125,7 @@ def test_draws_follow_the_distribution(name):
 
 def test_greedy_takes_the_best_and_is_certain_of_it():
     logits = draw(3, 4)
-    options = methods.make_options([Sampling(0.0)] * 4, [()] * 4, VOCAB)
+    options = methods.make_options([Sampling(0.0)] * 4, [()] * 4, VOCAB, True)
     seeds = jnp.arange(4, dtype=jnp.uint32)
     ids, raw, drawn = methods.sample(jnp.asarray(logits), options, seeds, jnp.zeros(4, int))
     np.testing.assert_array_equal(ids, logits.argmax(-1))
@@ -133,7 +133,9 @@ def test_greedy_takes_the_best_and_is_certain_of_it():
 
 
 def test_the_penalty_sees_what_was_sampled():
-    options = methods.make_options([Sampling(repetition_penalty=2.0)] * 2, [(1,), (2, 3)], VOCAB)
+    options = methods.make_options(
+        [Sampling(repetition_penalty=2.0)] * 2, [(1,), (2, 3)], VOCAB, True
+    )
     options = methods.note({k: jnp.asarray(v) for k, v in options.items()}, jnp.asarray([4, 2]))
     assert [np.flatnonzero(row).tolist() for row in np.asarray(options["seen"])] == [[1, 4], [2, 3]]
 
