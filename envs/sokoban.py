@@ -169,14 +169,13 @@ class Sokoban(Environment):
             )
         for kind in feedback:
             _one_of("feedback", kind, FEEDBACK)
-        if isinstance(levels, str):
-            raise EnvDataError(
-                f"env.options.levels = {levels!r}: must be a list of paths, not one path"
-            )
+        paths = () if levels is None else levels
+        if not isinstance(paths, list | tuple) or not all(isinstance(p, str | Path) for p in paths):
+            raise EnvDataError(f"env.options.levels = {levels!r}: must be a list of paths")
         self.invalid_action, self.feedback = invalid_action, frozenset(feedback)
         self.max_replies = horizon if max_replies is None else max_replies
         self._family = f"sokoban-{size[0]}x{size[1]}-{num_boxes}"
-        self._files = self._read(levels) if levels else None
+        self._files = self._read(paths) if paths else None
         if self._files is not None:
             self.splits = tuple(s for s in self.splits if any(s == k[0] for k in self._files))
 
