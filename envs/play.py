@@ -48,7 +48,12 @@ def _make(flags: argparse.Namespace) -> Environment:
     except ValueError as error:
         raise EnvDataError(f"--options={flags.options}: not JSON: {error}") from error
     if not isinstance(options, dict):
-        raise EnvDataError(f'--options={flags.options}: must be an object, such as {{"horizon": 9}}')
+        raise EnvDataError(
+            f'--options={flags.options}: must be an object, such as {{"horizon": 9}}'
+        )
+    for name in ("name", "split"):  # envs.make has parameters of these names
+        if name in options:
+            raise EnvDataError(f"--options: {name!r} is no option of an environment")
     return envs.make(flags.env, **options)
 
 

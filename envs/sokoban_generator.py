@@ -2,23 +2,24 @@
 
 Rooms, placement and score are gym-sokoban's (gym_sokoban/envs/room_utils.py): a random walk carves
 small patterns, boxes start on their targets and are pulled away, and the position with the largest
-pulls x displacement wins. The search differs: one position here is all cells the player can walk to
-with the boxes where they are, on bit boards, where the original searches one by one through the
-cells the player stands on; docs/ENVIRONMENTS.md compares speed and statistics. The player's last
-steps are verl-agent's (agent_system/environments/env_package/sokoban/sokoban/room_utils.py).
+pulls x displacement wins. Positions are bit boards, and the search ends at 30,000 of them where the
+original's ends at 300,000, which small boards do not have; docs/ENVIRONMENTS.md compares speed and
+statistics. The player's last steps are verl-agent's
+(agent_system/environments/env_package/sokoban/sokoban/room_utils.py).
 """
 
 from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Sequence
 
 from envs.base import EnvDataError, stable_seed
 from envs.sokoban_levels import MOVES, Cell, Level, level_split
-from envs.sokoban_solver import Grid, area, grid_of, solve_level
+from envs.sokoban_solver import Grid, grid_of, solve_level
 
-_MAX_POSITIONS = 3000  # of one reverse search
-_MAX_PULLS = 300  # on the way to one of them (gym-sokoban: 300 steps)
+_MAX_POSITIONS = 30_000  # of one reverse search (gym-sokoban: 300,000)
+_MAX_STEPS = 300  # on the way to one of them
 _MAX_NODES = 20_000  # of the solver
 # What one step of the random walk carves around its cell: two bars, two bends, a square.
 _PATTERNS: tuple[tuple[Cell, ...], ...] = (
@@ -69,52 +70,54 @@ def _displacements(grid: Grid, target: int) -> list[int]:
 
 
 def pull_away(
-    grid: Grid, targets: list[int], player: int, rng: random.Random
-) -> tuple[list[int], int] | None:
-    """Depth-first reverse play in random order from the solved position.
+    grid: Grid, targets: Sequence[int], player: int
+) -> tuple[tuple[int, ...], int] | None:
+    """Depth-first reverse play from the solved position.
 
     Args:
       grid: the board.
-      targets: where the boxes start; `player` where the player does.
-      rng: order of the pulls.
+      targets: where the boxes start.
+      player: where the player does.
 
     Returns:
       (boxes in the order of their targets, player) with the largest pulls x displacement among the
       positions that have every target in sight, or None when there is none.
     """
-    stride, floor, all_targets = grid.stride, grid.floor, grid.targets
-    distances = [_displacements(grid, target) for target in targets]
-    best: tuple[list[int], int] | None = None
+    floor, all_targets = grid.floor, grid.targets
+    distances = {target: _displacements(grid, target) for target in targets}
+    # The order of the original: a step that pulls, in each direction, before one that does not.
+    # The stack is last in, first out.
+    ways = [(step, pull) for pull in (False, True) for step in reversed(grid.steps)]
+    best: tuple[tuple[int, ...], int] | None = None
     best_score = 0
     seen: set[tuple[int, int]] = set()
-    start = area(stride, 1 << player, floor & ~all_targets)
-    # (box of each target, boxes, player's area, player, pulls so far, displacement)
-    stack = [(tuple(targets), all_targets, start, player, 0, 0)]
+    # (box of each target, boxes, player, pulls so far, displacement, steps so far)
+    stack = [(tuple(targets), all_targets, player, 0, 0, 1)]
     while stack and len(seen) < _MAX_POSITIONS:
-        boxes, mask, region, at, pulls, displacement = stack.pop()
-        if (mask, region) in seen:
+        boxes, mask, at, pulls, displacement, steps = stack.pop()
+        if (mask, at) in seen:
             continue
-        seen.add((mask, region))
-        hidden = (mask | 1 << at) & all_targets
-        if not hidden and pulls * displacement > best_score:
-            best, best_score = (list(boxes), at), pulls * displacement
-        if pulls == _MAX_PULLS:
+        seen.add((mask, at))
+        if pulls * displacement > best_score and not (mask | 1 << at) & all_targets:
+            best, best_score = (boxes, at), pulls * displacement
+        if steps + 1 == _MAX_STEPS:
             continue
-        ahead = []
-        for number, box in enumerate(boxes):
-            for step in grid.steps:
-                side, end = box + step, box + 2 * step
-                if region >> side & 1 and floor >> end & 1 and not mask >> end & 1:
-                    ahead.append((number, box, side, end))
-        rng.shuffle(ahead)
-        for number, box, side, end in ahead:
-            new_mask = mask ^ (1 << box | 1 << side)
-            new_region = area(stride, 1 << end, floor & ~new_mask)
-            if (new_mask, new_region) in seen:
+        free = floor & ~mask
+        for step, pull in ways:
+            ahead, behind = at + step, at - step
+            if not free >> ahead & 1:
                 continue
-            moved = (*boxes[:number], side, *boxes[number + 1 :])
-            far = displacement + distances[number][side] - distances[number][box]
-            stack.append((moved, new_mask, new_region, end, pulls + 1, far))
+            if not (pull and mask >> behind & 1):
+                if (mask, ahead) not in seen:
+                    stack.append((boxes, mask, ahead, pulls, displacement, steps + 1))
+                continue
+            pulled = mask ^ (1 << behind | 1 << at)
+            if (pulled, ahead) not in seen:
+                number = boxes.index(behind)
+                distance = distances[targets[number]]
+                moved = (*boxes[:number], at, *boxes[number + 1 :])
+                far = displacement + distance[at] - distance[behind]
+                stack.append((moved, pulled, ahead, pulls + 1, far, steps + 1))
     return best
 
 
@@ -143,7 +146,7 @@ def draw_level(
         return None
     grid = grid_of(solved)
     targets = sorted(grid.index(cell) for cell in solved.targets)
-    found = pull_away(grid, targets, grid.index(solved.player), rng)
+    found = pull_away(grid, targets, grid.index(solved.player))
     if found is None:
         return None
     boxes, player = found

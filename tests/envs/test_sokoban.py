@@ -166,7 +166,9 @@ def test_feedback_is_said_only_where_it_is_asked_for(tmp_path):
 
 
 def test_a_corner_with_a_target_is_no_deadlock(tmp_path):
-    env = from_text(tmp_path, "; 0\n######\n#@ $.#\n#    #\n#$  .#\n######\n", feedback=("deadlock",))
+    env = from_text(
+        tmp_path, "; 0\n######\n#@ $.#\n#    #\n#$  .#\n######\n", feedback=("deadlock",)
+    )
     state, _ = env.reset("test/levels/0000")
     for _ in range(2):
         state, result = env.step(state, "right")

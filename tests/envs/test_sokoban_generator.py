@@ -1,5 +1,6 @@
 """Generated levels and the solver, against brute force and hand-made boards."""
 
+import hashlib
 import random
 
 import pytest
@@ -104,6 +105,15 @@ def test_levels_have_the_size_and_boxes_asked_for(size, boxes):
         state, _ = env.reset(task.task_id)
         plan = env.solve(state)
         assert len(plan) <= 120 and count_pushes(level, plan)
+
+
+def test_large_levels_are_the_same_everywhere():
+    """Pinned, like the splits of the default size in test_properties.py."""
+    env = Sokoban(horizon=120, size=(10, 10), num_boxes=4)
+    boards = "".join(
+        env.reset(t.task_id)[1].split("stays there.\n")[1] for t in env.list_tasks("test")[:4]
+    )
+    assert hashlib.sha256(boards.encode()).hexdigest()[:16] == "2ba58601bbf3acab"
 
 
 def test_every_draw_is_solvable():
