@@ -127,7 +127,7 @@ class Sokoban(Environment):
       invalid_action: what a reply that is neither a move nor "still" costs, beside the -0.1:
         "reply", one reply and no step (verl-agent); "step", a step as well; "end", the episode.
         "still" costs a reply, and a step only with "step".
-      max_replies: replies per episode, moves included; None: as many as `horizon` (verl-agent's
+      max_replies: replies per episode, moves included; 0: as many as `horizon` (verl-agent's
         env.max_steps bounds both). An episode ends at whichever bound it meets first.
       feedback: what is said above the board beside showing it, any of "invalid" (the reply was no
         move), "blocked" (a wall or a second box was in the way), "deadlock" (the push put a box
@@ -147,7 +147,7 @@ class Sokoban(Environment):
         num_boxes: int = 1,
         levels: Sequence[str] | None = None,
         invalid_action: str = "reply",
-        max_replies: int | None = None,
+        max_replies: int = 0,
         feedback: Sequence[str] = (),
     ):
         super().__init__(horizon)
@@ -159,9 +159,9 @@ class Sokoban(Environment):
         if type(num_boxes) is not int or not 1 <= num_boxes <= 8:
             raise EnvDataError(f"env.options.num_boxes = {num_boxes!r}: must be 1 to 8")
         _one_of("invalid_action", invalid_action, INVALID_ACTION)
-        if max_replies is not None and (type(max_replies) is not int or max_replies < 1):
+        if type(max_replies) is not int or max_replies < 0:
             raise EnvDataError(
-                f"env.options.max_replies = {max_replies!r}: must be None or at least 1 reply"
+                f"env.options.max_replies = {max_replies!r}: must be a number of replies, or 0"
             )
         if isinstance(feedback, str) or not isinstance(feedback, Sequence):
             raise EnvDataError(
@@ -173,7 +173,7 @@ class Sokoban(Environment):
         if not isinstance(paths, list | tuple) or not all(isinstance(p, str | Path) for p in paths):
             raise EnvDataError(f"env.options.levels = {levels!r}: must be a list of paths")
         self.invalid_action, self.feedback = invalid_action, frozenset(feedback)
-        self.max_replies = horizon if max_replies is None else max_replies
+        self.max_replies = max_replies or horizon
         self._family = f"sokoban-{size[0]}x{size[1]}-{num_boxes}"
         self._files = self._read(paths) if paths else None
         if self._files is not None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from envs.base import EnvDataError
-from envs.sokoban import Sokoban, move, render
-from envs.sokoban_levels import MOVES, parse_levels
+from envs.sokoban import Sokoban, render
+from envs.sokoban_levels import parse_levels
 
 LEVEL = """; 7
 #####
@@ -193,7 +193,7 @@ def test_options():
         (dict(levels=["/nowhere.txt"]), "env.options.levels"), (dict(levels="a.txt"), "a list of paths"),
         (dict(levels=[1]), "a list of paths"), (dict(levels=3), "a list of paths"),
         (dict(invalid_action="skip"), "env.options.invalid_action = 'skip': must be one of 'reply', 'step', 'end'"),
-        (dict(max_replies=0), "env.options.max_replies"), (dict(max_replies=True), "env.options.max_replies"),
+        (dict(max_replies=-1), "env.options.max_replies"), (dict(max_replies=True), "env.options.max_replies"),
         (dict(feedback=["walls"]), "env.options.feedback = 'walls'"), (dict(feedback="blocked"), "must be a list"),
     ):  # fmt: skip
         with pytest.raises(EnvDataError, match=field):
