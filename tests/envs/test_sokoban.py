@@ -227,7 +227,7 @@ def test_all_boxoban_levels():
             state, _ = env.reset(task.task_id)
             for action in ("up", "left", "?", "down", "right"):
                 state, _ = env.step(state, action)
-            assert len(state.boxes) == 4 and state.num_steps == 5
+            assert (len(state.boxes), state.num_steps, state.num_replies) == (4, 4, 5)
         solved = 0
         for task in tasks[::100]:
             state, _ = env.reset(task.task_id)
