@@ -2,9 +2,10 @@
 
     python -m leafe_jax.main --config=configs/sokoban.py --workdir=runs/sokoban
 
-About a minute of CPU time on 2 cores, 96 trajectories and 96 episodes of evaluation. The embedded model speaks the household's commands and no others, so it makes no move and solves
-nothing: this is the form to try levels, options and prompts with, and to see the trees of
-report/index.html, not a result. The benchmark is configs/sokoban_qwen2_5_7b.py.
+About a minute of CPU time for 96 trajectories and 96 episodes of evaluation. The embedded model speaks
+the household's commands and no others, so it makes no move and solves nothing: this is the form to
+try levels, options and prompts with, and to see the trees of report/index.html, not a result. The
+benchmark is configs/sokoban_qwen2_5_7b.py.
 """
 
 import runpy
@@ -19,7 +20,7 @@ def set_options(options):
     options.levels = ()  # Boxoban or XSB files to play instead of generated levels
     options.size = (6, 6)  # width and height of generated levels, walls included
     options.num_boxes = 1
-    options.invalid_action = "reply"  # a reply without a move costs a "reply", a "step" or the "end"
+    options.invalid_action = "reply"  # a reply without a move costs: "reply", "step" or "end"
     options.max_replies = 0  # moves included; 0: as many as env.horizon
     options.feedback = ()  # what is said beside the board: "invalid", "blocked", "deadlock"
 
