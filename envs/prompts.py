@@ -7,7 +7,8 @@ numbered in what the model reads, so that a reflection can name one.
 
 Two context modes. "dialogue": one growing conversation. "window": one user message, rebuilt every
 step from the task, the last n observation-action pairs and the current observation
-(verl-agent agent_system/environments/prompts).
+(verl-agent agent_system/environments/prompts). Which parts a benchmark's message has, and how an
+action is read out of a reply, differs between verl-agent's environments: see `Form`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,86 @@ MAX_EXPERIENCE_CHARS = 400
 _STEP_REPLY = re.compile(
     r"(?:step)?\s*\[?(\d{1,9})\]?\s*[:.)\-]?\s*(.*)", re.IGNORECASE | re.DOTALL
 )
-_ACTION_TAG = re.compile(r"<action>(.*?)</action>", re.DOTALL)
+_ACTION_TAG = re.compile(r"<action>(.*?)</action>", re.DOTALL | re.IGNORECASE)
+_CHINESE = re.compile("[\u4e00-\u9fff]")
 _NO_MISTAKE = re.compile(r"no mistake\b", re.IGNORECASE)
 
 _INSTRUCTION = (
     "Reason step by step inside <think> </think>, then give exactly one action inside"
     " <action> </action>."
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What is particular to one environment's react messages and replies in verl-agent.
+
+    Attributes:
+      role: the sentence that opens a window message.
+      describes: the description of the environment follows it.
+      goal_first: the first message states the task too, not only the later ones.
+      actions_open, quote, action_end, actions_close: the list of admissible actions: what it opens
+        with, what is around each, between two, and at the end.
+      instruction: what to answer, the last part.
+      fallback_chars: a reply without tags is read as its last so many characters.
+      pool: the action is the first of these that occurs in what the tags hold; (): all they hold.
+      idle: the action shown in the history where a reply held none.
+      latin_only: a reply with Chinese characters is not well-formed.
+      max_chars: a longer message leaves the history out; 0: no limit.
+    """
+
+    role: str = "You are an expert agent in a text environment."
+    describes: bool = True
+    goal_first: bool = False
+    actions_open: str = "["
+    action_end: str = ", "
+    actions_close: str = "]"
+    quote: str = "'"
+    instruction: str = _INSTRUCTION
+    fallback_chars: int = 30
+    pool: tuple[str, ...] = ()
+    idle: str = ""
+    latin_only: bool = False
+    max_chars: int = 0
+
+
+# Environments that are not listed have the general form.
+FORMS = {
+    "alfworld": Form(
+        role="You are an expert agent in the ALFRED household environment.",
+        describes=False,
+        action_end="\n ",
+        latin_only=True,
+    ),
+    "sokoban": Form(
+        role="You are an expert agent in the Sokoban environment.",
+        quote='"',
+        instruction=(
+            "Look where boxes and targets are, plan the pushes and mind the corners: reason step by"
+            " step inside <think> </think>, then give exactly one admissible action, for this step"
+            " only, inside <action> </action>."
+        ),
+        fallback_chars=0,
+        pool=("up", "down", "left", "right", "still"),
+        idle="still",
+    ),
+    "webshop": Form(
+        role="You are an expert agent that shops by itself in the WebShop environment.",
+        describes=False,
+        goal_first=True,
+        actions_open="\n[\n",
+        action_end=",\n",
+        actions_close=",\n]",
+        instruction=(
+            "Reason step by step inside <think> </think> about where you are and which admissible"
+            " action brings the purchase closest, then give exactly one action inside"
+            " <action> </action>."
+        ),
+        fallback_chars=20,
+        latin_only=True,
+        max_chars=13_000,
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +130,20 @@ class Prompts:
     Attributes:
       description: one paragraph about the environment and its actions.
       style: "plain" or "react".
+      env: the environment's name; it chooses the Form.
     """
 
     description: str
     style: str = "plain"
+    env: str = ""
 
     def __post_init__(self):
         if self.style not in STYLES:
             raise EnvDataError(f"env.prompt_style = {self.style!r}: must be one of {STYLES}")
+
+    @property
+    def form(self) -> Form:
+        return FORMS.get(self.env, Form())
 
     # -- rendering -----------------------------------------------------------------------------
     def observation(self, step: int, observation: str, experience: str | None = None) -> str:
@@ -74,7 +154,7 @@ class Prompts:
         if experience is not None:
             text += f"\nExperience: {experience}"
         if self.style == "react":
-            text += f"\n{_INSTRUCTION}"
+            text += f"\n{self.form.instruction}"
         return text
 
     def window(
@@ -90,9 +170,11 @@ class Prompts:
         """One self-contained user turn: task, the last (observation, action) pairs, now.
 
         The parts of the "react" style and their order are verl-agent's
-        (agent_system/environments/prompts, env_manager.py): role, task, steps taken with the last
-        pairs as `[Observation n: '...', Action n: '...']`, current observation, admissible actions,
-        instruction; the first step has neither task (the observation states it) nor pairs.
+        (agent_system/environments/prompts, env_manager.py): role, description (Sokoban), task,
+        steps taken with the last pairs as `[Observation n: '...', Action n: '...']`, step number
+        and current observation, admissible actions, instruction. The first message, and every one
+        with a window of 0, leaves out what has been so far, the step number, and the task where the
+        first observation states it.
 
         Args:
           first: first observation of the episode, which states the task.
@@ -103,36 +185,53 @@ class Prompts:
           goal: the task in words; "" where every observation shows it.
           actions: admissible now; () leaves the list out, None the request for an action too.
         """
-        start = step - len(history)
         if self.style == "plain":
-            lines = [first]
-            for number, (seen, done) in enumerate(history, start):
-                if number > 1:
-                    lines.append(f"[{number}] {seen}")
-                lines.append(f"[{number}] > {done}")
-            if step > 1:
-                lines.append(f"[{step}] {observation}")
-            if experience is not None:
-                lines.append(f"Experience: {experience}")
-            return "\n".join(lines)
-        lines = ["You are an expert agent in a text environment.", self.description]
+            return self._plain_window(first, history, step, observation, experience)
+        text = self._react_window(history, step, observation, experience, goal, actions)
+        # The history that a reflection is asked about is never cut.
+        if history and actions is not None and 0 < self.form.max_chars < len(text):
+            return self._react_window((), step, observation, experience, goal, actions)
+        return text
+
+    def _plain_window(self, first, history, step, observation, experience) -> str:
+        lines = [first]
+        for number, (seen, done) in enumerate(history, step - len(history)):
+            if number > 1:
+                lines.append(f"[{number}] {seen}")
+            lines.append(f"[{number}] > {done}")
         if step > 1:
-            if goal:
-                lines.append(f"Your task is to: {goal}")
-            lines.append(f"So far you have already taken {step - 1} step(s).")
+            lines.append(f"[{step}] {observation}")
+        if experience is not None:
+            lines.append(f"Experience: {experience}")
+        return "\n".join(lines)
+
+    def _react_window(self, history, step, observation, experience, goal, actions) -> str:
+        form = self.form
+        lines = [form.role]
+        if form.describes:
+            lines.append(self.description)
+        # Unlike verl-agent, a window of 0 does not hide the task after the first step.
+        if goal and (step > 1 or form.goal_first):
+            lines.append(f"Your task is to: {goal}")
+        now = "Your current observation is:"
         if history:
-            lines.append(f"The last {len(history)} observations and the actions you took:")
-        for number, (seen, done) in enumerate(history, start):
-            lines.append(f"[Observation {number}: '{self._bare(seen)}', Action {number}: '{done}']")
-        lines.append(f"You are now at step {step}. Your current observation is:")
-        lines.append(self._bare(observation))
+            lines.append(
+                f"So far you have already taken {step - 1} step(s). The last {len(history)}"
+                " observations and the actions you took:"
+            )
+            for number, (seen, done) in enumerate(history, step - len(history)):
+                seen, done = self._bare(seen), done or form.idle
+                lines.append(f"[Observation {number}: '{seen}', Action {number}: '{done}']")
+            now = f"You are now at step {step}. {now}"
+        lines += [now, self._bare(observation)]
         if actions:
-            listed = ", ".join(f"'{action}'" for action in actions)
-            lines.append(f"The actions that are admissible now: [{listed}].")
+            quoted = [f"{form.quote}{action}{form.quote}" for action in actions]
+            listed = f"{form.actions_open}{form.action_end.join(quoted)}{form.actions_close}"
+            lines.append(f"The actions that are admissible now: {listed}.")
         if experience is not None:
             lines.append(f"Experience: {experience}")
         if actions is not None:
-            lines.append(_INSTRUCTION)
+            lines.append(form.instruction)
         return "\n".join(lines)
 
     def _bare(self, observation: str) -> str:
@@ -154,14 +253,26 @@ class Prompts:
 
     # -- parsing -------------------------------------------------------------------------------
     def parse_action(self, reply: str) -> tuple[str, bool]:
-        """(action, well-formed). Any string gives an action; an odd one is the environment's no-op."""
-        if self.style == "react":
-            found = _ACTION_TAG.search(reply)
-            if found is None:
-                return reply.strip()[-30:].lower(), False
-            return found.group(1).strip().lower()[:MAX_ACTION_CHARS], True
-        action = " ".join(reply.split())[:MAX_ACTION_CHARS]
-        return action, bool(action)
+        """(action, well-formed). Any string gives an action; an odd one is the environment's no-op.
+
+        "react" is read as verl-agent reads it (env_package/*/projection.py): what the first action
+        tags hold, in lower case, is played even where the thought is missing, but then the reply is
+        not well-formed.
+        """
+        if self.style == "plain":
+            action = " ".join(reply.split())[:MAX_ACTION_CHARS]
+            return action, bool(action)
+        form = self.form
+        found = _ACTION_TAG.search(reply)
+        if found is None:
+            text = reply.strip()
+            return text[max(0, len(text) - form.fallback_chars) :].lower(), False
+        action = found.group(1).strip().lower()[:MAX_ACTION_CHARS]
+        if form.pool:
+            action = next((word for word in form.pool if word in action), "")
+        thought = "<think>" in reply and "</think>" in reply
+        latin = not (form.latin_only and _CHINESE.search(reply))
+        return action, thought and latin and bool(action or not form.pool)
 
     def format_action(self, action: str) -> str:
         """The reply that `parse_action` reads as `action` (for scripted players)."""

@@ -155,7 +155,7 @@ def write_corpus(config, seed: int) -> Iterator[Conversation]:
     """`config.bootstrap.num_conversations` conversations, each seeded by its number."""
     weights = [config.bootstrap.family_weights[family] for family in FAMILIES]
     env = Household(horizon=config.env.horizon)
-    prompts = Prompts(env.description, config.env.prompt_style)
+    prompts = Prompts(env.description, config.env.prompt_style, env.name)
     tasks = env.list_tasks("bootstrap")
     for number in range(config.bootstrap.num_conversations):
         rng = random.Random(stable_seed(seed, "bootstrap", number))

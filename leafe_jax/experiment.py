@@ -329,7 +329,7 @@ def run_habits(config, workdir: epath.Path, metrics: Metrics) -> bool:
     tasks = _first_tasks(
         env, config.evaluate.split, config.evaluate.num_tasks, "evaluate.num_tasks"
     )
-    prompts = Prompts(env.description, config.env.prompt_style)
+    prompts = Prompts(env.description, config.env.prompt_style, env.name)
     make_policy = policy_factory(config, base_model_path(config, workdir))
     phase.begin()
     table = habits.measure(
@@ -359,7 +359,7 @@ def run_explore(config, workdir: epath.Path, metrics: Metrics) -> bool:
     if phase.done:
         return False
     env = make_environment(config)
-    prompts = Prompts(env.description, config.env.prompt_style)
+    prompts = Prompts(env.description, config.env.prompt_style, env.name)
     tasks = _first_tasks(env, config.explore.split, config.explore.num_tasks, "explore.num_tasks")
     make_policy = policy_factory(config, base_model_path(config, workdir))
     phase.begin()
@@ -479,7 +479,7 @@ def _evaluate_method(config, workdir: epath.Path, metrics: Metrics, method: str)
     if phase.done:
         return False
     env = make_environment(config)
-    prompts = Prompts(env.description, config.env.prompt_style)
+    prompts = Prompts(env.description, config.env.prompt_style, env.name)
     settings = config.evaluate
     tasks = _first_tasks(env, settings.split, settings.num_tasks, "evaluate.num_tasks")
     make_policy = policy_factory(config, _model_path(config, workdir, method))

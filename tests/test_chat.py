@@ -317,7 +317,9 @@ def test_tokenizers_that_are_refused(tmp_path):
         load_tokenizer(str(tmp_path / "model"), config.vocab_size)
 
 
-@pytest.mark.parametrize("name", ["household_instruct", "sokoban"])
+@pytest.mark.parametrize(
+    "name", ["household_instruct", "sokoban_qwen2_5_7b", "sokoban_llama3_1_8b"]
+)
 def test_the_instruct_configs_run_on_a_checkpoint(name, tmp_path, monkeypatch):
     """Dialogue and window mode with a hub-style checkpoint, at smoke size."""
     import sys
@@ -334,7 +336,7 @@ def test_the_instruct_configs_run_on_a_checkpoint(name, tmp_path, monkeypatch):
     assert results["methods"]["base"]["families"]["all"]["samples"] == 2
     lines = (tmp_path / "run" / "explore" / "trees" / "0000.jsonl").read_text().splitlines()
     trees = [json.loads(line) for line in lines]
-    mode = "window" if name == "sokoban" else "dialogue"
+    mode = "window" if name.startswith("sokoban") else "dialogue"
     assert {t["mode"] for t in trees} == {mode}
     turns = [t for tree in trees for node in tree["nodes"] for t in node["turns"]]
     assert turns and all(t["action_ids"] and t["prompt_ids"] for t in turns)

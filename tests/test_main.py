@@ -72,6 +72,20 @@ def test_results_and_report(finished):
     assert list((workdir / "tensorboard").iterdir())
 
 
+def test_sokoban_on_the_embedded_model(tmp_path, monkeypatch):
+    """The laptop form: another environment, prompts rebuilt every step, replies that are no moves."""
+    arguments = ["main", f"--config={ROOT}/configs/sokoban.py:smoke", f"--workdir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert main(arguments) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["methods"]["base"]["families"]) == {"all", "sokoban-5x5-1"}
+    assert results["explore"]["tasks"] == 2
+    lines = trees(tmp_path).decode().splitlines()
+    turns = [t for line in lines for node in json.loads(line)["nodes"] for t in node["turns"]]
+    moves = ("up", "down", "left", "right")
+    assert {t["valid"] for t in turns} == {t["action"].strip().lower() in moves for t in turns}
+
+
 def test_stage_one_plays_training_tasks_only(finished):
     workdir, _, _ = finished
     played = {json.loads(line)["task_id"] for line in trees(workdir).decode().splitlines()}
@@ -264,9 +278,9 @@ def test_wrong_input_gives_one_line(arguments, message, tmp_path, capsys, monkey
         sokoban=ROOT / "configs/sokoban.py",
     )
     arguments = [a.format(**values) for a in arguments]
-    base = [f"--config={QUICKSTART}:smoke", f"--workdir={tmp_path / 'run'}"]
-    if any(a.startswith("--config=") for a in arguments):
-        del base[0]
+    base = [f"--workdir={tmp_path / 'run'}"]
+    if not any(argument.startswith("--config=") for argument in arguments):
+        base.append(f"--config={QUICKSTART}:smoke")  # overrides hold for every --config there is
     monkeypatch.setattr(sys, "argv", ["main", *base, *arguments])
     assert main(sys.argv) == 2
     error = capsys.readouterr().err

@@ -6,18 +6,8 @@ from pathlib import Path
 import pytest
 
 from envs.base import EnvDataError
-from envs.sokoban import (
-    MOVES,
-    Level,
-    Sokoban,
-    canonical_level,
-    level_split,
-    make_level,
-    move,
-    parse_levels,
-    render,
-    solve_level,
-)
+from envs.sokoban import Sokoban, render
+from envs.sokoban_levels import parse_levels
 
 LEVEL = """; 7
 #####
@@ -41,7 +31,7 @@ def test_rewards_and_rendering(tmp_path):
     grid = " # \t # \t # \t # \t # \t\n # \t P \t X \t O \t # \t\n # \t _ \t _ \t _ \t # \t\n"
     assert observation.endswith(grid + " # \t # \t # \t # \t # \t")
     same, result = env.step(state, "north")
-    assert result.reward == pytest.approx(-0.1) and not result.info["valid"] and same.num_steps == 1
+    assert result.reward == pytest.approx(-0.1) and not result.info["valid"] and same.num_steps == 0
     done, result = env.step(state, " RIGHT ")
     assert result.reward == pytest.approx(-0.1 + 1 + 10) and result.success
     assert result.observation.splitlines()[1] == " # \t _ \t P \t √ \t # \t"
@@ -59,92 +49,7 @@ def test_pushing_off_a_target_and_against_things(tmp_path):
     state, _ = env.reset("test/levels/0000")
     off, result = env.step(state, "right")
     assert result.reward == pytest.approx(-0.1 - 1)
-    assert " S \t" in render(env._level("test/levels/0000"), off.boxes, off.player)
-
-
-def brute_force(level):
-    """Breadth-first over single moves, nothing clever."""
-    start = (level.boxes, level.player)
-    seen, frontier, depth = {start}, [start], 0
-    while frontier:
-        if any(boxes == level.targets for boxes, _ in frontier):
-            return depth
-        frontier = [
-            new for boxes, player in frontier for direction in MOVES.values()
-            for new in [move(level, boxes, player, direction)]
-            if new not in seen and not seen.add(new)
-        ]  # fmt: skip
-        depth += 1
-    return None
-
-
-@pytest.mark.parametrize(("size", "boxes"), [((6, 6), 1), ((6, 6), 2), ((7, 6), 2)])
-def test_solver_is_optimal_and_levels_are_solvable(size, boxes):
-    env = Sokoban(horizon=30, size=size, num_boxes=boxes)
-    for task in env.list_tasks("valid")[:12]:
-        level = make_level(task.task_id, 30)
-        plan = solve_level(level, level.boxes, level.player, 100_000)
-        assert len(plan) == brute_force(level)
-        assert level_split(level) == "valid"
-        assert len(level.boxes) == boxes and not level.boxes & level.targets
-        assert (level.columns, level.rows) == size
-
-
-def turned(level, quarter, mirror):
-    """The level turned by `quarter` right angles and mirrored, one row and column further in."""
-
-    def place(cell):
-        row, column, rows, columns = *cell, level.rows, level.columns
-        for _ in range(quarter):
-            row, column, rows, columns = column, rows - 1 - row, columns, rows
-        return row + 1, (columns - 1 - column if mirror else column) + 1
-
-    size = max(level.rows, level.columns) + 1
-    targets, boxes = (frozenset(map(place, cells)) for cells in (level.targets, level.boxes))
-    floor = {(r, c) for r in range(level.rows) for c in range(level.columns)} - level.walls
-    board = {(r, c) for r in range(size) for c in range(size)}
-    return Level(size, size, frozenset(board - set(map(place, floor))), targets, boxes,
-                 place(level.player))  # fmt: skip
-
-
-def test_splits_share_no_puzzle():
-    env = Sokoban()
-    puzzles = {
-        split: {canonical_level(env._level(t.task_id)) for t in env.list_tasks(split)}
-        for split in ("train", "valid", "test")
-    }
-    assert not puzzles["train"] & puzzles["valid"]
-    assert not puzzles["train"] & puzzles["test"]
-    assert not puzzles["valid"] & puzzles["test"]
-
-
-def test_a_turned_level_is_the_same_puzzle_and_a_changed_one_is_not():
-    level = make_level("train/sokoban-7x6-2/0003", 30)
-    for quarter in range(4):
-        for mirror in (False, True):
-            assert canonical_level(turned(level, quarter, mirror)) == canonical_level(level)
-    for name in MOVES:  # a step without a push leaves the player in the same area
-        boxes, player = move(level, level.boxes, level.player, MOVES[name])
-        changed = Level(level.rows, level.columns, level.walls, level.targets, boxes, player)
-        same = canonical_level(changed) == canonical_level(level)
-        assert same == (boxes == level.boxes)
-
-
-def test_a_task_is_the_same_level_under_every_horizon_it_fits_in():
-    for number in range(20):
-        task_id = f"train/sokoban-6x6-1/{number:04d}"
-        level = make_level(task_id, 15)
-        plan = solve_level(level, level.boxes, level.player, 10_000)
-        assert make_level(task_id, len(plan)) == make_level(task_id, 50) == level
-
-
-def test_solver_knows_when_there_is_no_way(tmp_path):
-    for text in ("; 0\n#####\n#$@.#\n#####\n", "; 0\n######\n#@ $ #\n#.   #\n######\n"):
-        path = tmp_path / "l.txt"
-        path.write_text(text)
-        (level,) = parse_levels(path)
-        assert solve_level(level, level.boxes, level.player, 1000) is None
-        assert brute_force(level) is None
+    assert " S \t" in render(env.level("test/levels/0000"), off.boxes, off.player)
 
 
 @pytest.mark.parametrize(
@@ -197,10 +102,86 @@ def test_a_level_file_belongs_to_one_split(tmp_path):
         Sokoban(levels=[paths[0], paths[0]])
 
 
+LONG = """; 0
+########
+#@ $   #
+#      #
+#    . #
+########
+"""
+
+
+def test_a_reply_that_is_no_move(tmp_path):
+    """verl-agent: -0.1, one of the loop's replies, no step of the environment."""
+
+    def played(*replies, **options):
+        env = from_text(tmp_path, LONG, **{"horizon": 3, **options})
+        state, _ = env.reset("test/levels/0000")
+        results = []
+        for reply in replies:
+            state, result = env.step(state, reply)
+            results.append(result)
+        assert all(r.reward == pytest.approx(-0.1) for r in results)
+        return (state.num_steps, state.num_replies, state.done), [r.info["valid"] for r in results]
+
+    assert played("jump", "right", "jump") == ((1, 3, True), [False, True, False])
+    assert played("jump", "right", "still", max_replies=9) == ((1, 3, False), [False, True, True])
+    assert played("jump", "down", "", "up", "down", max_replies=9)[0] == (3, 5, True)
+    assert played("x", "y", "z", "still", max_replies=4)[0] == (0, 4, True)
+    assert played("jump", "still", invalid_action="step", max_replies=9)[0] == (2, 2, False)
+    assert played("still", "right", invalid_action="end")[0] == (1, 2, False)
+    assert played("right", "jump", invalid_action="end")[0] == (1, 2, True)
+    env = from_text(tmp_path, LONG, horizon=12, max_replies=6)
+    state, _ = env.reset("test/levels/0000")
+    assert env.solve(state) is None  # seven moves, six replies
+
+
+def test_feedback_is_said_only_where_it_is_asked_for(tmp_path):
+    def said(*moves, feedback):
+        env = from_text(tmp_path, LONG, feedback=feedback)
+        state, _ = env.reset("test/levels/0000")
+        for name in moves:
+            state, result = env.step(state, name)
+        lines = result.observation.splitlines()
+        assert lines[-5] == lines[-1] == " # \t" * 8
+        return lines[:-5]
+
+    every = ("invalid", "blocked", "deadlock")
+    for moves in (["jump"], ["up"], ["right"] * 4, ["right"] * 5):
+        assert said(*moves, feedback=()) == []
+    assert said("jump", feedback=every) == ["That is no move; the moves are up, down, left, right."]
+    assert said("still", feedback=every) == []
+    assert said("up", feedback=every) == ["You did not move: up of you is a wall."]
+    # One step up to the box, three pushes; the third puts it into the corner.
+    assert said(*["right"] * 3, feedback=every) == []
+    assert said(*["right"] * 4, feedback=every) == [
+        "The box you pushed is in a corner and no target is there: it is stuck for good."
+    ]
+    assert said(*["right"] * 5, feedback=every) == [
+        "You did not move: right of you is a box that cannot be pushed."
+    ]
+    assert said("up", feedback=("invalid", "deadlock")) == []
+    assert said("jump", feedback=["blocked"]) == []
+    assert said(*["right"] * 4, feedback=["blocked"]) == []
+
+
+def test_a_corner_with_a_target_is_no_deadlock(tmp_path):
+    env = from_text(
+        tmp_path, "; 0\n######\n#@ $.#\n#    #\n#$  .#\n######\n", feedback=("deadlock",)
+    )
+    state, _ = env.reset("test/levels/0000")
+    for _ in range(2):
+        state, result = env.step(state, "right")
+    assert "√" in result.observation and "stuck" not in result.observation
+
+
 def test_files_from_other_editors(tmp_path):
     path = tmp_path / "l.txt"
     path.write_text(LEVEL)
     plain = parse_levels(path)
+    for floor in "-_":  # other signs for floor
+        path.write_text(LEVEL.replace(" ", floor).replace(f";{floor}7", "; 7"))
+        assert parse_levels(path) == plain
     path.write_bytes(b"\xef\xbb\xbf" + LEVEL.replace("\n", "\r\n").encode())
     assert parse_levels(path) == plain
 
@@ -210,6 +191,10 @@ def test_options():
         (dict(size=(3, 3)), "env.options.size"), (dict(num_boxes=0), "env.options.num_boxes"),
         (dict(size=6), "env.options.size"), (dict(num_boxes=True), "env.options.num_boxes"),
         (dict(levels=["/nowhere.txt"]), "env.options.levels"), (dict(levels="a.txt"), "a list of paths"),
+        (dict(levels=[1]), "a list of paths"), (dict(levels=3), "a list of paths"),
+        (dict(invalid_action="skip"), "env.options.invalid_action = 'skip': must be one of 'reply', 'step', 'end'"),
+        (dict(max_replies=-1), "env.options.max_replies"), (dict(max_replies=True), "env.options.max_replies"),
+        (dict(feedback=["walls"]), "env.options.feedback = 'walls'"), (dict(feedback="blocked"), "must be a list"),
     ):  # fmt: skip
         with pytest.raises(EnvDataError, match=field):
             Sokoban(**options)
@@ -242,7 +227,7 @@ def test_all_boxoban_levels():
             state, _ = env.reset(task.task_id)
             for action in ("up", "left", "?", "down", "right"):
                 state, _ = env.step(state, action)
-            assert len(state.boxes) == 4 and state.num_steps == 5
+            assert (len(state.boxes), state.num_steps, state.num_replies) == (4, 4, 5)
         solved = 0
         for task in tasks[::100]:
             state, _ = env.reset(task.task_id)

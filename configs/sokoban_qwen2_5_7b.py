@@ -1,0 +1,41 @@
+"""Sokoban as verl-agent plays it, with Qwen2.5-7B-Instruct, at the paper's settings (Table 1).
+
+    python -m leafe_jax.main --config=configs/sokoban_qwen2_5_7b.py --config.model.path=DIR \
+        --workdir=runs/sokoban_qwen2_5_7b
+
+The paper's figures, success % at Pass@1 / Pass@128: base 6.90 / 43.80, LEAFE 64.60 / 78.40 (from the GRPO
+model). No numbers have been measured with this file. 6x6, one box, 15 replies, a prompt rebuilt every
+step from the last two observations and actions (verl-agent); K and the search limits are ours, the
+paper does not give them.
+
+Boxoban or XSB files instead of generated levels (train and test files by their names):
+    --config.env.options.levels="('boxoban/medium/train/000.txt','boxoban/medium/test/000.txt')"
+"""
+
+import runpy
+from pathlib import Path
+
+# Config files are executed as files, so a neighbour is not importable by name.
+HOUSEHOLD_INSTRUCT = runpy.run_path(str(Path(__file__).with_name("household_instruct.py")))
+SOKOBAN = runpy.run_path(str(Path(__file__).with_name("sokoban.py")))
+
+
+def get_config(mode: str = "full"):
+    c = HOUSEHOLD_INSTRUCT["get_config"](mode)
+    c.model.path = "Qwen2.5-7B-Instruct"  # a directory; left out, the embedded model would play
+    c.env.name = "sokoban"
+    SOKOBAN["set_options"](c.env.options)
+    c.env.horizon = 15  # verl-agent: env.max_steps
+    c.context.mode = "window"
+    c.context.window = 2  # verl-agent: env.history_length
+    c.explore.num_tasks = 0  # all 512 of the training split
+    c.explore.reflect_every = 5
+    c.evaluate.num_tasks = 0  # all 128 of the test split, as many as verl-agent's validation has
+    # A reflection is asked with the whole episode in view: 15 boards of about 150 tokens.
+    c.sampler.max_len = 4096
+    if mode == "smoke":
+        c.env.horizon = 4
+        c.explore.num_tasks = c.evaluate.num_tasks = 6
+        c.explore.reflect_every = 2
+        c.sampler.max_len = 2048
+    return c
