@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import logging
 import os
 import random
@@ -448,8 +449,6 @@ def _done_texts(state: WebShopState) -> list[str]:
 
 def _json(text: str) -> str:
     """A string as Flask's `tojson` writes it into HTML."""
-    import json
-
     quoted = json.dumps(text)
     for character in "<>&'":
         quoted = quoted.replace(character, f"\\u{ord(character):04x}")

@@ -3,9 +3,9 @@
     python -m envs.webshop_catalogue DIRECTORY --num-products 2400
 
 writes the three files; `records` gives the same records in memory. Products, brands, descriptions
-and instructions are this project's own and are drawn from the tables below with stable seeds: the
-first n products do not depend on how many follow. Odd values that the official files have (no price,
-a price range, options that are null, one bullet point instead of a list) occur here too.
+and instructions are this project's own and are drawn from webshop_kinds.json with stable seeds: the first n products
+do not depend on how many follow. Odd values that the official files have (no price, a price range,
+options that are null, one bullet point instead of a list) occur here too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from envs.webshop_data import HUMAN_FILE
 NUM_PRODUCTS = 2400
 MAX_PRODUCTS = 1_000_000
 _BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_SYLLABLES = "bra dor fen gal hol jun kel lor mar nex ost pel quin rov sal tor uma vex wil zan".split()
+_SYLLABLES = (
+    "bra dor fen gal hol jun kel lor mar nex ost pel quin rov sal tor uma vex wil zan".split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,165 +39,29 @@ class Kind:
       path: product_category.
       price: least and greatest price, dollars.
       attributes: what a product of the kind may be; some of them are wanted.
-      options: option name -> values.
       uses: what people want it for.
+      options: option name -> values.
     """
 
     noun: str
     query: str
     path: str
-    price: tuple[float, float]
-    attributes: tuple[str, ...]
-    options: dict[str, tuple[str, ...]]
-    uses: tuple[str, ...]
+    price: Sequence[float]
+    attributes: Sequence[str]
+    uses: Sequence[str]
+    options: dict[str, Sequence[str]]
 
 
-_CLOTHES_COLORS = ("black", "navy", "olive", "burgundy", "heather grey", "white", "teal", "rust")
-_CLOTHES_SIZES = ("x-small", "small", "medium", "large", "x-large", "xx-large")
-_HOME_COLORS = ("walnut", "white", "charcoal", "sage green", "natural oak", "ivory")
-_GADGET_COLORS = ("black", "silver", "midnight blue", "rose gold", "white")
+def _read_kinds() -> dict[str, tuple[Kind, ...]]:
+    """The table of kinds by category."""
+    text = Path(__file__).with_name("webshop_kinds.json").read_text(encoding="utf-8")
+    return {
+        category: tuple(Kind(**kind) for kind in kinds)
+        for category, kinds in json.loads(text).items()
+    }
 
 
-def _kind(noun, query, path, price, attributes, uses, **options) -> Kind:
-    return Kind(
-        noun, query, path, price, tuple(attributes.split("; ")),
-        {name.replace("_", " "): values for name, values in options.items()},
-        tuple(uses.split("; ")),
-    )  # fmt: skip
-
-
-KINDS: dict[str, tuple[Kind, ...]] = {
-    "beauty": (
-        _kind("shampoo", "shampoo for damaged hair", "Beauty & Care › Hair › Shampoo", (7, 38),
-              "sulfate free; paraben free; cruelty free; tea tree; argan oil; color safe; fragrance free; hydrating formula",
-              "damaged hair; a dry scalp; curly hair; daily washing",
-              scent=("coconut", "lavender", "mint", "unscented"), size=("8 fl oz", "16 fl oz", "33 fl oz")),
-        _kind("face cream", "moisturizing face cream", "Beauty & Care › Skin › Face Creams", (9, 64),
-              "hyaluronic acid; fragrance free; non greasy; dermatologist tested; vitamin c; anti aging; alcohol free; cruelty free",
-              "dry skin; sensitive skin; winter mornings; fine lines",
-              size=("1 ounce", "1.7 ounce", "3.4 ounce")),
-        _kind("makeup brush set", "makeup brushes", "Beauty & Care › Tools › Brushes", (6, 45),
-              "synthetic hair; cruelty free; easy to clean; travel case; soft bristles; eco friendly; wooden handle",
-              "foundation; eye shadow; beginners; travelling",
-              color=("pink", "black", "rose gold", "champagne"), pieces=("8 piece", "12 piece", "18 piece")),
-        _kind("lip balm", "tinted lip balm", "Beauty & Care › Lips › Balms", (3, 19),
-              "shea butter; long lasting; gluten free; sun protection; paraben free; beeswax; vegan formula",
-              "chapped lips; the beach; everyday wear",
-              flavor=("cherry", "vanilla", "honey", "peach"), pack=("pack of 1", "pack of 3", "pack of 6")),
-        _kind("electric toothbrush", "rechargeable toothbrush", "Beauty & Care › Oral Care › Toothbrushes", (18, 120),
-              "long lasting battery; soft bristles; pressure sensor; teeth whitening; quiet motor; two minute timer; travel case",
-              "sensitive gums; kids; braces",
-              color=("white", "black", "aqua", "lilac")),
-        _kind("hair dryer", "compact hair dryer", "Beauty & Care › Hair › Dryers", (20, 140),
-              "ionic technology; quick drying; foldable handle; cool shot; lightweight design; low noise; ceramic coating",
-              "thick hair; the gym bag; hotel stays",
-              color=("matte black", "pearl white", "coral")),
-    ),
-    "electronics": (
-        _kind("wireless earbuds", "bluetooth earbuds", "Electronics › Audio › Earbuds", (15, 160),
-              "noise cancelling; water resistant; long battery life; fast charging; touch control; deep bass; hands free",
-              "running; phone calls; the commute; studying",
-              color=_GADGET_COLORS),
-        _kind("phone case", "protective phone case", "Electronics › Phones › Cases", (6, 42),
-              "shock proof; wireless charging; scratch resistant; slim fit; anti yellowing; raised edges; non slip",
-              "clumsy hands; hiking; the office",
-              color=("clear", "black", "lavender", "forest green"), size=("5.8 inch", "6.1 inch", "6.7 inch")),
-        _kind("usb c cable", "charging cable", "Electronics › Accessories › Cables", (5, 28),
-              "fast charging; nylon braided; data transfer; heavy duty; gold plated; tangle free",
-              "the car; a desk; long trips",
-              length=("3 feet", "6 feet", "10 feet"), color=("black", "white", "red")),
-        _kind("bluetooth speaker", "portable speaker", "Electronics › Audio › Speakers", (19, 210),
-              "water resistant; long battery life; stereo sound; hands free; carrying strap; dust proof; deep bass",
-              "the shower; camping; a small party",
-              color=_GADGET_COLORS),
-        _kind("security camera", "indoor security camera", "Electronics › Cameras › Home Security", (24, 180),
-              "night vision; motion detection; two way audio; easy to install; cloud storage; high definition; weather proof",
-              "the front door; watching a pet; a nursery",
-              pack=("1 pack", "2 pack", "4 pack")),
-        _kind("tablet stand", "adjustable tablet stand", "Electronics › Accessories › Stands", (9, 58),
-              "aluminum alloy; non slip; height adjustable; easy to fold; 360 degree rotation; heavy duty; cable hole",
-              "cooking; video calls; drawing",
-              color=("silver", "space gray", "black")),
-    ),
-    "fashion": (
-        _kind("running shoes", "women's running shoes", "Fashion › Women › Shoes › Running", (28, 140),
-              "memory foam; non slip; arch support; rubber sole; breathable mesh; wide toe box; shock absorbing",
-              "long walks; the treadmill; standing all day",
-              color=("white", "black", "coral", "mint"), size=("6", "7", "8", "9", "10")),
-        _kind("button down shirt", "men's dress shirt", "Fashion › Men › Shirts › Button Down", (16, 75),
-              "long sleeve; slim fit; machine washable; wrinkle free; pure cotton; moisture wicking; chest pocket",
-              "the office; a wedding; dinner out",
-              color=_CLOTHES_COLORS, size=_CLOTHES_SIZES),
-        _kind("hoodie", "fleece hoodie", "Fashion › Unisex › Sweatshirts", (19, 80),
-              "fleece lined; machine washable; kangaroo pocket; drawstring closure; relaxed fit; long sleeve; organic cotton",
-              "cold mornings; lounging; autumn hikes",
-              color=_CLOTHES_COLORS, size=_CLOTHES_SIZES),
-        _kind("yoga pants", "high waist yoga pants", "Fashion › Women › Active › Pants", (14, 68),
-              "high waist; tummy control; moisture wicking; side pockets; four way stretch; squat proof; quick drying",
-              "yoga class; the gym; travelling",
-              color=_CLOTHES_COLORS, size=_CLOTHES_SIZES),
-        _kind("rain jacket", "waterproof jacket", "Fashion › Men › Outerwear › Rain", (35, 160),
-              "water resistant; wind proof; detachable hood; elastic cuffs; light weight; zipper closure; taped seams",
-              "cycling; rainy commutes; festivals",
-              color=("yellow", "navy", "black", "olive"), size=_CLOTHES_SIZES),
-        _kind("leather belt", "men's leather belt", "Fashion › Men › Accessories › Belts", (12, 60),
-              "genuine leather; nickel free; easy to adjust; reversible design; gift box; stainless steel buckle",
-              "jeans; a suit; a birthday present",
-              color=("black", "brown", "cognac"), size=("32 inch", "36 inch", "40 inch")),
-    ),
-    "garden": (
-        _kind("table lamp", "bedside table lamp", "Home & Garden › Lighting › Table Lamps", (18, 130),
-              "easy to assemble; dimmable light; solid wood; linen shade; usb port; mid century; energy efficient",
-              "the bedroom; reading; a reading corner",
-              color=_HOME_COLORS),
-        _kind("storage ottoman", "ottoman with storage", "Home & Garden › Living Room › Ottomans", (32, 190),
-              "space saving; easy to clean; faux leather; foldable design; high density foam; button tufted; solid wood",
-              "the living room; a hallway; toys",
-              color=_HOME_COLORS, size=("small", "large")),
-        _kind("throw pillow cover", "pillow covers", "Home & Garden › Textiles › Pillows", (8, 36),
-              "machine washable; double sided; hidden zipper; super soft; hand woven; fade resistant",
-              "the sofa; a guest room; the patio",
-              color=("mustard", "navy", "ivory", "terracotta"), size=("16 x 16 inch", "18 x 18 inch", "20 x 20 inch")),
-        _kind("floating shelf", "wall shelves", "Home & Garden › Storage › Shelves", (15, 90),
-              "easy to install; solid wood; space saving; heavy duty; metal bracket; water resistant",
-              "the bathroom; small plants; books",
-              color=_HOME_COLORS, size=("16 inch", "24 inch", "36 inch")),
-        _kind("blackout curtains", "bedroom curtains", "Home & Garden › Windows › Curtains", (17, 95),
-              "machine washable; thermal insulated; noise reducing; stainless steel grommet; wrinkle free; light blocking",
-              "a nursery; night shifts; the living room",
-              color=("grey", "navy", "beige", "wine"), size=("42 x 63 inch", "52 x 84 inch", "52 x 96 inch")),
-        _kind("planter pot", "ceramic planter", "Home & Garden › Outdoor › Planters", (10, 70),
-              "drainage hole; hand painted; frost proof; matching saucer; uv resistant; easy to clean",
-              "succulents; herbs; a balcony",
-              color=("white", "terracotta", "sage green"), size=("5 inch", "8 inch", "10 inch")),
-    ),
-    "grocery": (
-        _kind("granola", "crunchy granola", "Grocery › Breakfast › Granola", (6, 32),
-              "gluten free; non gmo; low sugar; high protein; whole grain; vegan friendly; nut free",
-              "breakfast; hiking; a yogurt bowl",
-              flavor=("maple pecan", "blueberry", "dark chocolate", "honey almond"), size=("12 ounce", "24 ounce", "pack of 6")),
-        _kind("herbal tea", "caffeine free tea", "Grocery › Drinks › Tea", (5, 30),
-              "caffeine free; certified organic; individually wrapped; plant based; sugar free; non gmo",
-              "the evening; a sore throat; guests",
-              flavor=("chamomile", "peppermint", "ginger lemon", "hibiscus"), size=("20 count", "40 count", "100 count")),
-        _kind("protein bars", "high protein bars", "Grocery › Snacks › Bars", (12, 44),
-              "high protein; low carb; keto friendly; gluten free; soy free; no artificial sweeteners; dairy free",
-              "after the gym; lunch boxes; long flights",
-              flavor=("peanut butter", "cookie dough", "salted caramel", "coconut"), pack=("pack of 6", "pack of 12")),
-        _kind("olive oil", "extra virgin olive oil", "Grocery › Pantry › Oils", (9, 56),
-              "cold pressed; extra virgin; first harvest; glass bottle; non gmo; unfiltered style",
-              "salads; roasting; a gift",
-              size=("8.5 fl oz", "17 fl oz", "34 fl oz")),
-        _kind("trail mix", "nut and fruit mix", "Grocery › Snacks › Nuts", (8, 38),
-              "resealable bag; low sodium; gluten free; no added sugar; individually wrapped; dry roasted; kosher certified",
-              "road trips; the office drawer; movie night",
-              flavor=("tropical", "cranberry", "spicy", "chocolate"), size=("1 pound", "2 pound", "pack of 12")),
-        _kind("pasta sauce", "tomato pasta sauce", "Grocery › Pantry › Sauces", (4, 26),
-              "no added sugar; certified organic; low sodium; gluten free; small batch; dairy free",
-              "quick dinners; lasagna; pizza night",
-              flavor=("basil", "roasted garlic", "arrabbiata", "mushroom"), pack=("pack of 1", "pack of 3", "pack of 6")),
-    ),
-}  # fmt: skip
+KINDS = _read_kinds()
 
 _OPENINGS = (
     "i am looking for {a} {noun} for {use}",
@@ -207,7 +73,7 @@ _OPENINGS = (
     "my old one broke, so i need {a} {noun}",
     "please help me pick {a} {noun} for {use}",
 )
-_WISHES = (" that is {0}", ". it should be {0}", ", and i want {0}", ". make sure it says {0}")
+_WISHES = (" with {0}", ". it should offer {0}", ", and i want {0}", ". make sure it says {0}")
 _CHOICES = (" in {0}", ". the {1} should be {0}", ", {1} {0}", ". i prefer {0} as the {1}")
 
 
@@ -257,7 +123,9 @@ def _pricing(rng: random.Random, kind: Kind) -> str:
     return f"${price:.2f}"
 
 
-def _texts(rng: random.Random, kind: Kind, brand: str, attributes: list[str]) -> tuple[str, str, Any]:
+def _texts(
+    rng: random.Random, kind: Kind, brand: str, attributes: list[str]
+) -> tuple[str, str, Any]:
     """(name, description, bullet points) of a product."""
     shown = [attribute.title() for attribute in attributes]
     use, other = (_some(rng, kind.uses, 2) + [kind.uses[0]])[:2]
@@ -304,7 +172,9 @@ def _instruction(rng: random.Random, kind: Kind, attributes: list[str], options:
     }  # fmt: skip
 
 
-_UNCOUNTED = frozenset({"shampoo", "granola", "herbal tea", "olive oil", "trail mix", "pasta sauce"})
+_UNCOUNTED = frozenset(
+    {"shampoo", "granola", "herbal tea", "olive oil", "trail mix", "pasta sauce"}
+)
 
 
 def _article(noun: str) -> str:

@@ -91,13 +91,15 @@ def noun_finder(source: str) -> tuple[Callable[[str], tuple[str, ...]], str]:
     if source not in NOUN_SOURCES:
         allowed = ", ".join(NOUN_SOURCES)
         raise EnvDataError(f"env.options.nouns = {source!r}: must be one of {allowed}")
+    reason = "asked for"
     if source != "guess":
         found = _spacy_nouns()
         if not isinstance(found, str):
             return found
         if source == "spacy":
             raise EnvDataError(f"env.options.nouns = 'spacy': {found}")
-    return guess_nouns, "a word list (spaCy's en_core_web_sm was not asked or is not installed)"
+        reason = found
+    return guess_nouns, f"guessed, without spaCy ({reason})"
 
 
 @functools.lru_cache(maxsize=1)
@@ -110,7 +112,7 @@ def _spacy_nouns() -> tuple[Callable[[str], tuple[str, ...]], str] | str:
     except (ImportError, OSError) as error:
         return f"needs spaCy and its model en_core_web_sm ({str(error).splitlines()[0]})"
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def nouns(name: str) -> tuple[str, ...]:
         # "PNOUN" is the original's third tag; spaCy has none of that name.
         return tuple(t.text.lower() for t in tagger(name) if t.pos_ in ("NOUN", "PROPN"))
