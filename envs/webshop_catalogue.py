@@ -3,9 +3,9 @@
     python -m envs.webshop_catalogue DIRECTORY --num-products 2400
 
 writes the three files; `records` gives the same records in memory. Products, brands, descriptions
-and instructions are this project's own and are drawn from webshop_kinds.json with stable seeds: the first n products
-do not depend on how many follow. Odd values that the official files have (no price, a price range,
-options that are null, one bullet point instead of a list) occur here too.
+and instructions are this project's own; they are drawn from webshop_kinds.json with stable seeds, so
+that the first n products do not depend on how many follow. Odd values that the official files have
+(no price, a price range, options that are null, one bullet point instead of a list) occur here too.
 """
 
 from __future__ import annotations
