@@ -35,6 +35,7 @@ from envs.webshop_search import SearchIndex, cache_directory
 GOAL_KINDS = ("human", "synthetic")
 PER_PAGE = 10
 MAX_RESULTS = 50
+CACHED_FROM = 10_000  # products; fewer are indexed as fast as an index file is read
 SEPARATOR = " [SEP] "
 _SUB_PAGES = {"description": "Description", "features": "Features", "reviews": "Reviews"}
 _ACTION = re.compile(r"(.+)\[(.+)\]")  # unanchored at the end and greedy, as the original's
@@ -90,7 +91,7 @@ def _open_shop(files: tuple | None, num_products: int, kind: str) -> Shop:
     index = SearchIndex(
         [product.asin for product in products],
         lambda: (product.search_text() for product in products),
-        cache_directory(),
+        cache_directory() if len(products) >= CACHED_FROM else None,
     )
     return Shop(catalogue, index, Goals(catalogue, kind))
 
