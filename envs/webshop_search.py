@@ -13,6 +13,7 @@ only; tantivy has k1 and b fixed.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -25,7 +26,6 @@ from pathlib import Path
 
 import numpy as np
 import regex
-from nltk.stem.porter import PorterStemmer
 
 K1, B = np.float32(0.9), np.float32(0.4)
 # Lucene EnglishAnalyzer.ENGLISH_STOP_WORDS_SET.
@@ -76,7 +76,6 @@ def _unicode_word() -> regex.Pattern:
 
 
 _UNICODE_WORD = _unicode_word()
-_stem = PorterStemmer(PorterStemmer.MARTIN_EXTENSIONS).stem
 
 
 def _tokenize(text: str) -> list[str]:
@@ -87,11 +86,18 @@ def _tokenize(text: str) -> list[str]:
     return tokens
 
 
+@functools.cache
+def _stemmer() -> Callable[[str, bool], str]:
+    from nltk.stem.porter import PorterStemmer  # takes a second or two: it brings SciPy along
+
+    return PorterStemmer(PorterStemmer.MARTIN_EXTENSIONS).stem
+
+
 def _term(token: str) -> str:
     """The index term of a lower-case token; "" for a stop word."""
     if token[-2:] in ("'s", "\u2019s", "\uff07s"):
         token = token[:-2]
-    return "" if token in STOP_WORDS else _stem(token, to_lowercase=False)
+    return "" if token in STOP_WORDS else _stemmer()(token, False)
 
 
 def analyze(text: str) -> list[str]:

@@ -144,6 +144,7 @@ def test_splits_share_no_task(name):
 PINNED = {
     "household": "ecb656675032807b b8f2be1e48ecdaa8",
     "sokoban": "99bee5c83030f917 6e3240711766a337",
+    "webshop": "45657e99df6e9516 f632bba3eafe5891",
 }
 
 

@@ -3,6 +3,7 @@
 import html.parser
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -222,6 +223,23 @@ def test_bad_options():
     for bad in (good.replace("test", "valid"), good[:-1], good + "0", good.replace("/0", "/x", 1)):
         with pytest.raises(EnvDataError, match="webshop task"):
             env.reset(bad)
+
+
+@pytest.mark.parametrize("name", ["webshop", "webshop_qwen2_5_7b", "webshop_llama3_1_8b"])
+@pytest.mark.parametrize("mode", ["full", "smoke"])
+def test_configs(name, mode):
+    """What the configs say is what the environment takes; the paper's two play verl-agent's form."""
+    path = Path(__file__).resolve().parents[2] / "configs" / f"{name}.py"
+    config = runpy.run_path(str(path))["get_config"](mode)
+    options = config.env.options.to_dict()
+    env = envs.make(config.env.name, horizon=config.env.horizon, **options)
+    assert len(env.list_tasks("test")) >= config.evaluate.num_tasks
+    assert config.context.mode == "window" and config.context.window == 2
+    assert env.goal(env.reset(env.tasks[0].task_id)[1])
+    if name != "webshop":
+        assert options["goals"] == "synthetic"
+        if mode == "full":
+            assert (config.env.horizon, config.sampler.max_action_tokens) == (15, 512)
 
 
 # -- the original's own pages ----------------------------------------------------------------------
