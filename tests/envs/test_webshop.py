@@ -337,18 +337,19 @@ def test_the_originals_pages(tmp_path, name):
 
 # -- size ------------------------------------------------------------------------------------------
 LARGE = """
-import resource, sys, time
-start = time.perf_counter()
+import re, sys, time
 import envs
+start = time.process_time()
 env = envs.make("webshop", data=sys.argv[1], nouns="guess")
-ready = time.perf_counter() - start
-index = env._shop.index
+ready = time.process_time() - start
 queries = [env._goal(task.task_id).text for task in env.list_tasks("test")[:200]]
-start = time.perf_counter()
+env._shop.index.search(queries[0])  # imports the stemmer where the index was read from a file
+start = time.process_time()
 for query in queries:
-    index.search(query)
-spent = (time.perf_counter() - start) / len(queries)
-print(ready, spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    env._shop.index.search(query)
+spent = (time.process_time() - start) / len(queries)
+# Not ru_maxrss: a child begins with what its parent had.
+print(ready, spent, re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 """
 
 
@@ -356,7 +357,8 @@ print(ready, spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 def test_a_hundred_thousand_products(tmp_path, monkeypatch):
     """Loaded and indexed in a minute and 1.5 GB, a query in 5 ms; the second start reads the index.
 
-    Products have about as much text as the official ones (4.4 KB a record).
+    Seconds of this process on a processor, so that neighbours on the machine do not count. Records
+    have 3.1 KB; those of the official 1,000 have 4.4 KB, a part of which is dropped when read.
     """
     from envs import webshop_catalogue
 
@@ -366,7 +368,7 @@ def test_a_hundred_thousand_products(tmp_path, monkeypatch):
             row["full_description"] = " ".join(other)
             yield row, attributes, people
 
-    rows = [row for row in longer(100_000)]
+    rows = list(longer(100_000))
     write(tmp_path, [r[0] for r in rows], {r[0]["asin"]: r[1] for r in rows},
           {r[0]["asin"]: r[2] for r in rows})  # fmt: skip
     del rows
@@ -377,7 +379,7 @@ def test_a_hundred_thousand_products(tmp_path, monkeypatch):
             [sys.executable, "-c", LARGE, str(tmp_path)], capture_output=True, text=True, check=True,
             env=environment,
         ).stdout.split()  # fmt: skip
-        ready, query, memory = map(float, output)
+        ready, query, memory = float(output[0]), float(output[1]), float(output[2]) / 2**20
         print(f"{attempt} start: {ready:.1f} s, query {1000 * query:.2f} ms, peak {memory:.2f} GiB")
-        assert ready < 60 and query < 0.005 and memory < 1.5
+        assert ready < 60 and query < 0.005 and memory < 1.4  # GiB
     assert len(list((tmp_path / "cache").rglob("*.npz"))) == 1
