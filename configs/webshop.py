@@ -2,11 +2,15 @@
 
     python -m leafe_jax.main --config=configs/webshop.py --workdir=runs/webshop
 
-Shows the shop in a whole run: pages, rollouts, reflections, trees to read in the report. The embedded
-model was made for the household and spells a page letter by letter, so it buys nothing and there is
-nothing to distill; with a small instruct checkpoint (--config.model.path=DIR,
---config.env.prompt_style=react, --config.sampler.max_action_tokens=256) set
---config.phases="('explore','distill','evaluate','report')".
+Takes the whole program through the shop: rollouts, reflections, trees to read in the report. The embedded
+model cannot shop: it was made for the household, spells a page letter by letter, and a page of results
+is longer than its 1,024 positions, where an episode then ends (stop "context"). So there is nothing to
+distill. With a small instruct checkpoint give
+
+    --config.model.path=DIR --config.env.prompt_style=react --config.sampler.max_len=8192 \
+    --config.sampler.max_action_tokens=256 --config.sampler.max_reflection_tokens=256 \
+    --config.phases="('explore','distill','evaluate','report')" \
+    --config.evaluate.methods="('base','leafe')"
 """
 
 import runpy
@@ -32,8 +36,7 @@ def get_config(mode: str = "full"):
     c.explore.max_attempts = 4
     c.explore.reflect_every = 3
     c.sampler.num_slots = 16
-    c.sampler.max_len = 8192
-    c.sampler.prefill_chunk = 256
+    c.sampler.max_len = 1024  # all that the embedded model has
     c.sampler.max_action_tokens = 48
     c.sampler.max_reflection_tokens = 48
     c.evaluate.num_tasks = 12

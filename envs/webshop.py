@@ -41,7 +41,7 @@ _SUB_PAGES = {"description": "Description", "features": "Features", "reviews": "
 _ACTION = re.compile(r"(.+)\[(.+)\]")  # unanchored at the end and greedy, as the original's
 _LIMITS = {"test": 500, "valid": 1000}  # the original's split, where there are goals enough
 
-_log = logging.getLogger("envs.webshop")
+_announce = functools.cache(logging.getLogger("envs.webshop").info)  # once, not per phase of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +171,7 @@ class WebShop(Environment):
         self._bounds = self._split_bounds(len(self._shop.goals))
         self._search = functools.lru_cache(maxsize=4096)(self._find)
         self._goal = functools.lru_cache(maxsize=4096)(self._make_goal)
-        _log.info(
+        _announce(
             "webshop: %d products, %d %s goals; nouns of the reward: %s; %d of %d test goals are"
             " about a product that a train goal is about too",
             len(self._shop.catalogue.products), len(self._shop.goals), goals, source,

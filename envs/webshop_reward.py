@@ -91,7 +91,7 @@ def noun_finder(source: str) -> tuple[Callable[[str], tuple[str, ...]], str]:
     if source not in NOUN_SOURCES:
         allowed = ", ".join(NOUN_SOURCES)
         raise EnvDataError(f"env.options.nouns = {source!r}: must be one of {allowed}")
-    reason = "asked for"
+    reason = "not asked for"
     if source != "guess":
         found = _spacy_nouns()
         if not isinstance(found, str):
