@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["leafe_jax*", "envs*"]),
-    package_data={"leafe_jax": ["assets/**/*"]},
+    package_data={"leafe_jax": ["assets/**/*"], "envs": ["*.json"]},
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",
@@ -26,6 +26,9 @@ setup(
         "safetensors",  # the hub's checkpoint format, read without pickle
         "jinja2",  # chat templates of Hugging Face tokenizers
         "tqdm",  # progress bars with rate and time left
+        "nltk",  # WebShop: Porter's stemmer as Lucene has it (others miss its later rules)
+        "regex",  # WebShop: Unicode's word segmentation classes, which `re` does not know
+        "rapidfuzz",  # WebShop: the fuzzy comparison of its reward
         "matplotlib",  # the Pass@k plot of the report
     ],
     extras_require={
@@ -33,6 +36,7 @@ setup(
             "pytest",
             "hypothesis",  # property tests of the environments and parsers
             "ruff",
+            "thefuzz",  # the original's fuzzy comparison: the independent side of WebShop's tests
             "torch==2.13.0",  # transformers runs on it: the independent side of the parity tests
             # compiles the TPU programs for a topology on a machine without a TPU
             "libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'",

@@ -12,6 +12,7 @@ from envs.base import EnvDataError, Environment
 REGISTRY = {
     "household": "envs.household:Household",
     "sokoban": "envs.sokoban:Sokoban",
+    "webshop": "envs.webshop:WebShop",
 }
 
 

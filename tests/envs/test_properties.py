@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,12 +22,15 @@ ENVIRONMENTS = {
         "sokoban", size=(7, 7), num_boxes=2, max_replies=40, feedback=("invalid", "blocked"),
         **{"horizon": 25, **kw},
     ),
+    "webshop": lambda **kw: envs.make("webshop", **kw),
 }  # fmt: skip
 MADE = {name: make() for name, make in ENVIRONMENTS.items()}
 WORDS = st.sampled_from(
     ["up", "down", "left", "right", "look", "inventory", "go to desk 1", "go to fridge 1",
      "open fridge 1", "go to drawer 1", "open drawer 1", "close drawer 1", "take mug 1 from desk 1",
-     "go to countertop 1", "examine fridge 1", "use desklamp 1"]
+     "go to countertop 1", "examine fridge 1", "use desklamp 1", "search[a red hoodie]",
+     "search[<c> grocery]", "search[[]]", "click[search]", "click[next >]", "click[< prev]",
+     "click[back to search]", "click[description]", "click[Buy Now]", "click[black]"]
 )  # fmt: skip
 ACTIONS = st.lists(st.one_of(WORDS, st.text(max_size=40)), max_size=30)
 PLAYS = st.tuples(st.sampled_from(sorted(MADE)), st.integers(0, 7), ACTIONS)
@@ -60,6 +64,17 @@ def test_states_are_values(case, cut):
         state.num_steps = 5
 
 
+def understood(name, action, listed):
+    """Whether `action` should have an effect where the actions `listed` are admissible."""
+    if name == "household":  # ALFWorld compares commands as they are
+        return action in listed
+    if name == "webshop":  # any search; what is clicked is compared in lower case
+        found = re.match(r"(.+)\[(.+)\]", action)
+        verb, argument = found.groups() if found else ("", "")
+        return verb == "search" or f"{verb}[{argument.lower()}]" in listed
+    return action.strip().lower() in listed  # Sokoban's directions, as verl-agent reads them
+
+
 @settings(max_examples=60, deadline=None)
 @given(PLAYS)
 def test_admissible_actions_are_the_ones_that_are_understood(case):
@@ -73,9 +88,7 @@ def test_admissible_actions_are_the_ones_that_are_understood(case):
         listed = env.actions(state)
         assert len(set(listed)) == len(listed) > 0
         new, result = env.step(state, action)
-        # Sokoban reads directions as verl-agent does, ALFWorld compares commands as they are.
-        heard = action if name == "household" else action.strip().lower()
-        assert result.info["valid"] == (heard in listed)
+        assert result.info["valid"] == understood(name, action, listed)
         for other in listed:
             assert env.step(state, other)[1].info["valid"], other
         state = new
@@ -96,9 +109,10 @@ def test_any_string_is_an_action_and_done_is_final(case):
             assert state == before and result.reward == 0.0 and result.done
         else:
             # In Sokoban a reply that is no move costs no step, but the replies are bounded too.
-            costs_step = name == "household" or action.strip().lower() in env.actions(before)
+            costs_step = not name.startswith("sokoban") or understood(name, action, env.actions(before))
             assert state.num_steps == before.num_steps + costs_step
-            over = state.num_steps == env.horizon or replies == bound
+            bought = name == "webshop" and state.page == "done"  # the wrong thing, perhaps
+            over = state.num_steps == env.horizon or replies == bound or bought
             assert state.done == result.done == (state.success or over)
             assert state.success == result.success
     assert state.done
@@ -135,6 +149,7 @@ def test_splits_share_no_task(name):
 PINNED = {
     "household": "ecb656675032807b b8f2be1e48ecdaa8",
     "sokoban": "ea640610d25944b3 0d5775a474758139",
+    "webshop": "45657e99df6e9516 f632bba3eafe5891",
 }
 
 

@@ -1,0 +1,18 @@
+"""WebShop with Llama-3.1-8B-Instruct, as the paper's runs have it (verl-agent's environment).
+
+    python -m leafe_jax.main --config=configs/webshop_llama3_1_8b.py \
+        --config.model.path=Llama-3.1-8B-Instruct --config.env.options.data=DIRECTORY \
+        --workdir=runs/webshop_llama
+
+Everything but the checkpoint is configs/webshop_qwen2_5_7b.py, as in the paper.
+"""
+
+import runpy
+from pathlib import Path
+
+# Config files are executed as files, so a neighbour is not importable by name.
+QWEN = runpy.run_path(str(Path(__file__).with_name("webshop_qwen2_5_7b.py")))
+
+
+def get_config(mode: str = "full"):
+    return QWEN["get_config"](mode)
