@@ -60,11 +60,12 @@ def main(argv: list[str]) -> int:
 
     from leafe_jax import experiment, sweep
 
-    notes = logging.getLogger("leafe_jax")
-    notes.setLevel(logging.INFO)
-    notes.propagate = False  # absl has a handler of its own at the root
-    if not notes.handlers:
-        notes.addHandler(logging.StreamHandler())
+    for package in ("leafe_jax", "envs"):
+        notes = logging.getLogger(package)
+        notes.setLevel(logging.INFO)
+        notes.propagate = False  # absl has a handler of its own at the root
+        if not notes.handlers:
+            notes.addHandler(logging.StreamHandler())
     # Checkpoints and TensorBoard are written by threads, whose complaints about a full disk would
     # come as tracebacks of their own, before and after ours.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
