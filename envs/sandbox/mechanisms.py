@@ -110,7 +110,9 @@ def _drop_to() -> list[str]:
 
 def _bubblewrap() -> list[str]:
     binds, masks, links = _binds()
-    line = [shutil.which("bwrap"), "--unshare-pid", "--unshare-net", "--unshare-ipc"]
+    # As process 1 the guest is reaped by bubblewrap itself, whose own process 1 is left to the
+    # machine's init; and no signal from inside reaches it.
+    line = [shutil.which("bwrap"), "--unshare-pid", "--as-pid-1", "--unshare-net", "--unshare-ipc"]
     line += ["--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox", "--cap-drop", "ALL"]
     if _is_root():
         # Root in a user namespace of its own would still count as root for RLIMIT_NPROC, which

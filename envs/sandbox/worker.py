@@ -16,6 +16,7 @@ from envs.sandbox import guest, mechanisms, seccomp
 
 START_SECONDS = 30.0  # for a guest to report that it is there, on a busy machine
 GRACE_SECONDS = 10.0  # beyond a run's wall limit, before the guest counts as lost
+CLOSE_SECONDS = 5.0  # for a guest to leave when it is told to
 _MIB = 1 << 20
 
 
@@ -118,7 +119,7 @@ class Guest:
                     self.close()
                 return result
             except (GuestLost, OSError, struct.error) as error:
-                self.close()
+                self.close(lost=True)
                 reason = str(error)
         return Result("sandbox_error", "", reason, 0.0, 0, self.mechanism)
 
@@ -142,7 +143,7 @@ class Guest:
                 raise GuestLost("the guest did not greet")
         except (GuestLost, OSError) as error:
             said = self._complaint()
-            self.close()
+            self.close(lost=True)
             raise GuestLost(said or str(error)) from None
 
     def _complaint(self) -> str:
@@ -204,11 +205,16 @@ class Guest:
             size -= len(part)
         return b"".join(parts)
 
-    def close(self) -> None:
-        """Ends the guest and everything in it, and reaps it."""
+    def close(self, lost: bool = False) -> None:
+        """Ends the guest and everything in it, and reaps it; one that is `lost` is not waited for."""
         if self.process is None:
             return
         process, self.process = self.process, None
+        # A guest that is well leaves when its channel closes, and then its launcher reaps what is
+        # inside; after a kill that would be left to the machine's init, which may not.
+        process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0 if lost else CLOSE_SECONDS)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
