@@ -29,10 +29,12 @@ setup(
         "matplotlib",  # the Pass@k plot of the report
     ],
     extras_require={
+        "parquet": ["pyarrow"],  # the form in which the hub stores CodeContests
         "test": [
             "pytest",
             "hypothesis",  # property tests of the environments and parsers
             "ruff",
+            "pyarrow",  # the Parquet loader's test
             "torch==2.13.0",  # transformers runs on it: the independent side of the parity tests
             # compiles the TPU programs for a topology on a machine without a TPU
             "libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'",

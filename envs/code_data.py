@@ -297,18 +297,20 @@ def _read_humaneval(record: Record, path: str) -> tuple[str, Problem]:
         raise record.error("prompt", f"source that defines {entry}, the entry_point")
     return "test", Problem(
         f"test/humaneval/{name.rpartition('/')[2]}", "humaneval",
-        f"Complete this function:\n\n{prompt.strip()}", _examples(prompt),
+        f"Complete this function:\n\n{prompt.strip()}", _examples(prompt, entry),
         (Case("", code=f"{record.text('test')}\ncheck({entry})\n"),),
         prelude=prompt[: definition.start()], stub=prompt, entry_point=entry,
         reference=record.text("canonical_solution", ""),
     )  # fmt: skip
 
 
-def _examples(prompt: str) -> tuple[Case, ...]:
+def _examples(prompt: str, entry: str) -> tuple[Case, ...]:
     """The docstring's `>>>` examples that are expressions with a value."""
     try:
-        examples = doctest.DocTestParser().get_examples(prompt)
-    except ValueError:
+        functions = [n for n in ast.parse(prompt).body if isinstance(n, ast.FunctionDef)]
+        text = next((ast.get_docstring(f) for f in functions if f.name == entry), None)
+        examples = doctest.DocTestParser().get_examples(text or "")
+    except (SyntaxError, ValueError):
         return ()
     cases = []
     for example in examples:
