@@ -124,12 +124,11 @@ class Sandbox:
 
     def run_many(self, jobs: Sequence[Job]) -> list[Result]:
         """Runs programs side by side; results in the order of `jobs`."""
-        return list(self._pool.map(self.run, jobs))
+        return self.map(self.run, jobs)
 
     def map(self, function, items: Sequence) -> list:
-        """`function` of every item, side by side; for work that runs several programs in a row."""
-        with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(function, items))
+        """`function` of every item, side by side; it may `run` programs, one after another."""
+        return list(self._pool.map(function, items))
 
     def close(self) -> None:
         """Ends all guests."""

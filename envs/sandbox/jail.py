@@ -53,10 +53,13 @@ def _bind(source, target):
 
 
 def _build(plan):
-    bound = plan["binds"]
-    root = next(
-        p for p in _PLACES if os.path.isdir(p) and not any(b.startswith(p + "/") for b in bound)
-    )
+    shown = [path for pair in plan["binds"].items() for path in pair]
+    free = [
+        p for p in _PLACES if os.path.isdir(p) and not any(s.startswith(p + "/") for s in shown)
+    ]
+    if not free:
+        raise OSError(f"none of {', '.join(_PLACES)} can be the new root")
+    root = free[0]
     _mount("tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
     os.umask(0o022)
     for target, source in plan["binds"].items():
