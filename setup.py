@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["leafe_jax*", "envs*"]),
-    package_data={"leafe_jax": ["assets/**/*"], "envs": ["*.json"]},
+    package_data={"leafe_jax": ["assets/**/*"], "envs": ["*.json", "assets/**/*"]},
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",
@@ -32,11 +32,13 @@ setup(
         "matplotlib",  # the Pass@k plot of the report
     ],
     extras_require={
+        "parquet": ["pyarrow"],  # the form in which the hub stores CodeContests
         "test": [
             "pytest",
             "hypothesis",  # property tests of the environments and parsers
             "ruff",
             "thefuzz",  # the original's fuzzy comparison: the independent side of WebShop's tests
+            "pyarrow",  # the Parquet loader's test
             "torch==2.13.0",  # transformers runs on it: the independent side of the parity tests
             # compiles the TPU programs for a topology on a machine without a TPU
             "libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'",

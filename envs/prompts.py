@@ -1,9 +1,10 @@
 """Every prompt string and its parser, in one place; parsers are total.
 
-Two styles. "plain": the user turn is the observation and the whole reply is the action; the
+Three styles. "plain": the user turn is the observation and the whole reply is the action; the
 embedded base model speaks it. "react": instructions in words, and the reply is
-`<think>...</think><action>...</action>` as in verl-agent; instruct models speak it. Steps are
-numbered in what the model reads, so that a reflection can name one.
+`<think>...</think><action>...</action>` as in verl-agent; instruct models speak it. "program":
+the reply's first fenced block is the action, many lines long. Steps are numbered in what the model
+reads, so that a reflection can name one.
 
 Two context modes. "dialogue": one growing conversation. "window": one user message, rebuilt every
 step from the task, the last n observation-action pairs and the current observation
@@ -19,8 +20,9 @@ from collections.abc import Sequence
 
 from envs.base import EnvDataError
 
-STYLES = ("plain", "react")
+STYLES = ("plain", "react", "program")
 MAX_ACTION_CHARS = 4096
+MAX_PROGRAM_CHARS = 65536
 MAX_EXPERIENCE_CHARS = 400
 
 _STEP_REPLY = re.compile(
@@ -28,11 +30,19 @@ _STEP_REPLY = re.compile(
 )
 _ACTION_TAG = re.compile(r"<action>(.*?)</action>", re.DOTALL | re.IGNORECASE)
 _CHINESE = re.compile("[\u4e00-\u9fff]")
+# Markdown's fence: closed by at least as many backticks, or by the end of a reply cut short.
+_FENCED = re.compile(
+    r"^[ \t]*(`{3,})[^`\n]*\n(.*?)(?:^[ \t]*\1`*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL
+)
 _NO_MISTAKE = re.compile(r"no mistake\b", re.IGNORECASE)
 
 _INSTRUCTION = (
     "Reason step by step inside <think> </think>, then give exactly one action inside"
     " <action> </action>."
+)
+_PROGRAM_INSTRUCTION = (
+    "Reply with one complete Python 3 program in a block fenced by ```python and ```; only the first"
+    " block counts."
 )
 
 
@@ -129,7 +139,7 @@ class Prompts:
 
     Attributes:
       description: one paragraph about the environment and its actions.
-      style: "plain" or "react".
+      style: one of STYLES.
       env: the environment's name; it chooses the Form.
     """
 
@@ -149,13 +159,16 @@ class Prompts:
     def observation(self, step: int, observation: str, experience: str | None = None) -> str:
         """The user turn before action `step`; `experience` is the e that opened this branch."""
         text = f"[{step}] {observation}"
-        if step == 1 and self.style == "react":
+        if step == 1 and self.style != "plain":
             text = f"{self.description}\n\n[{step}] {self._bare(observation)}"
         if experience is not None:
             text += f"\nExperience: {experience}"
-        if self.style == "react":
-            text += f"\n{self.form.instruction}"
+        if self.style != "plain":
+            text += f"\n{self._instruction()}"
         return text
+
+    def _instruction(self) -> str:
+        return _PROGRAM_INSTRUCTION if self.style == "program" else self.form.instruction
 
     def window(
         self,
@@ -187,6 +200,8 @@ class Prompts:
         """
         if self.style == "plain":
             return self._plain_window(first, history, step, observation, experience)
+        if self.style == "program":
+            return self._program_window(first, history, step, observation, experience, actions)
         text = self._react_window(history, step, observation, experience, goal, actions)
         # The history that a reflection is asked about is never cut.
         if history and actions is not None and 0 < self.form.max_chars < len(text):
@@ -234,6 +249,20 @@ class Prompts:
             lines.append(form.instruction)
         return "\n".join(lines)
 
+    def _program_window(self, first, history, step, observation, experience, actions) -> str:
+        """The problem, the last submissions with what was said about each, and now."""
+        parts = [self.description, self._bare(first)]
+        start = step - len(history)
+        said = [*(seen for seen, _ in history), observation][1:]
+        for number, ((_, program), feedback) in enumerate(zip(history, said, strict=True), start):
+            parts.append(f"[{number}] Your submission:\n{self.format_action(program)}")
+            parts.append(f"[{number}] Feedback: {feedback}")
+        if experience is not None:
+            parts.append(f"Experience: {experience}")
+        if actions is not None:
+            parts.append(f"Now write submission {step}. {self._instruction()}")
+        return "\n\n".join(parts)
+
     def _bare(self, observation: str) -> str:
         """An observation without the description, which some environments begin with."""
         return observation.removeprefix(self.description).lstrip("\n")
@@ -244,7 +273,7 @@ class Prompts:
         `history` is the rendered episode for contexts that do not hold it already (window mode).
         """
         question = "Reflect: which step was the first mistake, and what should be done instead?"
-        if self.style == "react":
+        if self.style != "plain":
             question += (
                 "\nAnswer with one line: the step number in brackets and one short piece of advice,"
                 " for example `[3] open the drawer before looking elsewhere.`, or `no mistake`."
@@ -262,6 +291,11 @@ class Prompts:
         if self.style == "plain":
             action = " ".join(reply.split())[:MAX_ACTION_CHARS]
             return action, bool(action)
+        if self.style == "program":
+            text = reply.rpartition("</think>")[2]
+            found = _FENCED.search(text)
+            program = (found.group(2) if found else text).strip("\n")[:MAX_PROGRAM_CHARS]
+            return program, found is not None and bool(program.strip())
         form = self.form
         found = _ACTION_TAG.search(reply)
         if found is None:
@@ -276,6 +310,10 @@ class Prompts:
 
     def format_action(self, action: str) -> str:
         """The reply that `parse_action` reads as `action` (for scripted players)."""
+        if self.style == "program":
+            inside = max((len(run) for run in re.findall(r"`+", action)), default=0)
+            fence = "`" * max(3, inside + 1)
+            return f"{fence}python\n{action}\n{fence}"
         return action if self.style == "plain" else f"<think></think><action>{action}</action>"
 
     def parse_reflection(self, reply: str) -> Reflection:

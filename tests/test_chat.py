@@ -318,7 +318,13 @@ def test_tokenizers_that_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["household_instruct", "sokoban_qwen2_5_7b", "sokoban_llama3_1_8b"]
+    "name",
+    [
+        "household_instruct",
+        "sokoban_qwen2_5_7b",
+        "sokoban_llama3_1_8b",
+        pytest.param("codecontests_qwen2_5_7b", marks=pytest.mark.slow),
+    ],
 )
 def test_the_instruct_configs_run_on_a_checkpoint(name, tmp_path, monkeypatch):
     """Dialogue and window mode with a hub-style checkpoint, at smoke size."""
@@ -329,6 +335,8 @@ def test_the_instruct_configs_run_on_a_checkpoint(name, tmp_path, monkeypatch):
         "main", f"--config={ROOT}/configs/{name}.py:smoke", f"--workdir={tmp_path / 'run'}",
         f"--config.model.path={tmp_path / 'model'}", "--config.phases=('explore','evaluate','report')",
     ]  # fmt: skip
+    if name.startswith("codecontests"):
+        arguments.append("--config.env.options.allow_weak=True")
     monkeypatch.setattr(sys, "argv", arguments)
     assert main(arguments) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())

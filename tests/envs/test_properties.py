@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 import envs
 from envs.base import EnvDataError, Environment
 
+# Programs run in whatever sandbox the machine has: these tests hand in nothing hostile.
+PROGRAMS = {"allow_weak": True, "time_limit": 1.0}
 ENVIRONMENTS = {
+    "code": lambda **kw: envs.make("code", **{**PROGRAMS, **kw}),
     "household": lambda **kw: envs.make("household", **kw),
     "sokoban": lambda **kw: envs.make("sokoban", **kw),
     "sokoban-2-boxes": lambda **kw: envs.make(
@@ -30,7 +33,8 @@ WORDS = st.sampled_from(
      "open fridge 1", "go to drawer 1", "open drawer 1", "close drawer 1", "take mug 1 from desk 1",
      "go to countertop 1", "examine fridge 1", "use desklamp 1", "search[a red hoodie]",
      "search[<c> grocery]", "search[[]]", "click[search]", "click[next >]", "click[< prev]",
-     "click[back to search]", "click[description]", "click[Buy Now]", "click[black]"]
+     "click[back to search]", "click[description]", "click[Buy Now]", "click[black]",
+     "print(input())", "print(1 / 0)"]
 )  # fmt: skip
 ACTIONS = st.lists(st.one_of(WORDS, st.text(max_size=40)), max_size=30)
 PLAYS = st.tuples(st.sampled_from(sorted(MADE)), st.integers(0, 7), ACTIONS)
@@ -81,7 +85,9 @@ def test_admissible_actions_are_the_ones_that_are_understood(case):
     name, number, actions = case
     env = MADE[name]
     state, _ = env.reset(env.list_tasks("train")[number].task_id)
-    listed = env.actions(state)
+    if name == "code":  # programs cannot be listed
+        assert env.actions(state) == ()
+        return
     for action in actions:
         if state.done:
             break
@@ -109,7 +115,9 @@ def test_any_string_is_an_action_and_done_is_final(case):
             assert state == before and result.reward == 0.0 and result.done
         else:
             # In Sokoban a reply that is no move costs no step, but the replies are bounded too.
-            costs_step = not name.startswith("sokoban") or understood(name, action, env.actions(before))
+            costs_step = not name.startswith("sokoban") or understood(
+                name, action, env.actions(before)
+            )
             assert state.num_steps == before.num_steps + costs_step
             bought = name == "webshop" and state.page == "done"  # the wrong thing, perhaps
             over = state.num_steps == env.horizon or replies == bound or bought
@@ -147,6 +155,7 @@ def test_splits_share_no_task(name):
 
 # Pinned: a change of the held-out tasks makes published numbers incomparable.
 PINNED = {
+    "code": "c1a61e4478d8af43 b78b84e2d48460e3",
     "household": "ecb656675032807b b8f2be1e48ecdaa8",
     "sokoban": "ea640610d25944b3 0d5775a474758139",
     "webshop": "45657e99df6e9516 f632bba3eafe5891",
@@ -155,7 +164,11 @@ PINNED = {
 
 @pytest.mark.parametrize("name", PINNED)
 def test_task_lists_are_the_same_in_another_process(name):
-    code = f"import envs; e = envs.make({name!r}); print(*map(e.split_hash, ('test', 'valid')))"
+    options = PROGRAMS if name == "code" else {}
+    code = (
+        f"import envs; e = envs.make({name!r}, **{options});"
+        " print(*map(e.split_hash, ('test', 'valid')))"
+    )
     root = str(Path(__file__).resolve().parents[2])
     outputs = {
         subprocess.run(

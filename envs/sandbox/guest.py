@@ -1,0 +1,268 @@
+"""The inside of the sandbox: a warm interpreter that forks once per program.
+
+Run as a script by the mechanisms (`mechanisms.py`); the host imports it for the formats only. It
+uses nothing but the standard library, because inside there is nothing else. Requests arrive on
+descriptor 0, replies leave on 1, both as fixed binary records: nothing that comes out of here is
+ever unpickled. A program runs in a fork whose descriptors 0, 1 and 2 are anonymous files in
+memory; it has no other descriptor and no way to reach this process.
+"""
+
+import builtins
+import ctypes
+import gc
+import linecache
+import math
+import os
+import resource
+import signal
+import struct
+import sys
+import threading
+import time
+import traceback
+import types
+
+MAGIC = b"LSB1"
+STATUSES = (
+    "ok",
+    "runtime_error",
+    "compile_error",
+    "time_limit",
+    "memory_limit",
+    "output_limit",
+    "sandbox_error",
+)
+# magic; CPU s, wall s; memory, output, open files, threads; lengths of program, tests, stdin
+REQUEST = struct.Struct("<4sddQQIIIII")
+# magic; status; exit code, negative for a signal; CPU s, wall s; peak bytes; lengths of out, err
+REPLY = struct.Struct("<4sBiddQII")
+ERROR_TAIL = 16384  # bytes of standard error that are reported: its end, where the traceback ends
+FILE_NAME = "program.py"
+
+_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _FILTER_MODE = 4, 22, 38, 2
+# Imported before the first fork, so that a program's own import costs nothing.
+_WARM = (
+    "_sitebuiltins", "array", "atexit", "bisect", "collections", "copy", "dataclasses",
+    "datetime", "decimal", "enum", "fractions", "functools", "heapq", "io", "itertools", "json",
+    "operator", "queue", "random", "re", "statistics", "string", "textwrap", "typing",
+)  # fmt: skip
+
+
+# -- channel ---------------------------------------------------------------------------------------
+def read_exactly(fd, size):
+    """`size` bytes, or fewer at the end of the stream."""
+    parts = []
+    while size:
+        part = os.read(fd, min(size, 1 << 20))
+        if not part:
+            break
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def write_all(fd, data):
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+# -- the program's process -------------------------------------------------------------------------
+class _Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("rules", ctypes.c_char_p)]
+
+
+def _prctl(*arguments):
+    if _LIBC.prctl(*arguments, *[ctypes.c_ulong(0)] * (5 - len(arguments))) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl{arguments[:1]}")
+
+
+def _restrict(request, seccomp):
+    _, cpu, _, memory, output, files, threads, *_ = request
+    seconds = max(1, math.ceil(cpu))
+    for name, soft, hard in (
+        ("CPU", seconds, seconds + 1),
+        ("AS", memory, memory),
+        ("FSIZE", output + 1, output + 1),  # one more than is allowed shows that it was too much
+        ("NOFILE", files, files),
+        ("NPROC", threads, threads),
+        ("CORE", 0, 0),
+    ):
+        resource.setrlimit(getattr(resource, "RLIMIT_" + name), (soft, hard))
+    if seccomp:
+        program = _Program(len(seccomp) // 8, seccomp)
+        _prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1))
+        _prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_FILTER_MODE), ctypes.byref(program))
+
+
+def _compiled(sources):
+    codes = []
+    for name, source in zip((FILE_NAME, "tests.py"), sources):  # noqa: B905
+        if source:
+            text = source.decode("utf-8", "surrogatepass")
+            codes.append(compile(text, name, "exec", dont_inherit=True))
+            # Tracebacks show the offending line of a file that does not exist.
+            linecache.cache[name] = (len(text), None, text.splitlines(True), name)
+    return codes
+
+
+def _exit_code(exit_):
+    if exit_.code is None:
+        return 0
+    if isinstance(exit_.code, int):
+        return exit_.code & 0xFF
+    print(exit_.code, file=sys.stderr)
+    return 1
+
+
+def _run(codes):
+    """Runs the program as `python program.py` would, to the end of its threads; its exit code."""
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__builtins__=builtins, __file__=FILE_NAME)
+    sys.modules["__main__"] = main
+    sys.argv = [FILE_NAME]
+    exit_code = 0
+    try:
+        for code in codes:
+            exec(code, main.__dict__)
+    except SystemExit as error:
+        exit_code = _exit_code(error)
+    except BaseException as error:
+        exit_code = 1
+        inside = error.__traceback__.tb_next  # without the frame of this function
+        traceback.print_exception(type(error), error, inside)
+    threading._shutdown()  # a program may leave its work to a thread and fall off its end
+    sys.modules["atexit"]._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        exit_code = exit_code or 120
+    return exit_code
+
+
+def _be_the_program(request, sources, seccomp, files, phase):
+    exit_code = 1
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        for number, fd in enumerate((*files, phase)):
+            os.dup2(fd, number)
+        os.closerange(4, 1 << 16)
+        _restrict(request, seccomp)
+        try:
+            codes = _compiled(sources)
+        except Exception as error:  # a hostile source raises more than SyntaxError
+            write_all(2, "".join(traceback.format_exception_only(error)).encode(errors="replace"))
+            return
+        # Closed before the program's first line: it cannot forge what is said here.
+        os.write(3, b"r")
+        os.close(3)
+        sys.modules["random"].seed(0)  # the same program prints the same in every worker
+        exit_code = _run(codes)
+        sys.stderr.flush()
+    finally:
+        os._exit(exit_code)
+
+
+# -- the warm process ------------------------------------------------------------------------------
+def _wait(pid, seconds):
+    """(status, usage, killed for its wall time) of the program's process."""
+    deadline = time.monotonic() + seconds
+    while True:
+        left = deadline - time.monotonic()
+        if left > 0:
+            signal.sigtimedwait([signal.SIGCHLD], left)
+        done, status, usage = os.wait4(pid, os.WNOHANG)
+        if done:
+            return status, usage, False
+        if left <= 0:
+            os.kill(pid, signal.SIGKILL)
+            _, status, usage = os.wait4(pid, 0)
+            return status, usage, True
+
+
+def _verdict(request, exit_code, usage, late, sizes, started, error):
+    _, cpu, _, memory, output, *_ = request
+    seconds, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    if late or seconds > cpu or exit_code == -signal.SIGXCPU:
+        return "time_limit"
+    if max(sizes) > output or exit_code == -signal.SIGXFSZ:
+        return "output_limit"
+    last_line = error.rstrip().rpartition(b"\n")[2]
+    if exit_code and (
+        last_line.startswith(b"MemoryError") or (exit_code < 0 and peak > 0.8 * memory)
+    ):
+        return "memory_limit"
+    if not started:
+        return "compile_error"
+    return "runtime_error" if exit_code else "ok"
+
+
+def _play(request, sources, stdin, seccomp):
+    """Runs one program and returns the reply record."""
+    output_limit = request[4]
+    files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
+    heard, phase = os.pipe()
+    try:
+        write_all(files[0], stdin)
+        os.lseek(files[0], 0, os.SEEK_SET)
+        begun = time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            _be_the_program(request, sources, seccomp, files, phase)
+        os.close(phase)
+        phase = None
+        status, usage, late = _wait(pid, request[2])
+        wall = time.monotonic() - begun
+        started = os.read(heard, 1) == b"r"
+        sizes = [os.fstat(fd).st_size for fd in files[1:]]
+        out = os.pread(files[1], min(sizes[0], output_limit), 0)
+        err = os.pread(files[2], ERROR_TAIL, max(0, sizes[1] - ERROR_TAIL))
+    finally:
+        for fd in (*files, heard, *([] if phase is None else [phase])):
+            os.close(fd)
+    exit_code = os.waitstatus_to_exitcode(status)
+    name = _verdict(request, exit_code, usage, late, sizes, started, err)
+    cpu, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    numbers = (STATUSES.index(name), exit_code, cpu, wall, peak, len(out), len(err))
+    return REPLY.pack(MAGIC, *numbers) + out + err
+
+
+def _become(uid):
+    """Gives up root for good: a program has no user in common with anything on the host."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+def _serve():
+    (size,) = struct.unpack("<I", read_exactly(0, 4))
+    seccomp = read_exactly(0, size)
+    write_all(1, MAGIC)
+    while True:
+        header = read_exactly(0, REQUEST.size)
+        if len(header) < REQUEST.size:
+            return  # the host closed the channel
+        request = REQUEST.unpack(header)
+        program, tests, stdin = (read_exactly(0, n) for n in request[7:])
+        write_all(1, _play(request, (program, tests), stdin, seccomp))
+
+
+def _main():
+    if len(sys.argv) > 1:
+        _become(int(sys.argv[1]))
+    os.environ.clear()
+    _prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0))  # closed to ptrace and /proc/PID/mem
+    for name in _WARM:
+        __import__(name)
+    builtins.exit = sys.modules["_sitebuiltins"].Quitter("exit", "Ctrl-D")  # site is not loaded
+    builtins.quit = sys.modules["_sitebuiltins"].Quitter("quit", "Ctrl-D")
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    gc.collect()
+    gc.freeze()  # the forks' collector leaves these objects, and so their pages, alone
+    _serve()
+    os._exit(0)  # nothing to tidy up: faster than the interpreter's own end
+
+
+if __name__ == "__main__":
+    _LIBC = ctypes.CDLL(None, use_errno=True)
+    _main()

@@ -1,0 +1,161 @@
+"""Ways to shut a program in, strongest first, and which of them this machine has.
+
+| name | what it is |
+|---|---|
+| bwrap-zygote | bubblewrap around a warm interpreter that forks, with a seccomp filter |
+| bwrap | bubblewrap anew for every run |
+| unshare | util-linux's unshare and our own mounts, anew for every run |
+| rlimits | resource limits alone: reads the host's files; only with `allow_weak` |
+
+Wherever the machine's system call numbers are known the seccomp filter is on as well. The first
+needs it: a fork shares its parent's user, so only the filter keeps it from the parent. What each
+contains is measured by tests/envs/test_sandbox_attacks.py and listed in docs/SECURITY.md.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from envs.base import EnvDataError
+from envs.sandbox import seccomp
+
+NAMES = ("bwrap-zygote", "bwrap", "unshare", "rlimits")
+LABELS = {
+    "bwrap-zygote": "bubblewrap around a warm interpreter that forks, with a seccomp filter",
+    "bwrap": "bubblewrap for every run",
+    "unshare": "unshare for every run, without privileges",
+    "rlimits": "resource limits alone",
+}
+_HERE = Path(__file__).resolve().parent
+_SYSTEM_LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64")
+_CAP_SETGID, _CAP_SETUID = 6, 7
+_runs = itertools.count()
+
+
+def is_warm(name: str) -> bool:
+    """Whether one guest plays many programs."""
+    return name == "bwrap-zygote"
+
+
+def missing(name: str) -> str:
+    """Why `name` cannot even be tried here, or ""."""
+    if not sys.platform.startswith("linux"):
+        return "needs Linux"
+    if name in ("bwrap-zygote", "bwrap") and not shutil.which("bwrap"):
+        return "bubblewrap is not installed"
+    if name == "bwrap-zygote" and seccomp.make_filter() is None:
+        return f"no system call numbers for {os.uname().machine}"
+    if name == "unshare" and not shutil.which("unshare"):
+        return "util-linux's unshare is not installed"
+    return ""
+
+
+def command(name: str) -> list[str]:
+    """The command line that starts a guest under `name`."""
+    if name == "rlimits":
+        return _guest(str(_HERE / "guest.py"))
+    if name == "unshare":
+        return _unshare()
+    return _bubblewrap()
+
+
+def _interpreter() -> str:
+    # Not the virtual environment's link: inside there is only the installation it points at.
+    return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+
+
+def _guest(path: str, *arguments: str) -> list[str]:
+    # -S -s -P: no site, no user directory, nothing of the host's on the path of modules.
+    return [_interpreter(), "-S", "-s", "-P", "-B", "-X", "utf8", path, *arguments]
+
+
+def _binds() -> tuple[dict[str, str], list[str], dict[str, str]]:
+    """(paths shown read-only, directories hidden in them, symbolic links) of every jail."""
+    prefix = os.path.realpath(sys.base_prefix)
+    candidates = (*_SYSTEM_LIBRARIES, f"{prefix}/lib", f"{prefix}/lib64")
+    links = {p: os.readlink(p) for p in candidates if os.path.islink(p)}
+    shown = [p for p in candidates if os.path.isdir(p) and p not in links]
+    binds = {p: p for p in dict.fromkeys(shown)}
+    masks = [m for p in binds for m in glob.glob(f"{p}/python*/*-packages")]
+    binds[_interpreter()] = _interpreter()
+    binds["/guest.py"] = str(_HERE / "guest.py")
+    return binds, sorted(masks), links
+
+
+def _private_uid() -> int:
+    """A user that nothing else on the machine has, where such can be had.
+
+    Limits on processes count by user, so guests that share one would starve each other.
+    """
+    first, _, count = Path("/proc/self/uid_map").read_text().splitlines()[-1].split()
+    if int(count) > 1 << 31:
+        return 0x60000000 + (os.getpid() % (1 << 17)) * (1 << 11) + next(_runs) % (1 << 11)
+    return min(int(first) + int(count) - 1, 65534)
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def _drop_to() -> list[str]:
+    """The guest's argument where it starts as root: the user to become."""
+    return [str(_private_uid())] if _is_root() else []
+
+
+def _bubblewrap() -> list[str]:
+    binds, masks, links = _binds()
+    # As process 1 the guest is reaped by bubblewrap itself, whose own process 1 is left to the
+    # machine's init; and no signal from inside reaches it.
+    line = [shutil.which("bwrap"), "--unshare-pid", "--as-pid-1", "--unshare-net", "--unshare-ipc"]
+    line += ["--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox", "--cap-drop", "ALL"]
+    if _is_root():
+        # Root in a user namespace of its own would still count as root for RLIMIT_NPROC, which
+        # does not bind root: the guest becomes somebody else instead.
+        line += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    else:
+        line += ["--unshare-user"]
+    # Parents that bubblewrap makes by itself are open to root only: they would shut out the user
+    # that the guest becomes.
+    for parent in sorted({str(p) for target in binds for p in Path(target).parents} - {"/"}):
+        if not any(parent == b or parent.startswith(b + "/") for b in (*binds, *links)):
+            line += ["--perms", "0755", "--dir", parent]
+    for target, source in binds.items():
+        line += ["--ro-bind", source, target]
+    for path in masks:
+        line += ["--tmpfs", path, "--remount-ro", path]
+    for path, target in links.items():
+        line += ["--symlink", target, path]
+    # No /proc: with it a child reads the environment and writes the memory of its parent.
+    line += ["--remount-ro", "/", "--chdir", "/", "--"]
+    return line + _guest("/guest.py", *_drop_to())
+
+
+def _unshare() -> list[str]:
+    binds, masks, links = _binds()
+    plan = {
+        "binds": binds,
+        "masks": masks,
+        "links": links,
+        "capabilities": 1 << _CAP_SETGID | 1 << _CAP_SETUID if _is_root() else 0,
+        "command": _guest("/guest.py", *_drop_to()),
+    }
+    line = [shutil.which("unshare"), "--net", "--pid", "--mount", "--ipc", "--uts", "--fork"]
+    line += ["--kill-child=SIGKILL"]
+    if not _is_root():
+        line += ["--user", "--map-root-user"]
+    return line + _guest(str(_HERE / "jail.py"), json.dumps(plan))
+
+
+def refusal(reasons: dict[str, str]) -> EnvDataError:
+    """The one line for a machine on which no strong mechanism works."""
+    why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return EnvDataError(
+        f"no sandbox works here ({why}): install bubblewrap (apt-get install bubblewrap), or set"
+        " env.options.allow_weak=True to run programs under resource limits alone"
+    )

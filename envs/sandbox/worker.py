@@ -1,0 +1,223 @@
+"""The host's end of one guest: starts it, speaks to it, replaces it when it misbehaves."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import select
+import signal
+import struct
+import subprocess
+import time
+
+from envs.base import EnvDataError
+from envs.sandbox import guest, mechanisms, seccomp
+
+START_SECONDS = 30.0  # for a guest to report that it is there, on a busy machine
+GRACE_SECONDS = 10.0  # beyond a run's wall limit, before the guest counts as lost
+CLOSE_SECONDS = 5.0  # for a guest to leave when it is told to
+_MIB = 1 << 20
+
+
+class GuestLost(Exception):
+    """The guest died, stalled or spoke nonsense."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one run may use.
+
+    Attributes:
+      cpu_seconds: processor time, over all threads.
+      wall_seconds: elapsed time.
+      memory_bytes: address space, the interpreter's 50 MB included.
+      output_bytes: standard output, and as much again for standard error.
+      open_files: descriptors open at the same time.
+      threads: of the program's user; further processes are not allowed at all.
+
+    Raises:
+      EnvDataError: a limit out of its range.
+    """
+
+    cpu_seconds: float = 10.0
+    wall_seconds: float = 30.0
+    memory_bytes: int = 512 * _MIB
+    output_bytes: int = 4 * _MIB
+    open_files: int = 32
+    threads: int = 32
+
+    def __post_init__(self):
+        for name, least, most in (
+            ("cpu_seconds", 0.01, 3600), ("wall_seconds", 0.01, 3600),
+            ("memory_bytes", 64 * _MIB, 1 << 40), ("output_bytes", 1, 1 << 30),
+            ("open_files", 8, 1024), ("threads", 1, 1024),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not least <= value <= most:
+                raise EnvDataError(
+                    f"sandbox limit {name} = {value!r}: must be a number from {least} to {most}"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one run gave.
+
+    Attributes:
+      status: ok, runtime_error, compile_error, time_limit, memory_limit, output_limit, or
+        sandbox_error when the sandbox itself failed twice.
+      output: standard output; bytes that are not UTF-8 are replaced.
+      error: the end of standard error, where a traceback has its last line.
+      seconds: processor time.
+      peak_memory: resident bytes at the worst moment.
+      mechanism: one of mechanisms.NAMES.
+      exit_code: of the program; -n where signal n ended it.
+      wall_seconds: elapsed time.
+    """
+
+    status: str
+    output: str
+    error: str
+    seconds: float
+    peak_memory: int
+    mechanism: str
+    exit_code: int = 0
+    wall_seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run: `program`, then `tests` in the same namespace, reading `stdin`."""
+
+    program: str
+    stdin: str | bytes = ""
+    tests: str = ""
+    limits: Limits = Limits()
+
+
+def _as_bytes(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+
+
+class Guest:
+    """One guest process; not safe for two threads at once."""
+
+    def __init__(self, mechanism: str):
+        self.mechanism = mechanism
+        self.process: subprocess.Popen | None = None
+
+    def run(self, job: Job) -> Result:
+        """Plays one program; a guest that is lost is replaced and the program tried once more."""
+        for _ in range(2):
+            try:
+                if self.process is None:
+                    self._start()
+                result = self._exchange(job)
+                if not mechanisms.is_warm(self.mechanism):
+                    self.close()
+                return result
+            except (GuestLost, OSError, struct.error) as error:
+                self.close(lost=True)
+                reason = str(error)
+        return Result("sandbox_error", "", reason, 0.0, 0, self.mechanism)
+
+    def _start(self) -> None:
+        self.process = subprocess.Popen(
+            mechanisms.command(self.mechanism),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            # bubblewrap's own environment can be read inside, so it gets none of ours. Without a
+            # fixed seed sets of strings would come in another order in every worker.
+            env={"PYTHONHASHSEED": "0"},
+            start_new_session=True,  # one signal ends the guest with all that it started
+        )
+        rules = seccomp.make_filter() or b""
+        deadline = time.monotonic() + START_SECONDS
+        try:
+            self.process.stdin.write(struct.pack("<I", len(rules)) + rules)
+            if self._read(len(guest.MAGIC), deadline) != guest.MAGIC:
+                raise GuestLost("the guest did not greet")
+        except (GuestLost, OSError) as error:
+            said = self._complaint()
+            self.close(lost=True)
+            raise GuestLost(said or str(error)) from None
+
+    def _complaint(self) -> str:
+        """The last line that a guest which did not start has written."""
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        said = self.process.stderr.read(65536).decode(errors="replace").strip()
+        return said.rpartition("\n")[2]
+
+    def _exchange(self, job: Job) -> Result:
+        limits = job.limits
+        parts = [_as_bytes(text) for text in (job.program, job.tests, job.stdin)]
+        header = guest.REQUEST.pack(
+            guest.MAGIC,
+            *(float(limits.cpu_seconds), float(limits.wall_seconds)),
+            *(int(limits.memory_bytes), int(limits.output_bytes)),
+            *(int(limits.open_files), int(limits.threads)),
+            *map(len, parts),
+        )
+        deadline = time.monotonic() + limits.wall_seconds + GRACE_SECONDS
+        self._write(header + b"".join(parts), deadline)
+        reply = guest.REPLY.unpack(self._read(guest.REPLY.size, deadline))
+        magic, status, exit_code, cpu, wall, peak, out_size, err_size = reply
+        if (
+            magic != guest.MAGIC
+            or status >= len(guest.STATUSES)
+            or out_size > limits.output_bytes
+            or err_size > guest.ERROR_TAIL
+        ):
+            raise GuestLost("the guest's reply makes no sense")
+        out = self._read(out_size, deadline).decode("utf-8", "replace")
+        err = self._read(err_size, deadline).decode("utf-8", "replace")
+        name = guest.STATUSES[status]
+        return Result(name, out, err, cpu, peak, self.mechanism, exit_code, wall)
+
+    def _wait_for(self, fd: int, writing: bool, deadline: float) -> None:
+        # poll, not select: descriptors above 1023 are common in a process with many files.
+        poller = select.poll()
+        poller.register(fd, select.POLLOUT if writing else select.POLLIN)
+        if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise GuestLost("the guest does not answer")
+
+    def _write(self, data: bytes, deadline: float) -> None:
+        fd = self.process.stdin.fileno()
+        view = memoryview(data)
+        while view:
+            self._wait_for(fd, True, deadline)
+            view = view[os.write(fd, view[: select.PIPE_BUF]) :]
+
+    def _read(self, size: int, deadline: float) -> bytes:
+        fd = self.process.stdout.fileno()
+        parts = []
+        while size:
+            self._wait_for(fd, False, deadline)
+            part = os.read(fd, min(size, _MIB))
+            if not part:
+                raise GuestLost("the guest died")
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def close(self, lost: bool = False) -> None:
+        """Ends the guest and everything in it, and reaps it; one that is `lost` is not waited for."""
+        if self.process is None:
+            return
+        process, self.process = self.process, None
+        # A guest that is well leaves when its channel closes, and then its launcher reaps what is
+        # inside; after a kill that would be left to the machine's init, which may not.
+        process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0 if lost else CLOSE_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            with contextlib.suppress(OSError):
+                pipe.close()

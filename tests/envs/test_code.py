@@ -1,0 +1,507 @@
+"""The code environment: judging, feedback, loaders and our own problem set."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import envs
+from envs import code_data, problems, sandbox
+from envs.base import EnvDataError
+from envs.code_judge import same_output
+
+DATA = os.environ.get("LEAFE_DATA", "")
+needs_data = pytest.mark.skipif(not DATA, reason="LEAFE_DATA names no directory with data files")
+
+
+def make(**options):
+    return envs.make("code", **{"allow_weak": True, "time_limit": 2.0, **options})
+
+
+@pytest.fixture(scope="module")
+def own():
+    return make()
+
+
+def write(path: Path, *records) -> str:
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return str(path)
+
+
+# -- comparing -------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "expected, actual, same",
+    [
+        ("1 2\n3", "1\n2 3\n\n", True),
+        ("1 2", "1 2 3", False),
+        ("abc", "ABC", False),
+        ("0.5", "0.500004", True),
+        ("0.5", "0.50002", False),
+        ("100000.0", "100000.9", True),  # relative
+        ("100000.0", "100002.0", False),
+        ("0.000001", "0", True),  # absolute
+        ("1.0", "1", True),
+        ("3", "3.0", True),
+        ("3", "4", False),
+        ("1000000007", "1000000008", False),  # integers are exact
+        ("1000000007", "1000000008.0", False),
+        ("12", "1_2", False),
+        ("1.5", "nan", False),
+        ("nan", "nan", True),
+        ("1e400", "1e401", False),
+        ("1e3", "1000", True),
+        ("", "", True),
+        ("", "x", False),
+        ("-0", "0", False),
+        ("07", "7", False),
+    ],
+)
+def test_comparing_outputs(expected, actual, same):
+    assert same_output(expected, actual) is same
+
+
+def test_case_counts_unless_told_otherwise():
+    assert same_output("Yes", "YES", ignore_case=True) and not same_output("Yes", "YES")
+
+
+# -- judging ---------------------------------------------------------------------------------------
+def record(**fields):
+    return {
+        "name": "sum", "band": "easy", "split": "train", "statement": "Add.", "num_public": 1,
+        "tests": [{"input": "1 2\n", "output": "3\n"}, {"input": "5 5\n", "output": "10\n"}],
+        **fields,
+    }  # fmt: skip
+
+
+def play(env, *programs, number=0):
+    state, _ = env.reset(env.tasks[number].task_id)
+    results = []
+    for program in programs:
+        state, result = env.step(state, program)
+        results.append(result)
+    return state, results
+
+
+@pytest.fixture(scope="module")
+def adder(tmp_path_factory):
+    path = write(tmp_path_factory.mktemp("own") / "p.jsonl", record())
+    return make(problems=[path], split="train")
+
+
+ADD = "a, b = map(int, input().split())\nprint(a + b)"
+
+
+@pytest.mark.parametrize(
+    "program, status, feedback",
+    [
+        ("print(4)", "wrong", "Wrong answer on public test 1.\nInput:\n1 2\nExpected output:\n3\n"
+         "Actual output:\n4"),
+        ("", "wrong", "Wrong answer on public test 1.\nInput:\n1 2\nExpected output:\n3\n"
+         "Actual output:\n(nothing)"),
+        ("\nx = [\n", "compile_error", "Compile error: SyntaxError: '[' was never closed (line 2)"),
+        ("x = 1\nprint(y)", "runtime_error", "Runtime error on public test 1: NameError: name 'y'"
+         " is not defined (line 2)\nInput:\n1 2"),
+        ("while True: pass", "time_limit", "Time limit exceeded on public test 1.\nInput:\n1 2"),
+        ("x = bytearray(1 << 40)", "memory_limit", "Memory limit exceeded on public test 1.\n"
+         "Input:\n1 2"),
+        ("while True: print('x' * 9999)", "output_limit", "Output limit exceeded on public test 1."
+         "\nInput:\n1 2"),
+        ("print(3)", "wrong", "All public tests passed, but not all hidden tests."),
+        (ADD, "ok", "All tests passed."),
+    ],
+)  # fmt: skip
+def test_feedback_shows_public_tests_only(adder, program, status, feedback):
+    state, (result,) = play(adder, program)
+    assert (result.info["status"], result.observation) == (status, feedback)
+    assert result.success is state.done is (status == "ok")
+    assert result.reward == float(status == "ok")
+    assert result.info["valid"] == (status != "compile_error" and program != "")
+    assert state.submissions[-1].program == program
+
+
+def test_four_submissions_end_the_episode(adder):
+    state, results = play(adder, "print(0)", "print(1)", "print(2)", "print(4)")
+    assert state.done and not state.success and [r.done for r in results] == [False] * 3 + [True]
+    assert len(state.submissions) == 4
+    state, results = play(adder, "print(0)", ADD)
+    assert state.done and state.success and adder.solve(state) is None
+
+
+def test_long_texts_are_cut(tmp_path):
+    long = "9 " * 5000
+    path = write(tmp_path / "p.jsonl", record(tests=[{"input": long, "output": long}] * 2))
+    _, (result,) = play(make(problems=[path], split="train"), "print('8 ' * 5000)")
+    assert len(result.observation) < 1500 and "characters)" in result.observation
+
+
+def test_only_the_first_tests_decide(tmp_path):
+    tests = [{"input": f"{n}\n", "output": f"{min(n, 3)}\n"} for n in range(6)]
+    path = write(tmp_path / "p.jsonl", record(tests=tests, num_public=2))
+    for num_tests, success in ((4, True), (5, False), (0, False)):
+        env = make(problems=[path], split="train", num_tests=num_tests)
+        assert play(env, "print(input())")[1][0].success is success
+    # One public test shown: the failure on the second is hidden.
+    env = make(problems=[path], split="train", num_public=1)
+    (result,) = play(env, "print(0)")[1]
+    assert result.observation.startswith("All public tests passed")
+
+
+def test_many_submissions_at_once_give_what_one_at_a_time_gives(own):
+    tasks = own.list_tasks("train")[:6]
+    moves = []
+    for task in tasks:
+        state, _ = own.reset(task.task_id)
+        moves += [(state, own.problem(task.task_id).reference), (state, "print(1)"), (state, "x =")]
+    together = own.step_many(moves)
+    fresh = make()
+    assert together == [fresh.step(*move) for move in moves]
+    assert own.step_many(moves[::-1]) == together[::-1]
+
+
+# -- functions: MBPP and HumanEval -----------------------------------------------------------------
+MBPP = {
+    "task_id": 700, "text": "Write a function that doubles.", "code": "def twice(x): return 2 * x",
+    "test_list": ["assert twice(1) == 2", "assert twice(3) == 6", "assert twice('a') == 'aa'"],
+    "test_setup_code": "", "challenge_test_list": [],
+}  # fmt: skip
+HUMANEVAL = {
+    "task_id": "HumanEval/7", "entry_point": "twice",
+    "prompt": 'import math\n\n\ndef twice(x):\n    """Doubles.\n    >>> twice(2)\n    4\n    """\n',
+    "canonical_solution": "    return 2 * x\n",
+    "test": "def check(candidate):\n    assert candidate(3) == 6\n    assert candidate(0) == 0\n",
+}  # fmt: skip
+# What looks like a pass to whoever counts exit codes.
+CHEATS = (
+    "import sys\nsys.exit(0)",
+    "import os\nos._exit(0)",
+    "def twice(x):\n    import os\n    os._exit(0)",
+    "def twice(x):\n    raise SystemExit",
+    "exit()",
+    "def twice(x): return 2 * x\nx = '''",
+    "def twice(x): return 0\nimport sys\nclass Quiet:\n    def write(self, x): pass\n    def flush(self): pass\n"
+    "sys.stdout = Quiet()",
+)
+
+
+@pytest.fixture(scope="module")
+def mbpp(tmp_path_factory):
+    path = write(tmp_path_factory.mktemp("mbpp") / "mbpp.jsonl", MBPP, {**MBPP, "task_id": 11},
+                 {**MBPP, "task_id": 510}, {**MBPP, "task_id": 511}, {**MBPP, "task_id": 3})  # fmt: skip
+    return make(problems=[path], layout="mbpp")
+
+
+@pytest.fixture(scope="module")
+def humaneval(tmp_path_factory):
+    path = tmp_path_factory.mktemp("humaneval") / "h.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        file.write(json.dumps(HUMANEVAL) + "\n")
+    return make(problems=[str(path)], layout="humaneval", split="test")
+
+
+def test_mbpp(mbpp):
+    ids = {split: [t.task_id for t in mbpp.list_tasks(split)] for split in mbpp.splits}
+    assert ids == {"train": ["train/mbpp/700"], "valid": ["valid/mbpp/511"],
+                   "test": ["test/mbpp/011", "test/mbpp/510"]}  # fmt: skip
+    _, observation = mbpp.reset("train/mbpp/700")
+    assert "doubles" in observation and "assert twice('a') == 'aa'" in observation
+    (wrong,) = play(mbpp, "def twice(x): return x + 1")[1]
+    assert wrong.observation == (
+        "Wrong answer on public test 2.\nTest: assert twice(3) == 6\nActual: got 4"
+    )
+    assert play(mbpp, MBPP["code"])[1][0].success
+    assert "NameError" in play(mbpp, "def other(x): return x")[1][0].observation
+
+
+def test_humaneval(humaneval):
+    (right,) = play(humaneval, "    return 2 * x\n")[1]  # a bare body, as base models write it
+    assert right.success
+    assert play(humaneval, "def twice(x):\n    return math.floor(2 * x)")[1][0].success
+    (wrong,) = play(humaneval, "def twice(x):\n    return x * x")[1]
+    assert wrong.observation == "All public tests passed, but not all hidden tests."
+    (wrong,) = play(humaneval, "def twice(x):\n    return x")[1]
+    assert wrong.observation.endswith("Test: twice(2) gives 4\nActual: got 2")
+
+
+@pytest.mark.parametrize("program", CHEATS)
+def test_early_exits_are_no_passes(mbpp, humaneval, program):
+    assert not play(mbpp, program)[1][0].success
+    assert not play(humaneval, program)[1][0].success
+
+
+# -- CodeContests ----------------------------------------------------------------------------------
+HUB = {
+    "name": "1_A. Sum", "description": "Add.", "source": 2, "difficulty": 7,
+    "public_tests": {"input": ["1 2\n"], "output": ["3\n"]},
+    "private_tests": {"input": ["2 2\n"], "output": ["4\n"]},
+    "generated_tests": {"input": ["9 9\n", "0 0\n"], "output": ["18\n", "0\n"]},
+    "solutions": {"language": [2, 1, 3], "solution": ["int main(){}", "print raw_input()", ADD]},
+}  # fmt: skip
+PROTO = {
+    "name": "1_A. Sum", "description": "Add.", "source": "CODEFORCES", "difficulty": "A",
+    "publicTests": [{"input": "1 2\n", "output": "3\n"}],
+    "privateTests": [{"input": "2 2\n", "output": "4\n"}],
+    "generatedTests": [{"input": "9 9\n", "output": "18\n"}, {"input": "0 0\n", "output": "0\n"}],
+    "solutions": [{"language": "CPP", "solution": "int main(){}"}, {"language": "PYTHON3", "solution": ADD}],
+}  # fmt: skip
+
+
+def test_the_codecontests_layouts_hold_the_same(tmp_path):
+    paths = [write(tmp_path / name / "code_contests_valid.jsonl", r) for name, r in
+             (("hub", HUB), ("proto", PROTO)) if not (tmp_path / name).mkdir()]  # fmt: skip
+    (hub,), (proto,) = ([*code_data.load(p, "codecontests", 10, 0)] for p in paths)
+    assert hub == proto and hub[0] == "valid"
+    problem = hub[1]
+    assert problem.task_id == "valid/codeforces/00000" and problem.reference == ADD
+    assert [c.input for c in problem.judged] == ["1 2\n", "2 2\n", "9 9\n", "0 0\n"]
+    assert problem.public == problem.judged[:1]
+    ((_, three),) = code_data.load(paths[0], "codecontests", 3, 0)
+    assert len(three.judged) == 3
+    env = make(problems=paths[:1], layout="codecontests", split="valid")
+    assert play(env, ADD)[1][0].success and env.list_tasks("test") == ()
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "test-00000-of-00001-abc.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([HUB]), path)
+    ((split, problem),) = code_data.load(str(path), "codecontests", 10, 0)
+    assert split == "test" and problem.reference == ADD and len(problem.judged) == 4
+    path.write_bytes(b"PAR1 not")
+    with pytest.raises(EnvDataError, match="cannot be read"):
+        list(code_data.load(str(path), "codecontests", 10, 0))
+
+
+@pytest.mark.parametrize(
+    "layout, change, field",
+    [
+        ("own", {"statement": 3}, "statement"),
+        ("own", {"split": "dev"}, "split"),
+        ("own", {"tests": [{"input": 1, "output": ""}]}, "tests"),
+        ("own", {"tests": {"input": ["1"], "output": []}}, "tests"),
+        ("own", {"num_public": 3}, "num_public"),
+        ("own", {"checker": 1}, "checker"),
+        ("mbpp", {"task_id": "x"}, "task_id"),
+        ("mbpp", {"test_list": "assert"}, "test_list"),
+        ("mbpp", {"text": ""}, "text"),
+        ("humaneval", {"entry_point": "other"}, "prompt"),
+        ("humaneval", {"test": None}, "test"),
+        ("codecontests", {"source": 99}, "source"),
+        ("codecontests", {"public_tests": "none"}, "public_tests"),
+        ("codecontests", {"description": None}, "description"),
+        ("codecontests", {"solutions": "x"}, "solutions"),
+    ],
+)
+def test_bad_records_are_named(tmp_path, layout, change, field):
+    good = {"own": record(), "mbpp": MBPP, "humaneval": HUMANEVAL, "codecontests": HUB}[layout]
+    path = write(tmp_path / "train.jsonl", good, {**good, **change})
+    with pytest.raises(EnvDataError, match=rf"train\.jsonl, record 1: field '{field}' = .*must be"):
+        list(code_data.load(path, layout, 10, 0))
+
+
+def test_bad_files_and_options_are_named(tmp_path):
+    for text, match in (("{", "line 1"), ("[1]\n", "record 0"), ("", "no file")):
+        path = tmp_path / "x.jsonl"
+        path.write_text(text)
+        name = str(path) if text else str(tmp_path / "absent.jsonl")
+        with pytest.raises(EnvDataError, match=match):
+            make(problems=[name], split="train")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(EnvDataError, match="cannot be read"):
+        make(problems=[str(path)], split="train")
+    twice = write(tmp_path / "twice.jsonl", record(), record())
+    with pytest.raises(EnvDataError, match="record 1: task 'train/easy/sum' is there twice"):
+        make(problems=[twice], split="train")
+    nameless = write(tmp_path / "some.jsonl", HUB)
+    with pytest.raises(EnvDataError, match="which split"):
+        make(problems=[nameless], layout="codecontests", split="train")
+    for options, match in (
+        ({"layout": "csv"}, "env.options.layout = 'csv'"),
+        ({"layout": "mbpp"}, "env.options.problems"),
+        ({"problems": "x.jsonl"}, "env.options.problems = 'x.jsonl'"),
+        ({"num_tests": -1}, "env.options.num_tests = -1"),
+        ({"time_limit": 0}, "env.options.time_limit = 0"),
+        ({"memory_mb": 1}, "env.options.memory_mb = 1"),
+        ({"mechanism": "docker"}, "env.options.mechanism = 'docker'"),
+        ({"workers": "two"}, "env.options.workers = 'two'"),
+    ):
+        with pytest.raises(EnvDataError, match=match):
+            make(**options)
+
+
+def test_a_broken_sandbox_stops_the_run(adder, monkeypatch):
+    """Submissions may not count as failures when nothing runs any more."""
+    lost = sandbox.Result("sandbox_error", "", "no more memory", 0.0, 0, "bwrap")
+    monkeypatch.setattr(adder.judge.pool, "run", lambda job: lost)
+    with pytest.raises(EnvDataError, match="the sandbox stopped working: no more memory"):
+        play(adder, "print('a program not judged before')")
+
+
+# -- our own set -----------------------------------------------------------------------------------
+def test_the_file_is_made_from_its_sources():
+    records = [json.loads(line) for line in code_data.OWN_SET.read_text().splitlines()]
+    sources = [(band, *entry) for band, entries in problems.BANDS.items() for entry in entries]
+    assert len(records) == len(sources) >= 120
+    for stored, (band, name, statement, reference, generator, *checker) in zip(records, sources):
+        assert (stored["band"], stored["name"], stored["statement"]) == (band, name, statement)
+        assert (stored["reference"], stored["checker"]) == (reference, "".join(checker))
+        assert [t["input"] for t in stored["tests"]] == problems.draw_inputs(name, generator)
+        outputs = [t["output"] for t in stored["tests"]]
+        # No constant, and no answer that is right most of the time, solves a problem.
+        assert len(outputs) >= 10 and max(map(outputs.count, outputs)) <= 0.8 * len(outputs), name
+    for column in ("name", "statement", "reference"):
+        assert len({r[column] for r in records}) == len(records)
+    for band, least in (("easy", 40), ("medium", 40), ("hard", 40)):
+        splits = [r["split"] for r in records if r["band"] == band]
+        assert len(splits) >= least and {splits.count(s) > 4 for s in code_data.SPLITS} == {True}
+    longest = max(r["reference"].count("\n") + 1 for r in records if r["band"] == "easy")
+    assert longest <= 3
+
+
+# The same answers by another way, or another right answer; and what must not pass.
+OTHERWISE = {
+    "double": ("n = int(input())\nprint(n + n)", "print(int(input()) ** 2)"),
+    "median": ("xs = sorted(map(int, input().split()))\nwhile len(xs) > 1:\n    xs = xs[1:-1]\nprint(xs[0])",
+               "xs = input().split()\nprint(xs[len(xs) // 2])"),
+    "to-binary": ("n = int(input())\ns = ''\nwhile n:\n    s = str(n % 2) + s\n    n //= 2\nprint(s or 0)",
+                  "print(bin(int(input())))"),
+    "is-prime": ("n = int(input())\nprint('yes' if n > 1 and all(n % d for d in range(2, n)) else 'no')",
+                 "n = int(input())\nprint('yes' if n % 2 else 'no')"),
+    "edits": ("from functools import cache\ns, t = input(), input()\n@cache\ndef d(i, j):\n"
+              "    if not i or not j: return i + j\n"
+              "    return min(d(i-1, j) + 1, d(i, j-1) + 1, d(i-1, j-1) + (s[i-1] != t[j-1]))\n"
+              "print(d(len(s), len(t)))", "s, t = input(), input()\nprint(abs(len(s) - len(t)))"),
+    "largest-sum": ("xs = list(map(int, input().split()))\nprint(max(sum(xs[i:j]) for i in range(len(xs))"
+                    " for j in range(i + 1, len(xs) + 1)))", "print(sum(map(int, input().split())))"),
+    "backpack": ("from itertools import combinations\nc = int(input())\nt = [tuple(map(int, input().split()))"
+                 " for _ in range(int(input()))]\nprint(max(sum(v for _, v in s) for k in range(len(t) + 1)"
+                 " for s in combinations(t, k) if sum(w for w, _ in s) <= c))", "print(0)"),
+    "equal-halves": ("from itertools import combinations as k\nx = list(map(int, input().split()))\n"
+                     "print('yes' if any(2 * sum(c) == sum(x) for i in range(len(x)) for c in k(x, i)) else 'no')",
+                     "x = list(map(int, input().split()))\nprint('no' if sum(x) % 2 else 'yes')"),
+    "pair-with-sum": ("t = int(input())\nx = list(map(int, input().split()))\n"
+                      "p = [(j, i) for i in range(len(x)) for j in range(i) if x[i] + x[j] == t]\n"
+                      "print(*(p[-1][0] + 1, p[-1][1] + 1) if p else ['none'])",
+                      "t = int(input())\nprint(1, 1)"),
+    "shortest-way": ("n, m = map(int, input().split())\ne = [tuple(map(int, input().split())) for _ in range(m)]\n"
+                     "ways = [[1]]\nfor _ in range(n):\n    done = [w for w in ways if w[-1] == n]\n"
+                     "    if done: print(*done[-1]); break\n"
+                     "    ways = [w + [b] for w in ways for p, q in e for a, b in ((p, q), (q, p))"
+                     " if a == w[-1] and b not in w]\nelse: print('none')", "print('none')"),
+    "order-of-work": ("n, m = map(int, input().split())\ne = [tuple(map(int, input().split())) for _ in range(m)]\n"
+                      "from itertools import permutations\n"
+                      "print(*next(p for p in permutations(range(1, n + 1))"
+                      " if all(p.index(a) < p.index(b) for a, b in e)))",
+                      "n, m = map(int, input().split())\nprint(*range(n, 0, -1))"),
+    "no-sevens": ("n = int(input())\nprint(*next((n - a, a) for a in range(1, n) if '7' not in str(a) + str(n - a)))",
+                  "n = int(input())\nprint(n - 1, 1)"),
+    "growing-part": ("from itertools import combinations\nx = list(map(int, input().split()))\n"
+                     "print(*next(c for k in range(len(x), 0, -1) for c in combinations(x, k)"
+                     " if list(c) == sorted(set(c))))", "print(*sorted(map(int, input().split())))"),
+    "half-life": ("v, p, low = (float(input()) for _ in range(3))\nk = 0\nx = v\nwhile x >= low:\n    k += 1\n"
+                  "    x = v * (1 - p) ** k\nprint(k, f'{x:.7f}')", "print(1, 1.0)"),
+}  # fmt: skip
+
+
+def test_other_right_answers_pass_and_wrong_ones_do_not(own):
+    ids = {t.task_id.rpartition("/")[2]: t.task_id for t in own.tasks}
+    moves = []
+    for name, programs in OTHERWISE.items():
+        moves += [(own.reset(ids[name])[0], program) for program in programs]
+    results = [result for _, result in own.step_many(moves)]
+    for (name, _), right, wrong in zip(OTHERWISE.items(), results[::2], results[1::2]):
+        assert right.success, (name, right.observation)
+        assert not wrong.success, name
+    checked = {t.task_id.rpartition("/")[2] for t in own.tasks if own.problem(t.task_id).checker}
+    assert checked <= set(OTHERWISE) and len(checked) == 5
+
+
+def test_checkers_stand_up_to_any_output(own):
+    ids = [t.task_id for t in own.tasks if own.problem(t.task_id).checker]
+    outputs = [
+        "",
+        "none",
+        "0",
+        "-1 -1",
+        "1 1",
+        "9" * 5000,
+        "²",
+        "1.5 x",
+        "nan nan",
+        "[]",
+        "1 2 " * 999,
+    ]
+    moves = [(own.reset(i)[0], f"print({text!r})") for i in ids for text in outputs]
+    for _, result in own.step_many(moves):
+        assert result.info["status"] in ("wrong", "ok")
+
+
+@pytest.mark.slow
+def test_the_reference_solutions_give_the_stored_outputs():
+    with sandbox.Sandbox(allow_weak=True) as pool:
+        assert "".join(problems.build(pool)) == code_data.OWN_SET.read_text()
+    env = make(num_tests=0)
+    assert all(env.solve(env.reset(t.task_id)[0]) for t in env.tasks)
+
+
+# -- real files ------------------------------------------------------------------------------------
+@needs_data
+@pytest.mark.slow
+def test_humaneval_references():
+    path = f"{DATA}/humaneval/HumanEval.jsonl.gz"
+    env = make(problems=[path], layout="humaneval", split="test", time_limit=10.0)
+    assert len(env.tasks) == 164
+    passed = [bool(env.solve(env.reset(t.task_id)[0])) for t in env.tasks]
+    assert sum(passed) == 164
+    cheats = [(env.reset(t.task_id)[0], cheat) for t in env.tasks for cheat in CHEATS[:3]]
+    assert not any(result.success for _, result in env.step_many(cheats))
+
+
+# Written for this test: the sample file has no solutions of its own.
+SOLUTIONS = {
+    2: "from collections import deque, defaultdict\ns = input().strip()\np = defaultdict(list)\n"
+    "for i, c in enumerate(s): p[c].append(i)\nd = {0: 0}\nq = deque([0])\nwhile q:\n    i = q.popleft()\n"
+    "    for j in p.pop(s[i], []) + [i - 1, i + 1]:\n"
+    "        if 0 <= j < len(s) and j not in d:\n            d[j] = d[i] + 1\n            q.append(j)\n"
+    "print(d[len(s) - 1])",
+    3: "from collections import Counter\nn = int(input())\na = Counter(input().strip() for _ in range(n))\n"
+    "b = Counter(input().strip() for _ in range(n))\nprint(sum((a - b).values()))",
+    5: "import sys\nd = sys.stdin.read().split()\nn = int(d[0])\np = list(map(float, d[1:n + 1]))\n"
+    "e = [(int(d[i]), int(d[i + 1])) for i in range(n + 1, 3 * n - 1, 2)]\nk = 3 * n\n"
+    "parent = [[] for _ in range(n)]\n"
+    "for a, b in e:\n    parent[a].append(b)\n    parent[b].append(a)\n"
+    "alive = [1 - x for x in p]\ntotal = sum(alive) - sum(alive[a] * alive[b] for a, b in e)\n"
+    "for i in range(k, len(d) - 1, 2):\n    v, x = int(d[i]), 1 - float(d[i + 1])\n"
+    "    change = x - alive[v]\n    total += change * (1 - sum(alive[u] for u in parent[v]))\n"
+    "    alive[v] = x\n    print(total)",
+    9: "import sys\nd = list(map(int, sys.stdin.read().split()))\nn, k = d[:2]\ng = list(range(n + 1))\n"
+    "def find(x):\n    while g[x] != x:\n        g[x] = g[g[x]]\n        x = g[x]\n    return x\n"
+    "for i in range(2, 3 * n - 1, 3):\n    if d[i + 2] == 0: g[find(d[i])] = find(d[i + 1])\n"
+    "size = {}\nfor x in range(1, n + 1): size[find(x)] = size.get(find(x), 0) + 1\n"
+    "m = 10**9 + 7\nprint((pow(n, k, m) - sum(pow(s, k, m) for s in size.values())) % m)",
+}
+
+
+@needs_data
+@pytest.mark.slow
+def test_real_codecontests_problems(tmp_path):
+    records = []
+    for line in (
+        (Path(DATA) / "codecontests_samples/code_contests_10.jsonl").read_text().splitlines()
+    ):
+        sample = json.loads(line)
+        tests = [(t["input"]["stdin"], t["output"]["stdout"]) for t in json.loads(sample["test"])]
+        inputs, outputs = map(list, zip(*tests))
+        records.append({"description": sample["content"], "source": 2,
+                        "public_tests": {"input": inputs[:2], "output": outputs[:2]},
+                        "private_tests": {"input": inputs[2:], "output": outputs[2:]}})  # fmt: skip
+    path = write(tmp_path / "test.jsonl", *records)
+    env = make(problems=[path], layout="codecontests", split="test", num_tests=0, time_limit=10.0)
+    assert len(env.tasks) == 10
+    for number, program in SOLUTIONS.items():
+        _, (result,) = play(env, program, number=number)
+        assert result.success, (number, result.observation)
+        _, (result,) = play(env, "print(0)", number=number)
+        assert not result.success

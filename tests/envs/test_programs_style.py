@@ -1,0 +1,79 @@
+"""The "program" style: many-line replies in fences."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envs.base import EnvDataError
+from envs.prompts import MAX_PROGRAM_CHARS, Prompts
+
+PROGRAM = Prompts("You solve problems.", "program")
+TEXTS = st.one_of(
+    st.text(max_size=200),
+    st.lists(st.sampled_from(["```", "````", "``", "`", "python", "\n", " ", "x = 1", "</think>", "\t"]),
+             max_size=30).map("".join),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "reply, program, well_formed",
+    [
+        ("```python\nx = 1\nprint(x)\n```", "x = 1\nprint(x)", True),
+        ("Sure:\n\n```\na\n```\nor\n```\nb\n```", "a", True),
+        ("print(1)", "print(1)", False),
+        ("", "", False),
+        ("```python\n```", "", False),
+        ("```python\nfor i in x:\n    pass", "for i in x:\n    pass", True),  # cut short
+        ("<think>```\nno\n```</think>\n```\nyes\n```", "yes", True),
+        ("````\n```\ninner\n```\n````", "```\ninner\n```", True),
+        ("  ```py\n  indented\n  ```", "  indented", True),
+        ("x = ```y```", "x = ```y```", False),
+        ("```python\r\nx\r\n```", "x\r", True),
+    ],
+)
+def test_the_first_fenced_block_is_the_program(reply, program, well_formed):
+    assert PROGRAM.parse_action(reply) == (program, well_formed)
+
+
+@settings(max_examples=150, deadline=None)
+@given(TEXTS)
+def test_parsing_is_total_and_formatting_is_its_inverse(text):
+    program, well_formed = PROGRAM.parse_action(text)
+    assert isinstance(program, str) and len(program) <= MAX_PROGRAM_CHARS
+    assert not well_formed or program.strip()
+    if "</think>" not in program:
+        again = PROGRAM.parse_action(PROGRAM.format_action(program))
+        assert again == (program, bool(program.strip()))
+
+
+def test_long_replies_are_cut_and_take_no_time():
+    for text in ("```\n" + "x" * 10**6, "`" * 10**6, " " * 10**6, "```\n" * 10**5, "\n```" * 10**5):
+        program, _ = PROGRAM.parse_action(text)
+        assert len(program) <= MAX_PROGRAM_CHARS
+
+
+def test_what_the_model_reads():
+    first = PROGRAM.observation(1, "Print 1.")
+    assert first.startswith("You solve problems.\n\n[1] Print 1.\n") and "```python" in first
+    later = PROGRAM.observation(2, "Wrong answer", experience="print more")
+    assert later.startswith("[2] Wrong answer\nExperience: print more\n")
+    assert "You solve problems" not in later
+    window = PROGRAM.window(
+        "Print 1.", [("Wrong answer A", "print(2)"), ("Wrong answer B", "print(3)\nx")], 4,
+        "Wrong answer C", "print 1", goal="Print 1.",
+    )  # fmt: skip
+    parts = window.split("\n\n")
+    assert parts[:2] == ["You solve problems.", "Print 1."]
+    assert parts[2:6] == [
+        "[2] Your submission:\n```python\nprint(2)\n```", "[2] Feedback: Wrong answer B",
+        "[3] Your submission:\n```python\nprint(3)\nx\n```", "[3] Feedback: Wrong answer C",
+    ]  # fmt: skip
+    assert parts[6] == "Experience: print 1" and parts[7].startswith("Now write submission 4.")
+    # What is asked of a reflection has the history and no request for another program.
+    assert "Now write" not in PROGRAM.window("Print 1.", [], 1, "Print 1.", actions=None)
+    assert "no mistake" in PROGRAM.reflection(2, "Wrong answer")
+
+
+def test_the_style_is_checked():
+    with pytest.raises(EnvDataError, match="env.prompt_style = 'prose'"):
+        Prompts("", "prose")

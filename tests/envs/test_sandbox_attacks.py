@@ -1,0 +1,504 @@
+"""Programs that try to get out, against every mechanism that this machine has.
+
+An attack succeeds when its mark shows: in its output, in a file, in a process or a connection that
+the host sees. What each mechanism lets through is written down in ESCAPES, and docs/SECURITY.md is
+its table; both directions are checked, so a hole that closes is noticed too.
+"""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from envs import sandbox
+from envs.sandbox import Job, Limits, Sandbox, seccomp
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
+
+LIMITS = Limits(cpu_seconds=0.5, wall_seconds=1.5, memory_bytes=256 << 20, output_bytes=1 << 20)
+SECRET = "the-secret-of-the-host"
+# mechanism -> attacks that succeed there. "... without filter": where the machine's system call
+# numbers are not known.
+ESCAPES = {
+    "bwrap-zygote": set(),
+    "bwrap": set(),
+    "unshare": set(),
+    "bwrap without filter": set(),
+    "unshare without filter": set(),
+    # RLIMIT_NPROC does not bind root.
+    "rlimits": {"read_file", "read_environment"}
+    | ({"thread_bomb"} if os.geteuid() == 0 else set()),
+}
+CASES = [
+    pytest.param(name, marks=[pytest.mark.slow] if "without" in name else []) for name in ESCAPES
+]
+# Attacks that end by their time limit; side by side in test_limits_have_their_names.
+TIMED = {
+    "endless_loop", "endless_loop_ignoring_signals", "sleep", "many_threads_loop",
+    "compile_time_power", "exit_hooks",
+}  # fmt: skip
+
+# Each prints WON when it succeeded as far as it can tell itself.
+ATTACKS = {
+    "ipv4": """
+import socket
+s = socket.socket(socket.AF_INET); s.settimeout(1); s.connect(("127.0.0.1", {port4})); print("WON")
+""",
+    "ipv6": """
+import socket
+s = socket.socket(socket.AF_INET6); s.settimeout(1); s.connect(("::1", {port6})); print("WON")
+""",
+    "unix_socket": """
+import socket
+for path in ({directory!r} + "/socket", "\\0" + {abstract!r}):
+    try:
+        s = socket.socket(socket.AF_UNIX); s.connect(path); print("WON")
+    except OSError: pass
+""",
+    "read_file": """
+import os
+for path in ({directory!r} + "/secret", "/etc/passwd", "/etc/shadow", "/proc/self/root" + {directory!r} + "/secret"):
+    try:
+        open(path).read(); print("WON")
+    except OSError: pass
+for path in ("/home", "/etc", "/proc", {directory!r}):
+    try:
+        if os.listdir(path): print("WON")
+    except OSError: pass
+""",
+    "read_environment": """
+import os
+found = [str(dict(os.environ))]
+for pid in ("self", 1, 2, os.getppid(), {pid}, {victim}):
+    try: found.append(open(f"/proc/{{pid}}/environ").read())
+    except OSError: pass
+import ctypes
+environ = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), "environ")
+i = 0
+while environ and environ[i]:
+    found.append(environ[i].decode()); i += 1
+if {secret!r} in str(found): print("WON")
+""",
+    "write_outside": """
+import os
+for place in ({directory!r}, "/tmp", "/", "/dev/shm", "/var/tmp", ".", "/usr/lib", os.path.dirname(os.__file__)):
+    try:
+        open(place + "/leafe-attack", "w").write("x"); print("WON", place)
+    except OSError: pass
+    for call in (os.mkdir, os.mkfifo):
+        try: call(place + "/leafe-attack"); print("WON", place)
+        except OSError: pass
+try: open({directory!r} + "/secret", "a").write("x"); print("WON")
+except OSError: pass
+for call in (lambda: os.unlink({directory!r} + "/secret"), lambda: os.chmod({directory!r} + "/secret", 0), lambda: os.truncate({directory!r} + "/secret", 0), lambda: os.rename({directory!r} + "/secret", {directory!r} + "/x")):
+    try: call(); print("WON")
+    except OSError: pass
+""",
+    "fork_bomb": """
+import os, time
+children = 0
+try:
+    for _ in range(500):
+        if os.fork() == 0:
+            time.sleep(60); os._exit(0)
+        children += 1
+except OSError: pass
+if children > 40: print("WON", children)
+""",
+    "thread_bomb": """
+import threading, time
+started = 0
+threading.stack_size(32768)
+try:
+    for _ in range(500):
+        threading.Thread(target=time.sleep, args=(5,), daemon=True).start(); started += 1
+except Exception: pass
+if started > 40: print("WON", started, flush=True)
+import os; os._exit(0)
+""",
+    "memory_bomb": """
+data = []
+while len(data) < 600: data.append(bytearray(1 << 20))
+print("WON")
+""",
+    "endless_loop": "while True: pass",
+    "endless_loop_ignoring_signals": """
+import signal
+for number in range(1, 65):
+    try: signal.signal(number, signal.SIG_IGN)
+    except (OSError, ValueError): pass
+while True: pass
+""",
+    "sleep": "import time; time.sleep(30); print('WON')",
+    "many_threads_loop": """
+import threading
+def spin():
+    while True: pass
+for _ in range(8): threading.Thread(target=spin).start()
+""",
+    "output_flood": """
+import os
+sent = 0
+try:
+    while sent < 100_000_000: sent += os.write(1, b"x" * 65536)
+    print("WON")
+except OSError: pass
+if sent > 2_000_000: os.write(2, b"WON")
+""",
+    "error_flood": """
+import os
+sent = 0
+while sent < 100_000_000: sent += os.write(2, b"x" * 65536)
+print("WON")
+""",
+    "disk_fill": """
+import os, tempfile
+written = 0
+for place in ("/tmp", "/dev/shm", "/", {directory!r}):
+    try:
+        with open(place + "/leafe-attack-fill", "wb") as f:
+            for _ in range(64): written += f.write(bytes(1 << 20))
+    except OSError: pass
+try:
+    fd = os.memfd_create("x")
+    while written < 1 << 28: written += os.write(fd, bytes(1 << 20))
+except OSError: pass
+if written > 32 << 20: print("WON", written)
+""",
+    "left_behind": """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        for _ in range(1000):
+            try: open({directory!r} + "/left-behind", "w").close()
+            except OSError: pass
+            time.sleep(0.05)
+""",
+    "signals": """
+import os, signal, ctypes
+libc = ctypes.CDLL(None)
+for pid in ({victim}, {pid}, os.getppid(), 1, 2, -1, 0):
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP):
+        if pid == 0: continue
+        try: os.kill(pid, number)
+        except OSError: pass
+        libc.tgkill(pid, pid, number)
+for pid in ({victim}, {pid}):
+    try: os.kill(pid, 0); print("WON")
+    except OSError: pass
+    try: fd = os.pidfd_open(pid); signal.pidfd_send_signal(fd, 9); print("WON")
+    except OSError: pass
+""",
+    "signals_through_descriptors": """
+import fcntl, os, signal
+r, w = os.pipe()
+for owner in (os.getppid(), {victim}):
+    try:
+        fcntl.fcntl(r, fcntl.F_SETOWN, owner); fcntl.fcntl(r, 10, signal.SIGKILL)
+        fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC); os.write(w, b"x")
+    except OSError: pass
+""",
+    "ptrace": """
+import ctypes, os
+libc = ctypes.CDLL(None)
+for pid in ({victim}, {pid}):
+    if libc.ptrace(16, pid, 0, 0) == 0: print("WON", pid)
+    if libc.ptrace(0x4206, pid, 0, 0) == 0: print("WON", pid)
+if libc.ptrace(16, os.getppid(), 0, 0) == 0: print("WON the parent")
+""",
+    "exec_shell": """
+import os, subprocess
+for path in ("/bin/sh", "/bin/bash", "/bin/busybox"):
+    try: subprocess.run([path, "-c", "echo WON"], timeout=1)
+    except Exception: pass
+try: os.system("echo WON > " + {directory!r} + "/won")
+except Exception: pass
+try: os.posix_spawn("/bin/sh", ["sh", "-c", "echo WON"], {{}})
+except OSError: pass
+os.execv("/bin/sh", ["sh", "-c", "echo WON"])
+""",
+    "symlinks": """
+import os
+for link in ("/tmp/leafe-link", "leafe-link", "/dev/shm/leafe-link"):
+    for target in ({directory!r} + "/secret", "../../../../.." + {directory!r} + "/secret"):
+        try:
+            os.symlink(target, link)
+            if {secret!r} in open(link).read(): print("WON")
+        except OSError: pass
+try: os.link({directory!r} + "/secret", {directory!r} + "/hard"); print("WON")
+except OSError: pass
+""",
+    "descriptors": """
+import os
+for fd in range(3, 4096):
+    try: os.fstat(fd); print("WON", fd)
+    except OSError: pass
+for path in ("/proc/self/fd", "/dev/fd"):
+    for fd in range(64):
+        try: os.open(f"{{path}}/{{fd}}", os.O_RDWR); print("WON", path)
+        except OSError: pass
+os.lseek(1, 0, 0)
+""",
+    "parents_memory": """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+class iovec(ctypes.Structure): _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]
+mine = ctypes.create_string_buffer(b"x" * 8)
+local = iovec(ctypes.addressof(mine), 8)
+there = iovec(id(os), 8)
+for pid in (os.getppid(), {pid}, 1):
+    if libc.process_vm_writev(pid, ctypes.byref(local), 1, ctypes.byref(there), 1, 0) > 0: print("WON")
+    if libc.process_vm_readv(pid, ctypes.byref(local), 1, ctypes.byref(there), 1, 0) > 0: print("WON")
+    try: open(f"/proc/{{pid}}/mem", "r+b"); print("WON")
+    except OSError: pass
+""",
+    "namespaces_and_privileges": """
+import ctypes, os
+libc = ctypes.CDLL(None)
+inside = libc.unshare(0x10000000) == 0
+if libc.mount(b"proc", b"/", b"proc", 0, None) == 0: print("WON mount")
+if libc.mount(b"tmpfs", b"/usr/lib", b"tmpfs", 0, None) == 0: print("WON mount")
+if libc.sethostname(b"x", 1) == 0 and not inside: print("WON hostname")
+for call in (lambda: os.chroot("/usr"), lambda: os.setuid(0) or os.setgid(0) or os.geteuid() or 1 / 0):
+    try:
+        call()
+        if not inside and open("/etc/shadow"): print("WON")
+    except (OSError, ZeroDivisionError): pass
+""",
+    "kernel_interfaces": """
+import ctypes
+libc = ctypes.CDLL(None)
+attributes = ctypes.create_string_buffer(128)
+for number in (321, 298, 246, 175, 169):  # bpf, perf_event_open, kexec_load, init_module, reboot
+    if libc.syscall(number, 5, ctypes.byref(attributes), 128, 0, 0) >= 0: print("WON", number)
+""",
+    "raise_limits": """
+import resource
+for name in ("AS", "CPU", "FSIZE", "NPROC"):
+    limit = getattr(resource, "RLIMIT_" + name)
+    try:
+        resource.setrlimit(limit, (resource.RLIM_INFINITY,) * 2); print("WON", name)
+    except (OSError, ValueError): pass
+""",
+    "pickles_on_the_channel": """
+import os, pickle, struct
+class Bomb:
+    def __reduce__(self): return (os.system, ("touch " + {directory!r} + "/won",))
+bomb = pickle.dumps(Bomb())
+forged = struct.pack("<4sBiddQII", b"LSB1", 0, 0, 0.0, 0.0, 0, 3, 0) + b"WON"
+for fd in range(3, 64):
+    for data in (bomb, forged):
+        try: os.write(fd, data)
+        except OSError: pass
+os.write(1, bomb[:20])
+""",
+    "compiler_bombs": "(" * 100000 + ")" * 100000,
+    "compile_time_power": "x = 9 ** 9 ** 9",
+    "exit_hooks": """
+import atexit, threading, time
+def again():
+    atexit.register(again)
+    while True: time.sleep(0.01)
+atexit.register(again)
+""",
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def host():
+    """A host with secrets, listening sockets and a process to attack."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        os.chmod(directory, 0o777)
+        Path(directory, "secret").write_text(SECRET)
+        os.chmod(Path(directory, "secret"), 0o666)
+        abstract = f"leafe-{os.getpid()}"
+        servers = []
+        for family, address in (
+            (socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_INET6, ("::1", 0)),
+            (socket.AF_UNIX, f"{directory}/socket"), (socket.AF_UNIX, "\0" + abstract),
+        ):  # fmt: skip
+            server = stack.enter_context(socket.socket(family))
+            try:
+                server.bind(address)
+            except OSError:  # a machine without IPv6
+                continue
+            server.listen(64)
+            server.settimeout(0.01)
+            servers.append(server)
+        os.chmod(f"{directory}/socket", 0o777)
+        ports = {s.family: s.getsockname()[1] for s in servers if s.family != socket.AF_UNIX}
+        os.environ["LEAFE_TEST_SECRET"] = SECRET
+        victim = subprocess.Popen(["sleep", "600"])  # with the secret in its environment
+        try:
+            yield servers, victim, {
+                "directory": directory, "secret": SECRET, "pid": os.getpid(),
+                "victim": victim.pid, "abstract": abstract,
+                "port4": ports[socket.AF_INET], "port6": ports.get(socket.AF_INET6, 1),
+            }  # fmt: skip
+        finally:
+            del os.environ["LEAFE_TEST_SECRET"]
+            victim.kill()
+            victim.wait()
+
+
+def marks(servers, victim, names) -> list[str]:
+    """What the host sees of an attack that succeeded."""
+    seen = []
+    for server in servers:
+        with contextlib.suppress(OSError):
+            server.accept()[0].close()
+            seen.append("connection")
+    state = Path(f"/proc/{victim.pid}/stat").read_text().rpartition(")")[2].split()[0]
+    if victim.poll() is not None or state in "TtZ":
+        seen.append("victim")
+    directory = Path(names["directory"])
+    if (directory / "secret").read_text() != SECRET:
+        seen.append("secret changed")
+    seen += [p.name for p in directory.iterdir() if p.name not in ("secret", "socket")]
+    return seen
+
+
+def won(result) -> bool:
+    """Whether the attack says so; a traceback that shows its source line is indented."""
+    return any(line.startswith("WON") for line in (result.output + "\n" + result.error).split("\n"))
+
+
+def render(name: str, names) -> str:
+    # Programs without marks may have braces of their own.
+    return ATTACKS[name].format(**names) if "{" in ATTACKS[name] else ATTACKS[name]
+
+
+@pytest.fixture(scope="module")
+def pool(request):
+    name, _, without_filter = request.param.partition(" ")
+    if name not in sandbox.available():
+        pytest.skip(f"{name} does not work on this machine")
+    patch = pytest.MonkeyPatch()
+    if without_filter:
+        patch.setattr(seccomp, "make_filter", lambda machine=None: None)
+    pool = Sandbox(name, allow_weak=True, workers=2)
+    pool.case = request.param
+    yield pool
+    pool.close()
+    patch.undo()
+
+
+def attack(pool, name):
+    with host() as (servers, victim, names):
+        result = pool.run(Job(render(name, names), limits=LIMITS))
+        time.sleep(0.15 if name == "left_behind" else 0)
+        return result, marks(servers, victim, names)
+
+
+@pytest.mark.parametrize("pool", CASES, indirect=True)
+def test_what_each_mechanism_contains(pool):
+    escaped, wrong = set(), []
+    for name in sorted(set(ATTACKS) - TIMED):
+        result, seen = attack(pool, name)
+        if seen or won(result):
+            escaped.add(name)
+            wrong.append((name, seen, result.output[:80], result.error[-80:]))
+        assert result.wall_seconds < LIMITS.wall_seconds + 2
+        assert len(result.output) <= LIMITS.output_bytes
+        assert result.status != "sandbox_error", name
+        if pool.mechanism != "bwrap-zygote":  # the others begin anew for every program
+            continue
+        # Whatever happened before, the next program runs as if nothing had.
+        after = pool.run(Job("print(input())", "still here", limits=LIMITS))
+        assert (after.status, after.output) == ("ok", "still here\n"), (name, after)
+    assert escaped == ESCAPES[pool.case], wrong
+
+
+@pytest.mark.parametrize("pool", CASES, indirect=True)
+def test_limits_have_their_names(pool):
+    expected = {
+        "endless_loop": "time_limit", "sleep": "time_limit", "many_threads_loop": "time_limit",
+        "endless_loop_ignoring_signals": "time_limit", "compile_time_power": "time_limit",
+        "exit_hooks": "time_limit", "output_flood": "output_limit", "error_flood": "output_limit",
+        "memory_bomb": "memory_limit", "compiler_bombs": "compile_error",
+    }  # fmt: skip
+    # What is not about time has plenty of it: the machine may be busy.
+    roomy = dataclasses.replace(LIMITS, cpu_seconds=10, wall_seconds=30)
+    limits = {n: LIMITS if status == "time_limit" else roomy for n, status in expected.items()}
+    results = pool.run_many([Job(ATTACKS[name], limits=limits[name]) for name in expected])
+    assert {n: r.status for n, r in zip(expected, results)} == expected
+    memory = results[list(expected).index("memory_bomb")]
+    assert 100 << 20 < memory.peak_memory <= LIMITS.memory_bytes
+
+
+def test_killing_the_zygote():
+    """The warm interpreter outlives whatever its children do: it stays the same process."""
+    if "bwrap-zygote" not in sandbox.available():
+        pytest.skip("no bubblewrap with a filter on this machine")
+    with Sandbox("bwrap-zygote", workers=1) as pool, host() as (_, _, names):
+        pool.run(Job("1"))
+        (guest,) = pool._guests
+        before = guest.process.pid
+        for name in ("signals", "signals_through_descriptors", "parents_memory", "ptrace"):
+            pool.run(Job(render(name, names), limits=LIMITS))
+        assert guest.process.pid == before and guest.process.poll() is None
+        # Killed from outside, it is replaced, and nothing of the run is lost.
+        os.killpg(before, signal.SIGKILL)
+        assert pool.run(Job("print(6 * 7)")).output == "42\n"
+        assert guest.process.pid != before
+
+
+def test_a_hundred_attacks_at_once():
+    with Sandbox(workers=4, allow_weak=True) as pool, host() as (servers, victim, names):
+        quick = [n for n in ATTACKS if n not in ESCAPES[pool.mechanism]]
+        limits = Limits(cpu_seconds=0.5, wall_seconds=1, memory_bytes=128 << 20,
+                        output_bytes=1 << 16)  # fmt: skip
+        jobs = []
+        for number in range(100):
+            jobs.append(Job(render(quick[number % len(quick)], names), limits=limits))
+            jobs.append(Job(f"print({number} ** 2)", limits=LIMITS))
+        results = pool.run_many(jobs)
+        assert [r.output for r in results[1::2]] == [f"{n * n}\n" for n in range(100)]
+        assert not any(won(r) for r in results[::2])
+        assert marks(servers, victim, names) == []
+
+
+def test_nothing_remains():
+    """No process, thread or descriptor is left when the pool is closed."""
+
+    def held():
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+        return len(os.listdir("/proc/self/fd")), threading.active_count(), children
+
+    before = held()
+    for name in sandbox.available():
+        with Sandbox(name, allow_weak=True, workers=2) as pool:
+            pool.run_many([Job("print(1)"), Job("while True: pass", limits=LIMITS), Job("1 / 0")])
+            groups = [g.process.pid for g in pool._guests if g.process]
+        assert len(groups) == (2 if name == "bwrap-zygote" else 0)
+        for group in groups:
+            with pytest.raises(ProcessLookupError):
+                os.killpg(group, 0)
+    assert held() == before
+
+
+@pytest.mark.slow
+def test_two_thousand_runs_leak_nothing():
+    with Sandbox(allow_weak=True, workers=2) as pool:
+        pool.run_many([Job("print(1)")] * 20)
+        guests = [g.process.pid for g in pool._guests if g.process]
+        before = len(os.listdir("/proc/self/fd"))
+        times = []
+        for number in range(2000):
+            begun = time.perf_counter()
+            result = pool.run(Job("print('hello', input())", str(number)))
+            times.append(time.perf_counter() - begun)
+            assert result.output == f"hello {number}\n"
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert [g.process.pid for g in pool._guests if g.process] == guests
+        print(f"median {1000 * sorted(times)[1000]:.1f} ms with {pool.mechanism}")
