@@ -85,7 +85,7 @@ class Prompts:
         observation: str,
         experience: str | None = None,
         goal: str = "",
-        actions: Sequence[str] | None = (),
+        actions: Sequence[str] | str | None = (),
     ) -> str:
         """One self-contained user turn: task, the last (observation, action) pairs, now.
 
@@ -101,7 +101,8 @@ class Prompts:
           observation: current observation.
           experience: e, or None.
           goal: the task in words; "" where every observation shows it.
-          actions: admissible now; () leaves the list out, None the request for an action too.
+          actions: admissible now, or a text about them; () leaves that out, None the request for an
+            action too.
         """
         start = step - len(history)
         if self.style == "plain":
@@ -126,7 +127,9 @@ class Prompts:
             lines.append(f"[Observation {number}: '{self._bare(seen)}', Action {number}: '{done}']")
         lines.append(f"You are now at step {step}. Your current observation is:")
         lines.append(self._bare(observation))
-        if actions:
+        if isinstance(actions, str):
+            lines.append(actions)
+        elif actions:
             listed = ", ".join(f"'{action}'" for action in actions)
             lines.append(f"The actions that are admissible now: [{listed}].")
         if experience is not None:

@@ -42,7 +42,7 @@ class Reply:
 
     Attributes:
       observation: feedback text.
-      score: sum of the rewards since the reset.
+      score: points so far; a reward is the difference of two scores.
       done: the simulator has ended the episode.
       success: goal reached.
       info: plain JSON-able extras, see StepResult.
@@ -59,8 +59,8 @@ class Simulator(abc.ABC):
     """One live simulator inside a worker process. What it raises ends the worker, EnvDataError excepted."""
 
     @abc.abstractmethod
-    def reset(self, task_id: str) -> str:
-        """Starts a task and returns its first observation."""
+    def reset(self, task_id: str) -> Reply:
+        """Starts a task; the reply has its first observation and the score it begins with."""
 
     @abc.abstractmethod
     def step(self, action: str) -> Reply:
@@ -86,7 +86,7 @@ class ReplayState(State):
       actions: actions played since the reset.
       observations: the first observation and one per action. They are kept as texts and not as
         digests, so that a mismatch can show both sides; states of one episode share the strings.
-      score: sum of the rewards so far.
+      score: points so far.
     """
 
     actions: tuple[str, ...] = ()
@@ -243,11 +243,7 @@ class ReplayEnvironment(Environment):
         # Runs at garbage collection and at exit, so that no worker is left behind.
         self._finalizer = weakref.finalize(self, _stop_all, self._workers)
 
-    # -- hooks ---------------------------------------------------------------------------------
-    def first_observation(self, task_id: str, observation: str) -> str:
-        """What the agent reads first; `observation` is what the simulator said at its reset."""
-        return observation
-
+    # -- hook ----------------------------------------------------------------------------------
     def same(self, recorded: str, replayed: str) -> bool:
         """Whether a replayed observation is the recorded one (a simulator may shuffle listings)."""
         return recorded == replayed
@@ -255,11 +251,12 @@ class ReplayEnvironment(Environment):
     # -- the protocol --------------------------------------------------------------------------
     def _reset(self, task_id: str) -> tuple[State, str]:
         if task_id not in self._started:
-            observation = self._with_worker(
+            reply = self._with_worker(
                 ReplayState(task_id), lambda worker: self._begin(worker, task_id)
             )
-            state = ReplayState(task_id, observations=(observation,))
-            self._started[task_id] = state, self.first_observation(task_id, observation)
+            text = reply.observation
+            state = ReplayState(task_id, observations=(text,), score=reply.score)
+            self._started[task_id] = state, text
         return self._started[task_id]
 
     def _step(self, state: ReplayState, action: str) -> tuple[State, StepResult]:
@@ -352,17 +349,16 @@ class ReplayEnvironment(Environment):
         _stop_all(self._workers)
 
     # -- workers -------------------------------------------------------------------------------
-    def _begin(self, worker: _Worker, task_id: str) -> str:
+    def _begin(self, worker: _Worker, task_id: str) -> Reply:
         worker.live = None
-        observation = worker.request(self._timeout, "reset", task_id)
+        reply = worker.request(self._timeout, "reset", task_id)
         worker.live = (task_id, ())
-        return observation
+        return reply
 
     def _restore(self, worker: _Worker, state: ReplayState) -> None:
         """Brings the worker's simulator to `state`, comparing what it says on the way."""
         if _replay_cost(worker, state) > len(state.actions):
-            first = self._begin(worker, state.task_id)
-            self._compare(state, 0, first)
+            self._compare(state, 0, self._begin(worker, state.task_id).observation)
         assert worker.live is not None
         score = None
         for number in range(len(worker.live[1]), len(state.actions)):

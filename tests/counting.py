@@ -25,11 +25,11 @@ class CountingSimulator(Simulator):
         with open(self._drift) as drift:
             return " ".join(self._words) + drift.read()
 
-    def reset(self, task_id: str) -> str:
+    def reset(self, task_id: str) -> Reply:
         if task_id.endswith("refused"):
             raise EnvDataError(f"task {task_id!r}: refused")
         self._words = [task_id]
-        return self._say(f"reset {task_id}")
+        return Reply(self._say(f"reset {task_id}"))
 
     def step(self, action: str) -> Reply:
         if action == "break":
