@@ -11,6 +11,7 @@ from envs.base import EnvDataError, Environment
 # name -> module:class. Modules are imported when asked for: some need an extra.
 REGISTRY = {
     "household": "envs.household:Household",
+    "science": "envs.science:Science",
     "scienceworld": "envs.scienceworld:ScienceWorld",
     "sokoban": "envs.sokoban:Sokoban",
 }
