@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from envs.base import EnvDataError, Environment, State, StepResult, Task
-from envs.science_lab import Lab, Reading, Terminal, command
+from envs.science_lab import Lab, Reading, Terminal
 from envs.science_player import Expert
 from envs.science_tasks import (
     FAMILIES,
@@ -183,9 +183,9 @@ class Science(Environment):
         seen = lab.visible()
         names = {i: lab.reference(i, seen) for i in seen}
         texts = list(_FREE_VERBS)
-        texts += [command(lab, reading, seen) for reading in _around(lab)]
+        texts += _around(lab)
         texts += _with_things(lab, {i: name for i, name in names.items() if name})
-        return tuple(dict.fromkeys(text for text in texts if text))
+        return tuple(dict.fromkeys(texts))
 
     def prompt_actions(self, state: ScienceState) -> str:
         """The objects that can be named, which with the description's templates make the actions."""
@@ -227,7 +227,7 @@ def _resolved(lab: Lab, action: str) -> Iterator[Reading]:
         if verb in ("go to", "teleport to"):
             yield from ((verb, room, None) for room in _rooms(lab, verb, first))
             continue
-        if verb in ("open", "close"):
+        if verb in ("open", "close", "look at"):
             yield from ((verb, room, None) for room in lab.neighbours() if _is_door(first, room))
         among = lab.visible() if among is None else among
         if verb == "connect":
@@ -281,14 +281,15 @@ def _placed(lab: Lab, part: int | Terminal) -> str:
     return lab.described_place(part)
 
 
-def _around(lab: Lab) -> Iterator[Reading]:
+def _around(lab: Lab) -> Iterator[str]:
+    """Ways and doors."""
     for room in lab.neighbours():
-        yield ("go to", 1 + ROOMS.index(room), None)
-        yield ("open", room, None)
-        yield ("close", room, None)
-    for number in range(1, len(ROOMS) + 1):
-        if number != lab.here:
-            yield ("teleport to", number, None)
+        yield f"go to {room}"
+        yield f"open door to {room}"
+        yield f"close door to {room}"
+    for room in ROOMS:
+        if room != lab.things[lab.here].name:
+            yield f"teleport to {room}"
 
 
 def _with_things(lab: Lab, names: dict[int, str]) -> Iterator[str]:

@@ -22,7 +22,6 @@ from envs.science_world import (
     RECIPES,
     ROOMS,
     SUBSTANCES,
-    WORDING,
     Thing,
     World,
     article,
@@ -198,10 +197,13 @@ class Lab:
             return f"{article(name)}. The {name} door is {'open' if thing.flag else 'closed'}. "
         if kind in ("stove", "basin"):
             where = "On" if kind == "stove" else "In"
-            state = "on" if thing.flag else "off"
-            return f"{article(name)}, which is turned {state}. {where} the {name} is: {self._listed(index)}."
+            state = f"turned {'on' if thing.flag else 'off'}"
+            return (
+                f"{article(name)}, which is {state}. {where} the {name} is: {self._listed(index)}."
+            )
         if kind == "thermometer":
-            return f"{article(name)}, currently reading a temperature of {_ROOM_TEMPERATURE:.0f} degrees celsius"
+            reading = f"a temperature of {_ROOM_TEMPERATURE:.0f} degrees celsius"
+            return f"{article(name)}, currently reading {reading}"
         if kind == "bulb":
             return f"{article(name)}, which is {'on' if index in self.lit() else 'off'}"
         if kind == "plane" and self.inside(index):
@@ -318,7 +320,9 @@ class Lab:
         self._set(index, flag=flag)
         return f"The {thing.name} is now {word}."
 
-    def _look_at(self, index: int, _second: object) -> str:
+    def _look_at(self, index: int | str, _second: object) -> str:
+        if isinstance(index, str):  # the room behind a door
+            return self._door(index)
         self.events.add(("looked", index))
         return self.look_around() if index == self.here else self.describe(index)
 
@@ -572,6 +576,10 @@ class Lab:
             # Rounded, so that a substance left alone ends at rest and its state stops changing.
             warmer = round(thing.temperature + (target - thing.temperature) * rate, 2)
             self._set(index, temperature=target if warmer == thing.temperature else warmer)
+            now = phase(self.world, self.things[index])
+            if now != phase(self.world, thing):
+                # Noted at once: in ten ticks on the stove ice can become water and the water steam.
+                self.events.add(("phase", index, now))
 
     def _grow(self, index: int, thing: Thing) -> None:
         if self.things[thing.place].kind != "pot" or thing.stage == 3:
@@ -595,25 +603,3 @@ class Lab:
 
     def _set(self, index: int, **changes: object) -> None:
         self.things[index] = self.things[index]._replace(**changes)
-
-
-def command(lab: Lab, reading: Reading, among: Sequence[int] | None = None) -> str:
-    """The words for a resolved reading, "" when a thing in it cannot be named alone."""
-    verb, first, second = reading
-    parts = []
-    for part in (first, second):
-        if part is None:
-            continue
-        if isinstance(part, str):
-            text = f"door to {part}"
-        elif isinstance(part, tuple):
-            text = lab.reference(part[0], among)
-            text = f"{text} {part[1]}" if text else ""
-        elif lab.things[part].kind == "room":
-            text = lab.things[part].name
-        else:
-            text = lab.reference(part, among)
-        if not text:
-            return ""
-        parts.append(text)
-    return f" {WORDING.get(verb)} ".join([f"{verb} {parts[0]}", *parts[1:]]) if parts else verb

@@ -142,7 +142,9 @@ def _melting_point(expert: Expert) -> str:
     if expert.reached == 2:
         on = expert.bring(lab.things[index].place, stove) or expert.switch_on(stove)
         # Tick by tick near the melting point, so that the reading is close to it.
-        return on or ("wait" if lab.things[index].temperature < 30 else expert.measure(index))
+        melting, _ = lab.world.points(lab.things[index].name)
+        far = lab.things[index].temperature + 100 < melting
+        return on or ("wait" if far else expert.measure(index))
     if expert.reached == 3:
         return expert.measure(index)
     return expert.focus(expert.find(expert.required[4][1]))

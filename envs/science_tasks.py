@@ -477,10 +477,18 @@ def met(lab: Lab, goal: tuple, optional: int) -> bool:
     return any(_met_by(lab, i, kind, rest) for i in _named(lab, rest[0]))
 
 
+def _in_phase(lab: Lab, index: int, wanted: str) -> bool:
+    """The substance is in that state of matter, or came into it during the step."""
+    thing = lab.things[index]
+    if thing.kind != "substance":
+        return False
+    return ("phase", index, wanted) in lab.events or phase(lab.world, thing) == wanted
+
+
 def _met_focus(lab: Lab, kind: str, rest: list) -> bool:
     thing = lab.things[lab.focus]
     if kind == "focus-phase":
-        return thing.kind == "substance" and phase(lab.world, thing) == rest[0]
+        return _in_phase(lab, lab.focus, rest[0])
     if kind == "focus-near":
         return _held_by(lab, lab.focus, rest[0])
     if kind == "focus-in":
@@ -493,7 +501,7 @@ def _met_focus(lab: Lab, kind: str, rest: list) -> bool:
 def _met_by(lab: Lab, index: int, kind: str, rest: list) -> bool:
     thing = lab.things[index]
     if kind == "phase":
-        return phase(lab.world, thing) == rest[1]
+        return _in_phase(lab, index, rest[1])
     if kind == "in":
         return lab.things[thing.place].name == rest[1]
     if kind == "in-kind":

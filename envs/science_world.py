@@ -244,7 +244,6 @@ _TWO_OBJECTS = (
     ("use ", (" on ", " with "), "use"),
     ("connect ", (" to ",), "connect"),
 )
-WORDING = {"move": "to", "pour": "in", "dunk": "in", "use": "on", "connect": "to"}
 _SPACES = re.compile(r"\s+")
 
 

@@ -16,6 +16,7 @@ from envs.base import EnvDataError, Environment
 
 ENVIRONMENTS = {
     "household": lambda **kw: envs.make("household", **kw),
+    "science": lambda **kw: envs.make("science", **kw),
     "sokoban": lambda **kw: envs.make("sokoban", **kw),
     "sokoban-2-boxes": lambda **kw: envs.make(
         "sokoban", size=(7, 7), num_boxes=2, **{"horizon": 25, **kw}
@@ -25,7 +26,8 @@ MADE = {name: make() for name, make in ENVIRONMENTS.items()}
 WORDS = st.sampled_from(
     ["up", "down", "left", "right", "look", "inventory", "go to desk 1", "go to fridge 1",
      "open fridge 1", "go to drawer 1", "open drawer 1", "close drawer 1", "take mug 1 from desk 1",
-     "go to countertop 1", "examine fridge 1", "use desklamp 1"]
+     "go to countertop 1", "examine fridge 1", "use desklamp 1", "teleport to kitchen", "open door",
+     "0", "open cupboard", "pick up metal pot", "move metal pot to sink", "activate sink", "wait"]
 )  # fmt: skip
 ACTIONS = st.lists(st.one_of(WORDS, st.text(max_size=40)), max_size=30)
 PLAYS = st.tuples(st.sampled_from(sorted(MADE)), st.integers(0, 7), ACTIONS)
@@ -73,9 +75,12 @@ def test_admissible_actions_are_the_ones_that_are_understood(case):
         assert len(set(listed)) == len(listed) > 0
         new, result = env.step(state, action)
         # Sokoban reads directions as verl-agent does, ALFWorld compares commands as they are.
+        # ScienceWorld's grammar has several wordings of a command, of which one is listed.
         heard = action if name == "household" else action.strip().lower()
-        assert result.info["valid"] == (heard in listed)
-        for other in listed:
+        assert result.info["valid"] == (heard in listed) or (
+            name == "science" and result.info["valid"]
+        )
+        for other in listed[:: max(1, len(listed) // 40)]:
             assert env.step(state, other)[1].info["valid"], other
         state = new
 
@@ -94,7 +99,9 @@ def test_any_string_is_an_action_and_done_is_final(case):
             assert state == before and result.reward == 0.0 and result.done
         else:
             assert state.num_steps == before.num_steps + 1
-            assert state.done == result.done == (state.success or state.num_steps == env.horizon)
+            failed = name == "science" and state.score == -100  # a wrong answer is final
+            ended = state.success or failed or state.num_steps == env.horizon
+            assert state.done == result.done == ended
             assert state.success == result.success
 
 
@@ -128,6 +135,7 @@ def test_splits_share_no_task(name):
 # Pinned: a change of the held-out tasks makes published numbers incomparable.
 PINNED = {
     "household": "ecb656675032807b b8f2be1e48ecdaa8",
+    "science": "f0c22a31891b13b2 96f0ec2568e7b594",
     "sokoban": "99bee5c83030f917 6e3240711766a337",
 }
 
