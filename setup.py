@@ -29,6 +29,8 @@ setup(
         "matplotlib",  # the Pass@k plot of the report
     ],
     extras_require={
+        # The benchmark itself (needs Java too). Pinned: another version plays the same actions otherwise.
+        "scienceworld": ["scienceworld==1.2.3"],
         "test": [
             "pytest",
             "hypothesis",  # property tests of the environments and parsers
