@@ -37,7 +37,7 @@ def get_config(mode: str = "full"):
         c.env.horizon = 4
         c.explore.num_tasks = c.evaluate.num_tasks = 3
         c.explore.reflect_every = 2
-        c.explore.max_attempts = 2
+        c.explore.max_attempts = 4
         c.evaluate.num_samples = 2
         c.phases = ("explore", "evaluate", "report")
         c.evaluate.methods = ("base",)

@@ -14,8 +14,4 @@ QWEN = runpy.run_path(str(Path(__file__).with_name("scienceworld_qwen2_5_7b.py")
 
 
 def get_config(mode: str = "full"):
-    c = QWEN["get_config"](mode)
-    # Its vocabulary is twice as fine on English as it is large: the same prompts are a little
-    # shorter, but the template's own header is longer.
-    c.sampler.max_len += 256
-    return c
+    return QWEN["get_config"](mode)

@@ -29,7 +29,7 @@ def get_config(mode: str = "full"):
     c.env.options.num_workers = 8 if mode == "full" else 1  # JVMs
     c.env.options.timeout = 60.0  # seconds one reset or step may take
     c.context.mode = "window"
-    c.sampler.max_len = 4096 if mode == "full" else 3072
+    c.sampler.max_len = 4096 if mode == "full" else 2048
     c.explore.num_tasks = 0 if mode == "full" else 4  # all of the training split
     c.explore.reflect_every = 10 if mode == "full" else 2
     c.evaluate.num_tasks = 150 if mode == "full" else 2
