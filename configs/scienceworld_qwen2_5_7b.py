@@ -27,6 +27,7 @@ def get_config(mode: str = "full"):
     c.env.options.splits = "official"  # or the published L0, L1, L2
     c.env.options.task_types = ()  # types to keep; () keeps all thirty
     c.env.options.num_workers = 8 if mode == "full" else 1  # JVMs
+    c.env.options.episodes_per_worker = 8  # games in each: with num_workers the sampler's slots
     c.env.options.timeout = 60.0  # seconds one reset or step may take
     c.context.mode = "window"
     c.sampler.max_len = 4096 if mode == "full" else 2048

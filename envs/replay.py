@@ -6,9 +6,10 @@ plays the same actions the same way. So a state carries the observations it was 
 replayed one is compared with them, and a difference is an error, never a silently wrong branch.
 
 The author of an adapter writes a `Simulator`, which lives in a worker process, and subclasses
-`ReplayEnvironment`. A worker holds one live simulator; the pool remembers which (task, actions) it
-stands at. A step from there costs no replay, a branch goes to the worker that shares the longest
-prefix with it. Workers are fresh interpreters: forking a process that has initialised JAX deadlocks.
+`ReplayEnvironment`. A worker has seats, each with a live simulator; the pool remembers which
+(task, actions) each stands at. A step from there costs no replay, a branch goes to the seat that
+shares the longest prefix with it. Workers are fresh interpreters: forking a process that has
+initialised JAX deadlocks.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import abc
 import collections
 import contextlib
 import dataclasses
+import functools
 import importlib
 import os
 import signal
@@ -56,7 +58,10 @@ class Reply:
 
 
 class Simulator(abc.ABC):
-    """One live simulator inside a worker process. What it raises ends the worker, EnvDataError excepted."""
+    """One live simulator inside a worker process. What it raises ends the worker, EnvDataError excepted.
+
+    A worker makes one per seat, when first needed; they may share what is expensive (a JVM).
+    """
 
     @abc.abstractmethod
     def reset(self, task_id: str) -> Reply:
@@ -99,14 +104,9 @@ class WorkerDied(Exception):
 
 
 class _Worker:
-    """The parent's side of one worker process.
+    """The parent's side of one worker process with `seats` live simulators."""
 
-    Attributes:
-      live: (task id, actions) its simulator stands at; None: unknown, a reset is needed.
-      used: clock value of the last use, to take the least recently used one.
-    """
-
-    def __init__(self, factory: str, options: Mapping[str, Any]):
+    def __init__(self, factory: str, options: Mapping[str, Any], seats: int):
         ours, theirs = socket.socketpair()
         path = os.pathsep.join(p for p in sys.path if p)
         # No `multiprocessing` spawn: it would import the caller's main module (and JAX) again. A new
@@ -119,8 +119,7 @@ class _Worker:
         )  # fmt: skip
         theirs.close()
         self._connection = Connection(ours.detach())
-        self.live: tuple[str, tuple[str, ...]] | None = None
-        self.used = 0
+        self.seats = [_Seat(self, number) for number in range(seats)]
         try:
             self.request(_START_SECONDS, "start", factory, dict(options))
         except BaseException:
@@ -173,10 +172,36 @@ class _Worker:
         self._connection.close()
 
 
+class _Seat:
+    """One live simulator of a worker.
+
+    Attributes:
+      live: (task id, actions) it stands at; None: unknown, a reset is needed.
+      used: clock value of the last use, to take the least recently used one.
+    """
+
+    def __init__(self, worker: _Worker, number: int):
+        self.worker, self._number = worker, number
+        self.live: tuple[str, tuple[str, ...]] | None = None
+        self.used = 0
+
+    def request(self, seconds: float, verb: str, *arguments: Any) -> Any:
+        """See _Worker.request."""
+        return self.worker.request(seconds, verb, self._number, *arguments)
+
+    def cost(self, state: ReplayState) -> int:
+        """Simulator calls to reach `state`; more than its steps where a reset is needed."""
+        steps = len(state.actions)
+        if self.live is None or self.live[0] != state.task_id:
+            return steps + 1
+        done = self.live[1]
+        return steps - len(done) if state.actions[: len(done)] == done else steps + 1
+
+
 def _serve(file_descriptor: int) -> None:
     """The worker's main loop: one request, one answer; ends with its parent."""
     connection = Connection(file_descriptor)
-    simulator: Simulator | None = None
+    simulators: dict[int, Simulator] = {}
     with contextlib.suppress(EOFError, OSError):
         while True:
             verb, *arguments = connection.recv()
@@ -185,11 +210,16 @@ def _serve(file_descriptor: int) -> None:
             try:
                 if verb == "start":
                     module, _, attribute = arguments[0].partition(":")
-                    make = getattr(importlib.import_module(module), attribute)
-                    simulator = make(**arguments[1])
+                    make = functools.partial(
+                        getattr(importlib.import_module(module), attribute), **arguments[1]
+                    )
+                    simulators[0] = make()
                     answer = None
                 else:
-                    answer = getattr(simulator, verb)(*arguments)
+                    seat, *arguments = arguments
+                    if seat not in simulators:
+                        simulators[seat] = make()
+                    answer = getattr(simulators[seat], verb)(*arguments)
             except EnvDataError as error:
                 connection.send(("refused", str(error)))
             except Exception as error:  # a broken simulator: the parent starts another worker
@@ -197,7 +227,7 @@ def _serve(file_descriptor: int) -> None:
                 break
             else:
                 connection.send(("answer", answer))
-    if simulator is not None:
+    for simulator in simulators.values():
         simulator.close()
 
 
@@ -211,8 +241,9 @@ class ReplayEnvironment(Environment):
 
     Args:
       horizon: environment steps per episode.
-      num_workers: worker processes, each with a live simulator. An episode that shares its worker
-        with others is replayed at every turn, so as many as episodes are played together is fastest.
+      num_workers: worker processes.
+      episodes_per_worker: live simulators in each. An episode that has to share one with another is
+        replayed at every turn, so workers times this should be the episodes played together.
       timeout: seconds that one reset or step may take before its worker is replaced.
       simulator: keyword arguments of the simulator.
 
@@ -223,16 +254,25 @@ class ReplayEnvironment(Environment):
     factory: str = ""  # "module:class" of the Simulator, imported in the worker
 
     def __init__(
-        self, horizon: int, num_workers: int, timeout: float, simulator: Mapping[str, Any]
+        self,
+        horizon: int,
+        num_workers: int,
+        episodes_per_worker: int,
+        timeout: float,
+        simulator: Mapping[str, Any],
     ):
         super().__init__(horizon)
-        if type(num_workers) is not int or num_workers < 1:
-            raise EnvDataError(
-                f"env.options.num_workers = {num_workers!r}: must be an integer of at least 1"
-            )
+        for option, value in (
+            ("num_workers", num_workers), ("episodes_per_worker", episodes_per_worker),
+        ):  # fmt: skip
+            if type(value) is not int or value < 1:
+                raise EnvDataError(
+                    f"env.options.{option} = {value!r}: must be an integer of at least 1"
+                )
         if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not timeout > 0:
             raise EnvDataError(f"env.options.timeout = {timeout!r}: must be seconds above 0")
-        self._num_workers, self._timeout, self._simulator = num_workers, timeout, dict(simulator)
+        self._num_workers, self._seats = num_workers, episodes_per_worker
+        self._timeout, self._simulator = timeout, dict(simulator)
         self._workers: list[_Worker] = []
         self._busy: set[int] = set()  # id(worker) of those in use
         self._free = threading.Condition()
@@ -251,23 +291,21 @@ class ReplayEnvironment(Environment):
     # -- the protocol --------------------------------------------------------------------------
     def _reset(self, task_id: str) -> tuple[State, str]:
         if task_id not in self._started:
-            reply = self._with_worker(
-                ReplayState(task_id), lambda worker: self._begin(worker, task_id)
-            )
+            reply = self._with_seat(ReplayState(task_id), lambda seat: self._begin(seat, task_id))
             text = reply.observation
             state = ReplayState(task_id, observations=(text,), score=reply.score)
             self._started[task_id] = state, text
         return self._started[task_id]
 
     def _step(self, state: ReplayState, action: str) -> tuple[State, StepResult]:
-        def play(worker: _Worker) -> Reply:
-            self._restore(worker, state)
-            worker.live = None  # until the answer is there
-            reply = worker.request(self._timeout, "step", action)
-            worker.live = (state.task_id, (*state.actions, action))
+        def play(seat: _Seat) -> Reply:
+            self._restore(seat, state)
+            seat.live = None  # until the answer is there
+            reply = seat.request(self._timeout, "step", action)
+            seat.live = (state.task_id, (*state.actions, action))
             return reply
 
-        reply = self._with_worker(state, play, action)
+        reply = self._with_seat(state, play, action)
         new_state = dataclasses.replace(
             state,
             actions=(*state.actions, action),
@@ -279,34 +317,32 @@ class ReplayEnvironment(Environment):
         )
 
     def _step_many(self, moves: Sequence[tuple[Any, str]]) -> list[tuple[State, StepResult]]:
-        """Side by side: a thread a worker; those that continue a live simulator go first."""
+        """Side by side: a thread a worker, which plays the moves that the worker is nearest to."""
         if len(moves) <= 1:
             return [self._step(state, action) for state, action in moves]
-        live = {worker.live for worker in self._workers}
-        order = collections.deque(
-            sorted(
-                range(len(moves)),
-                key=lambda n: (moves[n][0].task_id, moves[n][0].actions) not in live,
-            )
-        )
+        queues: dict[int, collections.deque[int]] = collections.defaultdict(collections.deque)
+        anywhere: collections.deque[int] = collections.deque()
+        for number, (state, _) in enumerate(moves):
+            seat = self._nearest(state, self._workers)
+            continues = seat is not None and seat.cost(state) <= len(state.actions)
+            (queues[id(seat.worker)] if continues else anywhere).append(number)
         results: list[Any] = [None] * len(moves)
         failures: list[BaseException] = []
 
-        def run() -> None:
-            while order and not failures:
-                try:
-                    number = order.popleft()
-                except IndexError:
-                    return
-                try:
-                    results[number] = self._step(*moves[number])
-                except BaseException as error:  # handed to the caller below
-                    failures.append(error)
+        def run(own: collections.deque[int]) -> None:
+            for queue in (own, anywhere):
+                while queue and not failures:
+                    try:
+                        number = queue.popleft()
+                        results[number] = self._step(*moves[number])
+                    except IndexError:  # another thread took the last one
+                        return
+                    except BaseException as error:  # handed to the caller below
+                        failures.append(error)
 
-        threads = [
-            threading.Thread(target=run, daemon=True)
-            for _ in range(min(self._num_workers, len(moves)))
-        ]
+        lists = list(queues.values())
+        lists += [collections.deque()] * min(self._num_workers - len(lists), len(anywhere))
+        threads = [threading.Thread(target=run, args=(own,), daemon=True) for own in lists]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -320,11 +356,11 @@ class ReplayEnvironment(Environment):
         key = (state, question)
         if key not in self._answers:
 
-            def answer(worker: _Worker) -> Any:
-                self._restore(worker, state)
-                return worker.request(self._timeout, "ask", question)
+            def answer(seat: _Seat) -> Any:
+                self._restore(seat, state)
+                return seat.request(self._timeout, "ask", question)
 
-            self._answers[key] = self._with_worker(state, answer)
+            self._answers[key] = self._with_seat(state, answer)
             while len(self._answers) > 256:
                 self._answers.popitem(last=False)
         return self._answers[key]
@@ -332,11 +368,11 @@ class ReplayEnvironment(Environment):
     def solve(self, state: ReplayState) -> list[str] | None:
         """The rest of the simulator's expert plan where `state` lies on it, else None."""
 
-        def plan(worker: _Worker) -> list[str] | None:
-            worker.live = None
-            return worker.request(_START_SECONDS, "plan", state.task_id)
+        def plan(seat: _Seat) -> list[str] | None:
+            seat.live = None
+            return seat.request(_START_SECONDS, "plan", state.task_id)
 
-        actions = self._with_worker(ReplayState(state.task_id), plan)
+        actions = self._with_seat(ReplayState(state.task_id), plan)
         played = len(state.actions)
         if actions is None or tuple(actions[:played]) != state.actions:
             return None
@@ -349,26 +385,26 @@ class ReplayEnvironment(Environment):
         _stop_all(self._workers)
 
     # -- workers -------------------------------------------------------------------------------
-    def _begin(self, worker: _Worker, task_id: str) -> Reply:
-        worker.live = None
-        reply = worker.request(self._timeout, "reset", task_id)
-        worker.live = (task_id, ())
+    def _begin(self, seat: _Seat, task_id: str) -> Reply:
+        seat.live = None
+        reply = seat.request(self._timeout, "reset", task_id)
+        seat.live = (task_id, ())
         return reply
 
-    def _restore(self, worker: _Worker, state: ReplayState) -> None:
-        """Brings the worker's simulator to `state`, comparing what it says on the way."""
-        if _replay_cost(worker, state) > len(state.actions):
-            self._compare(state, 0, self._begin(worker, state.task_id).observation)
-        assert worker.live is not None
+    def _restore(self, seat: _Seat, state: ReplayState) -> None:
+        """Brings the simulator to `state`, comparing what it says on the way."""
+        if seat.cost(state) > len(state.actions):
+            self._compare(state, 0, self._begin(seat, state.task_id).observation)
+        assert seat.live is not None
         score = None
-        for number in range(len(worker.live[1]), len(state.actions)):
-            worker.live = None
-            reply = worker.request(self._timeout, "step", state.actions[number])
-            worker.live = (state.task_id, state.actions[: number + 1])
+        for number in range(len(seat.live[1]), len(state.actions)):
+            seat.live = None
+            reply = seat.request(self._timeout, "step", state.actions[number])
+            seat.live = (state.task_id, state.actions[: number + 1])
             self._compare(state, number + 1, reply.observation)
             score = reply.score
         if score is not None and score != state.score:
-            worker.live = None
+            seat.live = None
             raise EnvDataError(
                 f"{self.name} task {state.task_id!r}: replaying {len(state.actions)} actions gave"
                 f" the score {score:g}, recorded was {state.score:g}; the simulator is not"
@@ -385,73 +421,69 @@ class ReplayEnvironment(Environment):
                 " is not deterministic, so this state cannot be restored"
             )
 
-    def _with_worker(
-        self, state: ReplayState, use: Callable[[_Worker], Any], action: str | None = None
+    def _with_seat(
+        self, state: ReplayState, use: Callable[[_Seat], Any], action: str | None = None
     ) -> Any:
-        """Runs `use` on the worker nearest to `state`, on new ones if it dies or hangs."""
+        """Runs `use` on the seat nearest to `state`, in new workers if one dies or hangs."""
         reason = ""
         for _ in range(_ATTEMPTS):
-            worker = None
+            seat = None
             try:
-                worker = self._take(state)
-                return use(worker)
+                seat = self._take(state)
+                return use(seat)
             except EnvDataError:
                 raise
             except BaseException as error:
                 # Also on Ctrl-C: the answer still to come would be taken for the next request's.
-                if worker is not None:
-                    worker.kill()
+                if seat is not None:
+                    seat.worker.kill()
                 if not isinstance(error, WorkerDied):
                     raise
                 reason = str(error)
             finally:
-                if worker is not None:
-                    self._give_back(worker)
+                if seat is not None:
+                    self._give_back(seat.worker)
         what = "reset" if action is None else f"action {action[:80]!r}"
         raise EnvDataError(
             f"{self.name} task {state.task_id!r}, step {len(state.actions) + 1} ({what}): the"
             f" simulator broke {_ATTEMPTS} times, last: {reason}"
         )
 
-    def _take(self, state: ReplayState) -> _Worker:
-        """A free worker, the one that needs the fewest steps to reach `state`; a new one if allowed."""
+    def _nearest(self, state: ReplayState, workers: Sequence[_Worker]) -> _Seat | None:
+        seats = [seat for worker in workers for seat in worker.seats]
+        return min(seats, key=lambda seat: (seat.cost(state), seat.used), default=None)
+
+    def _take(self, state: ReplayState) -> _Seat:
+        """The seat that needs the fewest calls to reach `state`, its worker marked busy."""
         with self._free:
             while True:
                 if self._closed:
                     raise EnvDataError(f"{self.name}: the environment has been closed")
-                self._clock += 1
                 for worker in [w for w in self._workers if not w.alive]:
                     if id(worker) not in self._busy:  # died while idle
                         worker.kill()
                         self._workers.remove(worker)
-                free = [w for w in self._workers if id(w) not in self._busy]
-                nearest = min(free, key=lambda w: (_replay_cost(w, state), w.used), default=None)
-                full = len(self._workers) >= self._num_workers
-                if nearest is not None and (
-                    full or _replay_cost(nearest, state) <= len(state.actions)
-                ):
-                    break
-                if not full:
-                    nearest = _Worker(self.factory, self._simulator)
-                    self._workers.append(nearest)
+                seat = self._nearest(state, self._workers)
+                if seat is None or seat.cost(state) > len(state.actions):
+                    # No one holds a part of this episode: any will do, a new one if allowed.
+                    if len(self._workers) < self._num_workers:
+                        worker = _Worker(self.factory, self._simulator, self._seats)
+                        self._workers.append(worker)
+                        seat = worker.seats[0]
+                    else:
+                        free = [w for w in self._workers if id(w) not in self._busy]
+                        seat = self._nearest(state, free)
+                if seat is not None and id(seat.worker) not in self._busy:
                     break
                 self._free.wait()
-            nearest.used = self._clock
-            self._busy.add(id(nearest))
-            return nearest
+            self._clock += 1
+            seat.used = self._clock
+            self._busy.add(id(seat.worker))
+            return seat
 
     def _give_back(self, worker: _Worker) -> None:
         with self._free:
             self._busy.discard(id(worker))
             if not worker.alive and worker in self._workers:
                 self._workers.remove(worker)
-            self._free.notify()
-
-
-def _replay_cost(worker: _Worker, state: ReplayState) -> int:
-    """Simulator calls that bring the worker to `state`; more than its steps when a reset is needed."""
-    steps = len(state.actions)
-    if worker.live is None or worker.live[0] != state.task_id:
-        return steps + 1
-    done = worker.live[1]
-    return steps - len(done) if state.actions[: len(done)] == done else steps + 1
+            self._free.notify_all()

@@ -13,6 +13,7 @@ replays are exact; that is why the observations may be compared word by word.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import os
@@ -24,7 +25,7 @@ from envs.base import EnvDataError, State, Task
 from envs.replay import ReplayEnvironment, Reply, Simulator
 
 VERSION = "1.2.3"  # of the package; another one plays the same actions differently
-JVM_OPTIONS = "-XX:+UnlockExperimentalVMOptions -XX:hashCode=2 -XX:+UseSerialGC -Xmx512m"
+JVM_OPTIONS = "-XX:+UnlockExperimentalVMOptions -XX:hashCode=2 -XX:+UseSerialGC -Xmx768m"
 NOT_UNDERSTOOD = "No known action matches that input."
 _UNKNOWN = "Unknown action."  # after a menu of ambiguous readings
 
@@ -125,29 +126,36 @@ def task_list(splits: str, split: str, only: Sequence[str] = ()) -> list[Task]:
     return [Task(f"{split}/{task}/{variation:04d}", task, split) for variation, _, task in found]
 
 
+@functools.lru_cache(maxsize=1)
+def _package() -> Any:
+    """The package's environment, and with it the JVM that all simulators of this process share."""
+    os.environ["JDK_JAVA_OPTIONS"] = (
+        f"{os.environ.get('JDK_JAVA_OPTIONS', '')} {JVM_OPTIONS}".strip()
+    )
+    import scienceworld
+
+    if scienceworld.__version__ != VERSION:
+        raise EnvDataError(
+            f"the package scienceworld is version {scienceworld.__version__}; it must be"
+            f" {VERSION}: pip install scienceworld=={VERSION}"
+        )
+    return scienceworld.ScienceWorldEnv("")
+
+
 class ScienceWorldSimulator(Simulator):
-    """The simulator in one JVM.
+    """One game. Games in one JVM are independent, and cost little beside the JVM itself.
 
     Args:
       simplifications: comma-separated, as the simulator takes them.
     """
 
     def __init__(self, simplifications: str):
-        os.environ["JDK_JAVA_OPTIONS"] = (
-            f"{os.environ.get('JDK_JAVA_OPTIONS', '')} {JVM_OPTIONS}".strip()
-        )
-        import scienceworld
         from py4j.protocol import Py4JJavaError
 
-        if scienceworld.__version__ != VERSION:
-            raise EnvDataError(
-                f"the package scienceworld is version {scienceworld.__version__}; it must be"
-                f" {VERSION}: pip install scienceworld=={VERSION}"
-            )
         self._failure = Py4JJavaError
         self._simplifications = simplifications
-        self._env = scienceworld.ScienceWorldEnv("")
-        self._server = self._env.server
+        # As ScienceWorldEnv makes its own one.
+        self._server = _package()._gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
 
     def reset(self, task_id: str) -> Reply:
         self._load(task_id, plan=False)
@@ -183,7 +191,7 @@ class ScienceWorldSimulator(Simulator):
         return list(self._server.getGoldActionSequence()) or None
 
     def close(self) -> None:
-        self._env.close()
+        _package().close()
 
 
 class ScienceWorld(ReplayEnvironment):
@@ -200,7 +208,8 @@ class ScienceWorld(ReplayEnvironment):
       splits: "official", or one of the published "L0", "L1" (the same task types) and "L2" (test
         types that are not trained on).
       task_types: task types to keep; () keeps all.
-      num_workers: JVMs, 300 to 500 MB each; see ReplayEnvironment.
+      num_workers: JVMs, about half a gigabyte each; see ReplayEnvironment.
+      episodes_per_worker: live games in each JVM.
       timeout: seconds one reset or step may take.
 
     Raises:
@@ -228,6 +237,7 @@ class ScienceWorld(ReplayEnvironment):
         splits: str = "official",
         task_types: Sequence[str] = (),
         num_workers: int = 2,
+        episodes_per_worker: int = 8,
         timeout: float = 60.0,
     ):
         self._splits = _checked_splits(splits)
@@ -236,7 +246,8 @@ class ScienceWorld(ReplayEnvironment):
         self._simplifications = simplifications
         self._members: dict[str, frozenset[Task]] = {}
         _require_java()
-        super().__init__(horizon, num_workers, timeout, {"simplifications": simplifications})
+        options = {"simplifications": simplifications}
+        super().__init__(horizon, num_workers, episodes_per_worker, timeout, options)
 
     def _list_tasks(self, split: str) -> Sequence[Task]:
         return task_list(self._splits, split, self._types)

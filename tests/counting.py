@@ -56,8 +56,8 @@ class CountingEnvironment(ReplayEnvironment):
     name = "counting"
     factory = "counting:CountingSimulator"
 
-    def __init__(self, horizon: int = 30, num_workers: int = 2, timeout: float = 20.0, **options):
-        super().__init__(horizon, num_workers, timeout, options)
+    def __init__(self, horizon=30, num_workers=2, episodes_per_worker=1, timeout=20.0, **options):
+        super().__init__(horizon, num_workers, episodes_per_worker, timeout, options)
 
     def _list_tasks(self, split: str):
         return [Task(f"{split}/count/{n:04d}", "count", split) for n in range(4)]

@@ -298,7 +298,7 @@ NEEDS_JAVA = pytest.mark.skipif(
 @pytest.mark.parametrize(
     "name",
     ["household_instruct", "sokoban",
-     pytest.param("scienceworld_qwen2_5_7b", marks=NEEDS_JAVA)],
+     pytest.param("scienceworld_qwen2_5_7b", marks=[NEEDS_JAVA, pytest.mark.slow])],
 )  # fmt: skip
 def test_the_instruct_configs_run_on_a_checkpoint(name, tmp_path, monkeypatch):
     """Dialogue and window mode with a hub-style checkpoint, at smoke size."""

@@ -90,6 +90,20 @@ def test_a_branch_goes_to_the_worker_with_the_longest_common_prefix(make, tmp_pa
     assert calls(tmp_path)[before:] == ["step s", "step t"] * 3
 
 
+def test_a_worker_keeps_several_episodes_alive(make, tmp_path):
+    env = make(num_workers=2, episodes_per_worker=3)
+    states = [env.reset(task.task_id)[0] for task in env.list_tasks("train")]
+    states = [s for s, _ in env.step_many([(s, "a") for s in states])]
+    before = len(calls(tmp_path))
+    for turn in range(3):
+        states = [s for s, _ in env.step_many([(s, f"b{turn}") for s in states])]
+    assert sorted(calls(tmp_path)[before:]) == sorted(
+        f"step b{n}" for n in range(3) for _ in states
+    )
+    assert len(pids(env)) == 2
+    assert {s.observations[-1] for s in states} == {f"{s.task_id} a b0 b1 b2" for s in states}
+
+
 def test_moves_played_side_by_side_give_what_they_give_one_by_one(make):
     many, single = make(num_workers=3), make(num_workers=1)
     states = [many.reset(t.task_id)[0] for t in many.list_tasks("train")]
@@ -180,6 +194,8 @@ def test_no_process_is_left_behind(make):
 def test_clear_errors(make):
     with pytest.raises(EnvDataError, match="env.options.num_workers = 0"):
         make(num_workers=0)
+    with pytest.raises(EnvDataError, match="env.options.episodes_per_worker = 1.5"):
+        make(episodes_per_worker=1.5)
     with pytest.raises(EnvDataError, match="env.options.timeout = 'soon'"):
         make(timeout="soon")
     with pytest.raises(EnvDataError, match="task 'refused': refused"):

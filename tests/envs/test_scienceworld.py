@@ -207,7 +207,8 @@ def check_branches(env, count, length):
         other, _ = env.step(env.reset(tasks[(number + 7) % 30].task_id)[0], "look around")
         assert other.num_steps == 1
         for worker in env._workers:
-            worker.live = None  # no simulator may be continued: all is replayed
+            for seat in worker.seats:
+                seat.live = None  # no simulator may be continued: all is replayed
         again = states[cut]
         for action in states[-1].actions[cut:]:
             again, _ = env.step(again, action)
