@@ -3,7 +3,7 @@
 Thirty elementary-school science tasks in a house with eleven places. The simulator is a Scala
 program in the package's jar; each worker process runs one JVM (envs/replay.py). A step calls
 `server.step` alone: the package's own `step` also lists about a thousand valid actions, which
-takes ten times as long as the action.
+takes several times as long as the action.
 
 As shipped the simulator is not deterministic: objects are listed, and updated, in the order of
 identity hash codes, which differ from JVM to JVM. `JVM_OPTIONS` makes them constant, after which

@@ -3,7 +3,10 @@
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from counting import CountingEnvironment
@@ -189,6 +192,31 @@ def test_no_process_is_left_behind(make):
         time.sleep(0.05)
     with pytest.raises(EnvDataError, match="has been closed"):
         env.reset("train/count/0003")
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(0)", "os.kill(os.getpid(), 9)"])
+def test_workers_end_with_a_program_that_does_not_close(tmp_path, ending):
+    """At exit, and when the program is killed and can do nothing any more."""
+    for name in ("drift", "calls"):
+        (tmp_path / name).write_text("")
+    code = (
+        "import os, sys, counting\n"
+        f"env = counting.CountingEnvironment(drift={str(tmp_path / 'drift')!r},"
+        f" calls={str(tmp_path / 'calls')!r})\n"
+        f"env.reset({TASK!r})\n"
+        "print(*[w.pid for w in env._workers], flush=True)\n"
+        f"{ending}\n"
+    )
+    paths = os.pathsep.join(str(Path(__file__).resolve().parents[n]) for n in (1, 2))
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": paths}, check=False,
+    )  # fmt: skip
+    (worker,) = map(int, ran.stdout.split())
+    deadline = time.time() + 5
+    while not gone(worker):
+        assert time.time() < deadline
+        time.sleep(0.05)
 
 
 def test_clear_errors(make):
