@@ -2,12 +2,14 @@
 
 import importlib.util
 import shutil
+import time
 
 import pytest
 
 import envs
 from envs import science_world
 from envs.base import EnvDataError
+from envs.prompts import Prompts
 from envs.science_tasks import FAMILIES, TASKS_PER_FAMILY, variations
 
 ENV = envs.make("science", horizon=60)
@@ -236,6 +238,29 @@ def test_doors():
     assert say(state, "teleport to kitchen", "go to hallway")[1] == "The door is not open."
     state, text = say(state, "teleport to kitchen", "open door to hallway", "go to hallway")
     assert text == "You move to the hallway."
+
+
+def test_window_prompts_list_objects_in_place_of_commands():
+    state, text = begin("boil")
+    prompts = Prompts(ENV.description, "react")
+    prompt = prompts.window(text, [], 1, text, actions=ENV.prompt_actions(state))
+    (line,) = [line for line in prompt.splitlines() if line.startswith("OBJ can be: ")]
+    assert "agent" in line and "door to" in line and "admissible" not in prompt
+    assert prompt.endswith("exactly one action inside <action> </action>.")
+
+
+@pytest.mark.slow
+def test_five_thousand_steps_a_second():
+    moves = []
+    for task in ENV.list_tasks("train"):
+        state, _ = ENV.reset(task.task_id)
+        for action in ENV.solve(state):
+            moves.append((state, action))
+            state, _ = ENV.step(state, action)
+    start = time.process_time()
+    for state, action in moves:
+        ENV.step(state, action)
+    assert len(moves) / (time.process_time() - start) >= 5000
 
 
 def test_clear_errors():

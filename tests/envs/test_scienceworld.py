@@ -216,6 +216,22 @@ def check_branches(env, count, length):
 
 
 @needs_java
+def test_games_side_by_side_do_not_touch_each_other(env):
+    """Four games in two JVMs, a move at a time, against each played alone in a fresh order."""
+    starts = [env.reset(f"train/{task}/0002")[0] for task in SHORT]
+    actions = ("teleport to kitchen", "open cupboard", "look around", "wait1")
+    states = starts
+    for action in actions:
+        states = [state for state, _ in env.step_many([(s, action) for s in states])]
+    alone = make()
+    for start, state in zip(starts, states):
+        for action in actions:
+            start, _ = alone.step(start, action)
+        assert start == state
+    alone.close()
+
+
+@needs_java
 def test_a_killed_jvm_costs_a_replay(env):
     state, _ = env.reset("train/boil/0000")
     for action in ("teleport to kitchen", "open cupboard"):
@@ -255,4 +271,6 @@ def test_clear_errors(env):
             env.reset(task_id)
     with pytest.raises(EnvDataError, match="scienceworld split 'dev'"):
         env.list_tasks("dev")
-    assert env.split_hash("test") != make(simplifications="").split_hash("test")
+    # Pinned: a change of the held-out tasks makes published numbers incomparable.
+    assert env.split_hash("test") == "8af074d9c6fe46e2"
+    assert make(simplifications="").split_hash("test") != env.split_hash("test")
