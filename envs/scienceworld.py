@@ -12,10 +12,12 @@ replays are exact; that is why the observations may be compared word by word.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -134,6 +136,8 @@ def _package() -> Any:
     )
     import scienceworld
 
+    # Of a JVM that died it would print tracebacks; the worker's own error says it in one line.
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)
     if scienceworld.__version__ != VERSION:
         raise EnvDataError(
             f"the package scienceworld is version {scienceworld.__version__}; it must be"
@@ -191,7 +195,8 @@ class ScienceWorldSimulator(Simulator):
         return list(self._server.getGoldActionSequence()) or None
 
     def close(self) -> None:
-        _package().close()
+        with contextlib.suppress(Exception):  # the JVM may have died before
+            _package().close()
 
 
 class ScienceWorld(ReplayEnvironment):
