@@ -229,6 +229,7 @@ def _serve(file_descriptor: int) -> None:
                 connection.send(("answer", answer))
     for simulator in simulators.values():
         simulator.close()
+    os._exit(0)  # finalizers of a broken simulator would print tracebacks nobody can use
 
 
 def _stop_all(workers: list[_Worker]) -> None:

@@ -137,7 +137,7 @@ def _package() -> Any:
     import scienceworld
 
     # Of a JVM that died it would print tracebacks; the worker's own error says it in one line.
-    logging.getLogger("py4j").setLevel(logging.CRITICAL)
+    logging.getLogger("py4j").setLevel(logging.CRITICAL + 1)
     if scienceworld.__version__ != VERSION:
         raise EnvDataError(
             f"the package scienceworld is version {scienceworld.__version__}; it must be"
