@@ -33,6 +33,8 @@ setup(
     ],
     extras_require={
         "parquet": ["pyarrow"],  # the form in which the hub stores CodeContests
+        # The benchmark itself (needs Java too). Pinned: another version plays the same actions otherwise.
+        "scienceworld": ["scienceworld==1.2.3"],
         "test": [
             "pytest",
             "hypothesis",  # property tests of the environments and parsers

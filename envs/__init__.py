@@ -12,6 +12,8 @@ from envs.base import EnvDataError, Environment
 REGISTRY = {
     "code": "envs.code:Code",
     "household": "envs.household:Household",
+    "science": "envs.science:Science",
+    "scienceworld": "envs.scienceworld:ScienceWorld",
     "sokoban": "envs.sokoban:Sokoban",
     "webshop": "envs.webshop:WebShop",
 }

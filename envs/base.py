@@ -112,6 +112,10 @@ class Environment(abc.ABC):
     def actions(self, state: Any) -> tuple[str, ...]:
         """The admissible actions in `state`, in a fixed order: those that are understood there."""
 
+    def prompt_actions(self, state: Any) -> Sequence[str] | str:
+        """What window prompts list as admissible; a text of its own where the list is too long."""
+        return self.actions(state)
+
     def goal(self, first_observation: str) -> str:
         """The task in words, out of the first observation; "" where every observation shows it."""
         return first_observation.rpartition("Your task is to: ")[2] if self.states_goal else ""

@@ -178,7 +178,7 @@ class Prompts:
         observation: str,
         experience: str | None = None,
         goal: str = "",
-        actions: Sequence[str] | None = (),
+        actions: Sequence[str] | str | None = (),
     ) -> str:
         """One self-contained user turn: task, the last (observation, action) pairs, now.
 
@@ -196,7 +196,8 @@ class Prompts:
           observation: current observation.
           experience: e, or None.
           goal: the task in words; "" where every observation shows it.
-          actions: admissible now; () leaves the list out, None the request for an action too.
+          actions: admissible now, or a text about them; () leaves that out, None the request for an
+            action too.
         """
         if self.style == "plain":
             return self._plain_window(first, history, step, observation, experience)
@@ -239,7 +240,9 @@ class Prompts:
                 lines.append(f"[Observation {number}: '{seen}', Action {number}: '{done}']")
             now = f"You are now at step {step}. {now}"
         lines += [now, self._bare(observation)]
-        if actions:
+        if isinstance(actions, str):
+            lines.append(actions)
+        elif actions:
             quoted = [f"{form.quote}{action}{form.quote}" for action in actions]
             listed = f"{form.actions_open}{form.action_end.join(quoted)}{form.actions_close}"
             lines.append(f"The actions that are admissible now: {listed}.")

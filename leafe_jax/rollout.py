@@ -181,14 +181,14 @@ class Rollout:
         if self.config.mode == "dialogue":
             return self.prompts.observation(episode.step, episode.observation, experience)
         shown = episode.turns[max(0, len(episode.turns) - self.config.window) :]
-        return self._window(episode, shown, experience, self.env.actions(episode.state))
+        return self._window(episode, shown, experience, self.env.prompt_actions(episode.state))
 
     def _window(
         self,
         episode: Episode,
         shown: Sequence[Turn],
         experience: str | None,
-        actions: Sequence[str] | None,
+        actions: Sequence[str] | str | None,
     ) -> str:
         first = episode.turns[0].observation if episode.turns else episode.observation
         return self.prompts.window(

@@ -1,6 +1,8 @@
 """Text and token ids: nothing is tokenised twice, for the templates of Qwen and Llama 3."""
 
+import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -317,6 +319,12 @@ def test_tokenizers_that_are_refused(tmp_path):
         load_tokenizer(str(tmp_path / "model"), config.vocab_size)
 
 
+NEEDS_JAVA = pytest.mark.skipif(
+    shutil.which("java") is None or importlib.util.find_spec("scienceworld") is None,
+    reason="needs Java and the extra scienceworld",
+)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -324,6 +332,7 @@ def test_tokenizers_that_are_refused(tmp_path):
         "sokoban_qwen2_5_7b",
         "sokoban_llama3_1_8b",
         pytest.param("codecontests_qwen2_5_7b", marks=pytest.mark.slow),
+        pytest.param("scienceworld_qwen2_5_7b", marks=[NEEDS_JAVA, pytest.mark.slow]),
     ],
 )
 def test_the_instruct_configs_run_on_a_checkpoint(name, tmp_path, monkeypatch):
@@ -344,7 +353,7 @@ def test_the_instruct_configs_run_on_a_checkpoint(name, tmp_path, monkeypatch):
     assert results["methods"]["base"]["families"]["all"]["samples"] == 2
     lines = (tmp_path / "run" / "explore" / "trees" / "0000.jsonl").read_text().splitlines()
     trees = [json.loads(line) for line in lines]
-    mode = "window" if name.startswith("sokoban") else "dialogue"
+    mode = "dialogue" if name.startswith(("household", "codecontests")) else "window"
     assert {t["mode"] for t in trees} == {mode}
     turns = [t for tree in trees for node in tree["nodes"] for t in node["turns"]]
     assert turns and all(t["action_ids"] and t["prompt_ids"] for t in turns)
