@@ -304,7 +304,11 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path, finished):
     try:
         code, _, err = run(mount / "run")
         notes = ("a second", "attention backend: ")
-        lines = [line for line in err.splitlines() if not any(note in line for note in (*notes, "sampler: "))]
+        lines = [
+            line
+            for line in err.splitlines()
+            if not any(note in line for note in (*notes, "sampler: "))
+        ]
         assert code == 2 and len(lines) == 1 and "the disk is full" in lines[0]
         for path in mount.rglob("*.jsonl"):
             for line in path.read_text().splitlines():

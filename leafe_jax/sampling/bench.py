@@ -315,7 +315,8 @@ class BenchEngine(Engine):
         if hasattr(w, "parents"):
             return w.parents * w.branches, w.history + w.suffix + w.gen, w.gen, w.suffix
         if hasattr(w, "system"):
-            return w.batch, w.system + w.turns * (w.obs + w.gen), w.gen, 32
+            longest = w.system + w.turns * (w.obs + w.gen)
+            return w.batch, longest, w.gen, min(32, longest - w.gen)
         if hasattr(w, "prompt"):
             return w.batch, w.prompt + w.gen, w.gen, min(128, w.prompt)
         if isinstance(w, Ragged):
@@ -608,7 +609,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--trees", default="", help="directory of recorded trees, for leafe")
     parser.add_argument("--seed", type=int, default=0, help="of the ragged workload")
     arguments = parser.parse_args(argv)
-    prefer_cpu()
+    if prefer_cpu():
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")
 
     def log(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
