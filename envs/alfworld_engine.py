@@ -45,7 +45,7 @@ class Game:
       intro: the first observation.
       start: the first position.
       grounder: facts and operators.
-      commands: command of each operator, aligned with grounder.operators.
+      entities: object id -> its names.
 
     Raises:
       EnvDataError: a field is missing, or one of the texts cannot be read.
@@ -57,38 +57,58 @@ class Game:
                 raise EnvDataError(f"{where}: has no text {field!r}: not a game.tw-pddl file")
         self._where = where
         self._grammar = twl2.Grammar(data["grammar"], f"{where}: grammar")
-        task = pddl.read_task(data["pddl_domain"], data["pddl_problem"], where)
+        self._task = pddl.read_task(data["pddl_domain"], data["pddl_problem"], where)
         asked = self._grammar.predicates()
         positive = frozenset(name.removeprefix("not_") for name in asked)
-        self.grounder = pddl.Grounder(task, positive, where)
         self._deniable = frozenset(n.removeprefix("not_") for n in asked if n.startswith("not_"))
-        self._check_conditional(task, positive)
-        self._task = task
-        self._parameters = {action.name: action.parameters for action in task.actions}
-        self._entities = _entities(task)
-        self._facts_by_predicate = self._all_facts()
-        self._index: dict[tuple, dict[tuple, list]] = {}
+        self._check_conditional(positive)
+        self.grounder = pddl.Grounder(self._task, positive, where)
+        self._parameters = {action.name: action.parameters for action in self._task.actions}
+        self.entities = _entities(self._task)
         self.start = Position(self.grounder.initial)
+        facts = _Facts(self._task, self.grounder)
         self.intro = self._grammar.derive(
-            twl2.parse_symbols("#intro#", where), _View(self, self.start), {}
+            twl2.parse_symbols("#intro#", where), _View(self, facts, self.start), {}
         )
-        self._denies = [self._denied_by(operator) for operator in self.grounder.operators]
-        self.commands = tuple(self._command(o) for o in self.grounder.operators)
-        self._by_command: dict[str, list[int]] = defaultdict(list)
+
+    # Grounding takes most of the time, and whoever only lists tasks needs none of it.
+    @functools.cached_property
+    def _facts(self) -> _Facts:
+        _ = self.grounder.operators, self.grounder.goal  # both bring facts of their own
+        return _Facts(self._task, self.grounder)
+
+    @functools.cached_property
+    def commands(self) -> tuple[str, ...]:
+        """The command of each operator, aligned with grounder.operators."""
+        return tuple(self._command(o) for o in self.grounder.operators)
+
+    @functools.cached_property
+    def _by_command(self) -> dict[str, list[int]]:
+        numbers = defaultdict(list)
         for number, command in enumerate(self.commands):
-            self._by_command[command].append(number)
-        self._watched, self._watchers, self._always = self._watch()
+            numbers[command].append(number)
+        return dict(numbers)
+
+    @functools.cached_property
+    def _denies(self) -> list[int]:
+        """For each operator, the facts that the grammar may call false after it."""
+        mask = 0
+        for fact, bit in self._facts.fluents.items():
+            mask |= (fact[0] in self._deniable) << bit
+        # A delete of what the operator requires to be false is no effect, so nothing is denied.
+        return [
+            o.delete & mask & ~functools.reduce(int.__and__, (no for _, no in o.branches))
+            for o in self.grounder.operators
+        ]
 
     # -- playing -----------------------------------------------------------------------------------
     def applicable(self, facts: int) -> list[int]:
         """Numbers of the operators that apply, in no particular order."""
         operators = self.grounder.operators
-        found = [n for n in self._always if pddl.holds(operators[n].branches, facts)]
-        left = facts & self._watched
-        while left:
-            bit = left & -left
-            left ^= bit
-            for need, no, number in self._watchers[bit]:
+        watched, watchers, always = self._watch
+        found = [n for n in always if pddl.holds(operators[n].branches, facts)]
+        for bit in _bits(facts & watched):
+            for need, no, number in watchers[bit]:
                 if facts & need == need and not facts & no:
                     found.append(number)
         return found
@@ -105,7 +125,7 @@ class Game:
             if pddl.holds(operator.branches, position.facts):
                 new = self._apply(position, number)
                 feedback = self._grammar.derive(
-                    self._text(operator).feedback, _View(self, new), self._binding(operator)
+                    self._text(operator).feedback, _View(self, self._facts, new), self._binding(operator)
                 )
                 return new, feedback, True
         return position, NOTHING, False
@@ -120,9 +140,9 @@ class Game:
         return Position(operator.apply(position.facts), denied)
 
     # -- set-up ------------------------------------------------------------------------------------
-    def _check_conditional(self, task: pddl.Task, asked: frozenset[str]) -> None:
+    def _check_conditional(self, asked: frozenset[str]) -> None:
         # TextWorld tells its grammar of a conditional effect even where the condition failed.
-        for action in task.actions:
+        for action in self._task.actions:
             for effect in action.effects:
                 conditional = effect.condition != pddl.Group("and", ())
                 if conditional and effect.literal.predicate in asked:
@@ -130,28 +150,6 @@ class Game:
                         f"{self._where}: action {action.name}: `when` changes"
                         f" {effect.literal.predicate}, which the grammar asks about: not supported"
                     )
-
-    def _denied_by(self, operator: pddl.Operator) -> int:
-        # A delete of what the operator requires to be false is no effect, so nothing is denied.
-        deletes = operator.delete & ~functools.reduce(
-            int.__and__, (no for _, no in operator.branches)
-        )
-        mask = 0
-        for fact, bit in self.grounder.fluents.items() if deletes and self._deniable else ():
-            if deletes >> bit & 1 and fact[0] in self._deniable:
-                mask |= 1 << bit
-        return mask
-
-    def _all_facts(self) -> dict[str, list[tuple[int, pddl.Fact]]]:
-        """predicate -> (bit, or 0 where it always holds; fact) in text order."""
-        found = defaultdict(list)
-        for predicate, facts in self.grounder.static.items():
-            found[predicate] = [(0, fact) for fact in facts]
-        for fact, bit in self.grounder.fluents.items():
-            found[fact[0]].append((1 << bit, fact))
-        for facts in found.values():
-            facts.sort(key=lambda pair: pair[1])
-        return found
 
     def _text(self, operator: pddl.Operator) -> twl2.ActionText:
         text = self._grammar.actions.get(operator.action)
@@ -174,8 +172,10 @@ class Game:
                 f"{self._where}: grammar: the template of {operator.action} depends on"
                 f" {', '.join(sorted(changing))}, which changes: not supported"
             )
-        return self._grammar.derive(template, _View(self, self.start), self._binding(operator))
+        view = _View(self, self._facts, self.start)
+        return self._grammar.derive(template, view, self._binding(operator))
 
+    @functools.cached_property
     def _watch(self):
         """Which branches to look at when a fact holds; the rarest needed fact watches a branch."""
         names = {1 << bit: fact[0] for fact, bit in self.grounder.fluents.items()}
@@ -190,25 +190,6 @@ class Game:
                 watchers[bit].append((need, no, number))
         return sum(watchers), dict(watchers), tuple(always)
 
-    # -- what the grammar asks -----------------------------------------------------------------------
-    def entity(self, object_id: str) -> twl2.Entity:
-        return self._entities[object_id]
-
-    def candidates(self, atom: twl2.Atom, binding: twl2.Binding) -> list:
-        """Facts that may answer `atom`, those with the bound objects in their places."""
-        places = tuple(i for i, ph in enumerate(atom.placeholders, 1) if ph in binding)
-        predicate = atom.predicate.removeprefix("not_")
-        key = (predicate, places)
-        if key not in self._index:
-            table = self._index[key] = defaultdict(list)
-            for pair in self._facts_by_predicate.get(predicate, ()):
-                table[tuple(pair[1][i] for i in places)].append(pair)
-        values = tuple(binding[atom.placeholders[i - 1]] for i in places)
-        return self._index[key].get(values, [])
-
-    def is_a(self, object_id: str, kind: str) -> bool:
-        return kind in self._task.supertypes[self._task.objects[object_id]]
-
 
 def _bits(mask: int) -> Iterator[int]:
     while mask:
@@ -217,13 +198,43 @@ def _bits(mask: int) -> Iterator[int]:
         mask ^= bit
 
 
+class _Facts:
+    """All facts that a query may find, by predicate and by the objects in some of their places."""
+
+    def __init__(self, task: pddl.Task, grounder: pddl.Grounder):
+        self.fluents = dict(grounder.fluents)
+        self._task = task
+        self._by_predicate = defaultdict(list)  # -> (bit, or 0 where it always holds; fact)
+        for predicate, facts in grounder.static.items():
+            self._by_predicate[predicate] = [(0, fact) for fact in facts]
+        for fact, bit in self.fluents.items():
+            self._by_predicate[fact[0]].append((1 << bit, fact))
+        for facts in self._by_predicate.values():
+            facts.sort(key=lambda pair: pair[1])
+        self._index: dict[tuple, dict[tuple, list]] = {}
+
+    def candidates(self, predicate: str, placeholders, binding: twl2.Binding) -> list:
+        """Facts of `predicate` with the bound objects in their places, in the order of the text."""
+        places = tuple(i for i, ph in enumerate(placeholders, 1) if ph in binding)
+        key = (predicate, places)
+        if key not in self._index:
+            table = self._index[key] = defaultdict(list)
+            for pair in self._by_predicate.get(predicate, ()):
+                table[tuple(pair[1][i] for i in places)].append(pair)
+        values = tuple(binding[placeholders[i - 1]] for i in places)
+        return self._index[key].get(values, [])
+
+    def is_a(self, object_id: str, kind: str) -> bool:
+        return kind in self._task.supertypes[self._task.objects[object_id]]
+
+
 class _View:
     """A game at a position, as the grammar sees it."""
 
-    def __init__(self, game: Game, position: Position):
-        self._game = game
+    def __init__(self, game: Game, facts: _Facts, position: Position):
+        self._facts = facts
         self._position = position
-        self.entity = game.entity
+        self.entity = game.entities.__getitem__
 
     def assignments(self, query: tuple[twl2.Atom, ...], binding: twl2.Binding):
         """Different placeholders stand for different objects, as in textworld.logic.State."""
@@ -233,8 +244,9 @@ class _View:
         atom, *rest = query
         denied = atom.predicate.startswith("not_")
         mask = self._position.denied if denied else self._position.facts
+        predicate = atom.predicate.removeprefix("not_")
         used = set(binding.values())
-        for bit, fact in self._game.candidates(atom, binding):
+        for bit, fact in self._facts.candidates(predicate, atom.placeholders, binding):
             if not mask & bit if bit else denied:  # bit 0: a fact that always holds
                 continue
             extended = dict(binding)
@@ -242,7 +254,7 @@ class _View:
                 if placeholder in extended:
                     if extended[placeholder] != found:
                         break
-                elif found in used or not self._game.is_a(found, placeholder[1]):
+                elif found in used or not self._facts.is_a(found, placeholder[1]):
                     break
                 else:
                     extended[placeholder] = found

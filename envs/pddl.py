@@ -325,11 +325,10 @@ class Grounder:
       asked: predicates that are asked about from outside (by the grammar).
 
     Attributes:
-      fluents: fact -> bit number, for the facts that can change and matter.
+      fluents: fact -> bit number, for the facts that can change and matter; it grows as operators
+        and goal are grounded.
       static: facts that no action touches, by predicate.
       initial: mask of the fluents that hold at the start.
-      operators: every operator that can ever apply, in a fixed order.
-      goal: branches of the goal.
       changing: predicates that actions change.
     """
 
@@ -351,14 +350,22 @@ class Grounder:
             if fact[0] in self._matters:
                 self._bit(fact)
         self.initial = (1 << len(self.fluents)) - 1
-        self.goal = tuple(self._ground(task.goal, {}))
+
+    @functools.cached_property
+    def goal(self) -> tuple[Masks, ...]:
+        """Branches of the goal."""
+        return tuple(self._ground(self._task.goal, {}))
+
+    @functools.cached_property
+    def operators(self) -> tuple[Operator, ...]:
+        """Every operator that can ever apply, in a fixed order."""
         operators = [
             operator
-            for action in task.actions
+            for action in self._task.actions
             for binding in self._bindings(action.parameters, _conjuncts(action.precondition), {})
             if (operator := self._operator(action, binding))
         ]
-        self.operators = self._reachable(operators)
+        return self._reachable(operators)
 
     def _relevant(self, asked: frozenset[str]) -> frozenset[str]:
         matters = set(asked)
