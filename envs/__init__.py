@@ -10,6 +10,7 @@ from envs.base import EnvDataError, Environment
 
 # name -> module:class. Modules are imported when asked for: some need an extra.
 REGISTRY = {
+    "alfworld": "envs.alfworld:Alfworld",
     "household": "envs.household:Household",
     "sokoban": "envs.sokoban:Sokoban",
 }

@@ -312,7 +312,7 @@ def read_game(path: str | Path) -> dict:
         raise EnvDataError(f"{path}: not a JSON file: {error}") from None
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=128)
 def load_game(path: str) -> Game:
-    """The game of a file; the last 64 are kept per process."""
+    """The game of a file; the last 128 are kept per process."""
     return Game(read_game(path), path)
