@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["leafe_jax*", "envs*"]),
-    package_data={"leafe_jax": ["assets/**/*"]},
+    package_data={"leafe_jax": ["assets/**/*"], "envs": ["assets/**/*"]},
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",
@@ -29,6 +29,10 @@ setup(
         "matplotlib",  # the Pass@k plot of the report
     ],
     extras_require={
+        # The real ALFWorld, for `alfworld_real`: its engine (builds Fast Downward: cmake, g++) and what
+        # its loader imports. The package itself pins vision libraries that no text game needs, so:
+        # pip install --no-deps alfworld==0.4.2
+        "alfworld": ["textworld[pddl]==1.7.0", "termcolor", "tqdm"],
         "test": [
             "pytest",
             "hypothesis",  # property tests of the environments and parsers

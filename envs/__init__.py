@@ -10,9 +10,10 @@ from envs.base import EnvDataError, Environment
 
 # name -> module:class. Modules are imported when asked for: some need an extra.
 REGISTRY = {
-    "alfworld": "envs.alfworld:Alfworld",
     "household": "envs.household:Household",
     "sokoban": "envs.sokoban:Sokoban",
+    "alfworld": "envs.alfworld:Alfworld",
+    "alfworld_real": "envs.alfworld_real:AlfworldReal",
 }
 
 

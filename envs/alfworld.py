@@ -82,7 +82,9 @@ class Alfworld(Environment):
         folder = path.resolve().parent
         task_id = f"games/{folder.parent.name}/{folder.name}"
         if task_id in self._files:
-            raise EnvDataError(f"env.options.games: {path} has the same task id as another: {task_id}")
+            raise EnvDataError(
+                f"env.options.games: {path} has the same task id as another: {task_id}"
+            )
         self._files[task_id] = path
         trajectory = folder / "traj_data.json"
         family = _task_type(trajectory) if trajectory.is_file() else "game"
@@ -127,22 +129,45 @@ class Alfworld(Environment):
             return ""
         return family
 
+    def _source(self, task_id: str) -> str:
+        """The file of a task, "" for a generated one.
+
+        Raises:
+          EnvDataError: unknown task.
+        """
+        split = task_id.partition("/")[0]
+        if split not in self.splits:
+            raise EnvDataError(
+                f"{self.name} task {task_id!r}: must begin with one of {self.splits}"
+            )
+        if self._data is None and split != "games":
+            _generated(task_id)
+            return ""
+        if task_id not in self._files:
+            self.list_tasks(split)
+        if task_id not in self._files:
+            raise EnvDataError(f"{self.name} task {task_id!r}: is not in split {split}")
+        return str(self._files[task_id])
+
     def game(self, task_id: str) -> Game:
         """The game of a task.
 
         Raises:
           EnvDataError: unknown task, or a file that cannot be played.
         """
-        split, _, rest = task_id.partition("/")
-        if split not in self.splits:
-            raise EnvDataError(f"alfworld task {task_id!r}: must begin with one of {self.splits}")
-        if self._data is None and "games" not in self.splits:
-            return generated_game(split, *_generated(task_id))
-        if task_id not in self._files:
-            self.list_tasks(split)
-        if task_id not in self._files:
-            raise EnvDataError(f"alfworld task {task_id!r}: is not in split {split}")
-        return load_game(str(self._files[task_id]))
+        path = self._source(task_id)
+        return load_game(path) if path else generated_game(task_id)
+
+    def game_data(self, task_id: str) -> dict:
+        """The JSON object of the task's game.tw-pddl."""
+        path = self._source(task_id)
+        return read_game(path) if path else generator.game_data(_generated(task_id))
+
+    def plan(self, task_id: str, facts: int, max_length: int) -> list[str] | None:
+        """Commands that lead from a position to the goal, or None when no plan was found."""
+        game = self.game(task_id)
+        numbers = planner.plan(game.grounder, facts, max_length)
+        return None if numbers is None else [game.commands[number] for number in numbers]
 
     # -- playing -----------------------------------------------------------------------------------
     def _reset(self, task_id: str) -> tuple[AlfworldState, str]:
@@ -160,9 +185,7 @@ class Alfworld(Environment):
         return self.game(state.task_id).admissible(_position(state))
 
     def solve(self, state: AlfworldState) -> list[str] | None:
-        game = self.game(state.task_id)
-        numbers = planner.plan(game.grounder, state.facts, self.horizon - state.num_steps)
-        return None if numbers is None else [game.commands[number] for number in numbers]
+        return self.plan(state.task_id, state.facts, self.horizon - state.num_steps)
 
     def write(self, directory: str | Path, split: str, limit: int | None = None) -> list[Path]:
         """Writes generated games, the first `limit` of a split, as an ALFWORLD_DATA directory.
@@ -176,10 +199,12 @@ class Alfworld(Environment):
         for task in self.list_tasks(split)[:limit]:
             plan = self.solve(self.reset(task.task_id)[0])
             if plan is None:
-                raise EnvDataError(f"alfworld task {task.task_id!r}: no plan in {self.horizon} steps")
-            family, number = _generated(task.task_id)
-            spec = generator.draw(split, family, number)
-            folder = Path(directory) / "json_2.1.1" / split / spec.folder / f"trial_T{number:04d}"
+                raise EnvDataError(
+                    f"alfworld task {task.task_id!r}: no plan in {self.horizon} steps"
+                )
+            spec = _generated(task.task_id)
+            trial = f"trial_T{task.task_id.rpartition('/')[2]}"
+            folder = Path(directory) / "json_2.1.1" / split / spec.folder / trial
             paths.append(generator.write_game(spec, folder, plan))
         return paths
 
@@ -188,21 +213,25 @@ def _position(state: AlfworldState) -> Position:
     return Position(state.facts, state.denied)
 
 
-def _generated(task_id: str) -> tuple[str, int]:
-    """(family, number) of a generated game's id."""
+@functools.lru_cache(maxsize=4096)
+def _generated(task_id: str) -> generator.GameSpec:
+    """What a generated game's id stands for."""
     split, *rest = task_id.split("/")
     if len(rest) != 2 or rest[0] not in generator.FAMILIES:
         raise EnvDataError(
             f"alfworld task {task_id!r}: must be {split}/<{'|'.join(generator.FAMILIES)}>/0000"
         )
-    return rest[0], generator.parse_number(rest[1], split)
+    family, number = rest
+    count = generator.GAMES_PER_FAMILY[split]
+    if not (len(number) == 4 and number.isascii() and number.isdigit() and int(number) < count):
+        raise EnvDataError(f"alfworld task {task_id!r}: number must be 0000 to {count - 1:04d}")
+    return generator.draw(split, family, int(number))
 
 
 @functools.lru_cache(maxsize=128)
-def generated_game(split: str, family: str, number: int) -> Game:
+def generated_game(task_id: str) -> Game:
     """A generated game; the last 128 are kept per process."""
-    spec = generator.draw(split, family, number)
-    return Game(generator.game_data(spec), f"generated game {split}/{family}/{number:04d}")
+    return Game(generator.game_data(_generated(task_id)), f"generated game {task_id}")
 
 
 def _task_type(trajectory: Path) -> str:

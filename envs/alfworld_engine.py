@@ -125,7 +125,9 @@ class Game:
             if pddl.holds(operator.branches, position.facts):
                 new = self._apply(position, number)
                 feedback = self._grammar.derive(
-                    self._text(operator).feedback, _View(self, self._facts, new), self._binding(operator)
+                    self._text(operator).feedback,
+                    _View(self, self._facts, new),
+                    self._binding(operator),
                 )
                 return new, feedback, True
         return position, NOTHING, False
@@ -284,7 +286,9 @@ def _entities(task: pddl.Task) -> dict[str, twl2.Entity]:
     for name in named:
         kind = task.objects.get(name, "object")
         if name in kinds:
-            entities[name] = twl2.Entity(name, kind, f"{_unescaped(kinds[name])} {left[kinds[name]]}")
+            entities[name] = twl2.Entity(
+                name, kind, f"{_unescaped(kinds[name])} {left[kinds[name]]}"
+            )
             left[kinds[name]] -= 1
         elif not plain:
             entities[name] = twl2.Entity(name, kind, f"{_unescaped(name)} ")

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from envs.base import EnvDataError, stable_seed
+from envs.base import stable_seed
 
 FAMILIES = (
     "pick_and_place_simple",
@@ -66,7 +66,9 @@ _DISHES = "Bowl Cup Mug Plate"
 _CUTLERY = "ButterKnife Fork Knife Ladle Spatula Spoon"
 _SMALL = "CD CellPhone CreditCard KeyChain Pen Pencil Watch"
 _BATH = "Candle Cloth SoapBar SoapBottle SprayBottle ToiletPaper"
-_ON_TABLE = f"{_FOOD} {_DISHES} {_CUTLERY} {_SMALL} {_BATH} AlarmClock Book DeskLamp DishSponge Kettle"
+_ON_TABLE = (
+    f"{_FOOD} {_DISHES} {_CUTLERY} {_SMALL} {_BATH} AlarmClock Book DeskLamp DishSponge Kettle"
+)
 _ON_TABLE += " Laptop Newspaper Pan PepperShaker Pot RemoteControl SaltShaker Statue TissueBox Vase"
 _ON_TABLE += " WateringCan WineBottle"
 _CONTAINS: Mapping[str, frozenset[str]] = {
@@ -242,7 +244,9 @@ def _draw_spec(rng: random.Random, family: str, kind: str, scene: int) -> GameSp
         objects.append((LAMP, rng.choice(lit)))
     for _ in range(rng.randint(8, 24)):
         other = rng.choice([c for c in room.objects if c != target])
-        objects.append((other, rng.choice([i for i, r in enumerate(layout) if other in _CONTAINS[r]])))
+        objects.append(
+            (other, rng.choice([i for i, r in enumerate(layout) if other in _CONTAINS[r]]))
+        )
     sentence = rng.choice(_SENTENCES[family]).format(
         obj=target.lower(), recep=parent.lower(), toggle=LAMP.lower()
     )
@@ -288,9 +292,7 @@ def problem(spec: GameSpec) -> str:
                   f"(objectAtLocation {found} {location})"]  # fmt: skip
         facts += [f"(pickupable {found})"] * (name != LAMP)
         facts += [f"({p} {found})" for p, classes in _PROPERTIES.items() if name in classes]
-    facts += [
-        f"(canContain {r}Type {o}Type)" for r in types for o in kinds if o in _CONTAINS[r]
-    ]
+    facts += [f"(canContain {r}Type {o}Type)" for r in types for o in kinds if o in _CONTAINS[r]]
     used = sorted({spots[location] for _, location, _ in spec.receptacles} | {spots[0]})
     listed = (("agent1", "agent"), (" ".join(used), "location"),
               (" ".join(receptacles), "receptacle"), (" ".join(objects), "object"),
@@ -377,14 +379,3 @@ def write_game(spec: GameSpec, folder: Path, walkthrough: list[str]) -> Path:
     }
     (folder / "traj_data.json").write_text(json.dumps(trajectory), encoding="utf-8")
     return path
-
-
-def parse_number(text: str, split: str) -> int:
-    """The number in a task id of a generated game.
-
-    Raises:
-      EnvDataError: not four digits, or beyond the split.
-    """
-    if len(text) == 4 and text.isascii() and text.isdigit() and int(text) < GAMES_PER_FAMILY[split]:
-        return int(text)
-    raise EnvDataError(f"task number {text!r}: must be 0000 to {GAMES_PER_FAMILY[split] - 1:04d}")

@@ -228,9 +228,7 @@ def parse_symbols(text: str, where: str) -> tuple[Symbol, ...]:
 
 
 def _repeat(found: re.Match, listed: bool, where: str) -> Symbol:
-    expression = (
-        _Reference(found["rule"]) if found["rule"] else _expression(found["source"], where)
-    )
+    expression = _Reference(found["rule"]) if found["rule"] else _expression(found["source"], where)
     query = parse_query(found["query"], where) if found["query"] else ()
     return _Repeat(expression, query, listed) if listed or query else expression
 
@@ -244,7 +242,9 @@ def parse_query(text: str, where: str) -> tuple[Atom, ...]:
     for part in text.split("&"):
         found = _ATOM.fullmatch(part)
         if found is None:
-            raise EnvDataError(f"{where}: query {text!r}: {part.strip()!r} is not predicate(x:type)")
+            raise EnvDataError(
+                f"{where}: query {text!r}: {part.strip()!r} is not predicate(x:type)"
+            )
         placeholders = []
         for argument in filter(None, (a.strip() for a in found[2].split(","))):
             name, _, kind = (word.strip() for word in argument.partition(":"))
