@@ -29,10 +29,10 @@ setup(
         "matplotlib",  # the Pass@k plot of the report
     ],
     extras_require={
-        # The real ALFWorld, for `alfworld_real`: its engine (builds Fast Downward: cmake, g++) and what
-        # its loader imports. The package itself pins vision libraries that no text game needs, so:
-        # pip install --no-deps alfworld==0.4.2
-        "alfworld": ["textworld[pddl]==1.7.0", "termcolor", "tqdm"],
+        "alfworld": [
+            "alfworld==0.4.2",  # the real package, behind `alfworld_real`
+            "textworld[pddl]==1.7.0",  # its engine; builds Fast Downward, so needs cmake and g++
+        ],
         "test": [
             "pytest",
             "hypothesis",  # property tests of the environments and parsers

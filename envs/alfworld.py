@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from envs import alfworld_games as generator
-from envs import planner
 from envs.alfworld_engine import Game, Position, load_game, read_game
 from envs.base import EnvDataError, Environment, State, StepResult, Task
 
@@ -163,12 +162,6 @@ class Alfworld(Environment):
         path = self._source(task_id)
         return read_game(path) if path else generator.game_data(_generated(task_id))
 
-    def plan(self, task_id: str, facts: int, max_length: int) -> list[str] | None:
-        """Commands that lead from a position to the goal, or None when no plan was found."""
-        game = self.game(task_id)
-        numbers = planner.plan(game.grounder, facts, max_length)
-        return None if numbers is None else [game.commands[number] for number in numbers]
-
     # -- playing -----------------------------------------------------------------------------------
     def _reset(self, task_id: str) -> tuple[AlfworldState, str]:
         game = self.game(task_id)
@@ -185,7 +178,8 @@ class Alfworld(Environment):
         return self.game(state.task_id).admissible(_position(state))
 
     def solve(self, state: AlfworldState) -> list[str] | None:
-        return self.plan(state.task_id, state.facts, self.horizon - state.num_steps)
+        steps_left = self.horizon - state.num_steps
+        return self.game(state.task_id).plan(state.facts, steps_left)
 
     def write(self, directory: str | Path, split: str, limit: int | None = None) -> list[Path]:
         """Writes generated games, the first `limit` of a split, as an ALFWORLD_DATA directory.

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from envs import pddl, twl2
+from envs import pddl, planner, twl2
 from envs.base import EnvDataError
 
 NOTHING = "Nothing happens."
@@ -135,6 +135,11 @@ class Game:
     def won(self, position: Position) -> bool:
         """Whether the goal is reached."""
         return pddl.holds(self.grounder.goal, position.facts)
+
+    def plan(self, facts: int, max_length: int) -> list[str] | None:
+        """Commands that lead from a position to the goal, or None when no plan was found."""
+        numbers = planner.plan(self.grounder, facts, max_length)
+        return None if numbers is None else [self.commands[number] for number in numbers]
 
     def _apply(self, position: Position, number: int) -> Position:
         operator = self.grounder.operators[number]

@@ -50,8 +50,7 @@ class AlfworldReal(Alfworld):
             import fast_downward  # noqa: F401
         except ImportError as error:
             raise EnvDataError(
-                f"env.name = 'alfworld_real': {error}; install with `pip install leafe_jax[alfworld]`"
-                " and `pip install --no-deps alfworld==0.4.2` (docs/ALFWORLD.md)"
+                f"env.name = 'alfworld_real': {error}; `pip install leafe_jax[alfworld]` brings it"
             ) from None
         self._loaded: collections.OrderedDict[str, _Loaded] = collections.OrderedDict()
 
@@ -77,7 +76,7 @@ class AlfworldReal(Alfworld):
         position = game.start
         for command in state.commands:
             position, _, _ = game.play(position, command)
-        return self.plan(state.task_id, position.facts, self.horizon - state.num_steps)
+        return game.plan(position.facts, self.horizon - state.num_steps)
 
     def close(self) -> None:
         for loaded in self._loaded.values():
