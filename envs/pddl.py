@@ -196,6 +196,17 @@ class _Reader:
                 raise self.fail(f"effect ({tree[0]} ...) with {size - 1} parts")
         return [Effect(self.literal(tree, False), condition, parameters)]
 
+    def check(self, place: str, arity: Mapping[str, int], *conditions: Condition) -> None:
+        """Refuses predicates that are not declared, or have another number of arguments."""
+        for literal in _literals(*conditions):
+            wanted = 2 if literal.predicate == "=" else arity.get(literal.predicate)
+            if wanted is None:
+                raise self.fail(f"{place}: no predicate {literal.predicate!r}")
+            if wanted != len(literal.arguments):
+                raise self.fail(
+                    f"{place}: {literal.predicate} with {len(literal.arguments)} arguments, not {wanted}"
+                )
+
     def action(self, words: list) -> Action:
         name, fields = words[0], dict(zip(words[1::2], words[2::2], strict=False))
         if not isinstance(name, str) or ":effect" not in fields:
@@ -223,15 +234,18 @@ def read_task(domain: str, problem: str, where: str) -> Task:
     for name, parent in _typed(sum(sections[":types"], [])):
         parents.setdefault(name, set()).add(parent)
         parents.setdefault(parent, set())
-    declared = {
-        words[0] for group in sections[":predicates"] for words in group if isinstance(words, list)
+    arity = {
+        words[0]: len(reader.typed(words[1:]))
+        for group in sections[":predicates"]
+        for words in group
+        if isinstance(words, list) and words
     }
     objects = dict(_typed(sum(sections[":constants"], [])))
     actions = tuple(reader.action(words) for words in sections[":action"])
     for action in actions:
-        for literal in _literals(action.precondition, *(e.condition for e in action.effects)):
-            if literal.predicate not in declared | {"="}:
-                raise reader.fail(f"action {action.name}: no predicate {literal.predicate!r}")
+        reader.check(f"action {action.name}", arity, action.precondition)
+        for effect in action.effects:
+            reader.check(f"action {action.name}", arity, effect.condition, effect.literal)
 
     reader = _Reader(f"{where}: pddl_problem")
     sections = reader.sections(parse_lisp(problem, reader.where))
@@ -243,11 +257,10 @@ def read_task(domain: str, problem: str, where: str) -> Task:
     if len(sections[":init"]) != 1 or len(sections[":goal"]) != 1 or not sections[":goal"][0]:
         raise reader.fail("must have one (:init ...) and one (:goal ...)")
     initial, measured = _initial(reader, sections[":init"][0], objects)
-    return Task(
-        {kind: _closure(kind, parents) for kind in parents},
-        objects, actions, initial, measured,
-        reader.condition(sections[":goal"][0][0]),
-    )  # fmt: skip
+    goal = reader.condition(sections[":goal"][0][0])
+    reader.check(":goal", arity, goal)
+    supertypes = {kind: _closure(kind, parents) for kind in parents}
+    return Task(supertypes, objects, actions, initial, measured, goal)
 
 
 def _initial(reader: _Reader, statements: list, objects: Mapping[str, str]):

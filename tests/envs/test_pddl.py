@@ -167,6 +167,8 @@ def test_applicable_operators_against_their_definition():
         (DOMAIN, PROBLEM.replace("(done) (exists", "(done) (exists (?z)"), "with 3 parts"),
         (DOMAIN.replace("(when (on ?x) (not (on ?x)))", "(when (on ?x))"), PROBLEM, "with 1 parts"),
         (DOMAIN.replace(":effect (done)", ":precondition (done)"), PROBLEM, "has no :effect"),
+        (DOMAIN, PROBLEM.replace("(at ?x b)", "(at ?x b b)"), ":goal: at with 3 arguments, not 2"),
+        (DOMAIN, PROBLEM.replace("(done)", "(won)"), ":goal: no predicate 'won'"),
         (DOMAIN + "x", PROBLEM, "must be one .define"),
         (DOMAIN.replace("(:action Odd", "(:derived Odd"), PROBLEM, ":derived is not supported"),
     ],
