@@ -2,7 +2,7 @@
 
     python tests/envs/alfworld_oracle.py --record   # writes tests/envs/data/alfworld_transcripts.json.gz
     python tests/envs/alfworld_oracle.py --games=200 # compares live, prints one line per difference
-    python tests/envs/alfworld_oracle.py --speed     # steps per second of both, side by side
+    python tests/envs/alfworld_oracle.py --speed     # steps per CPU second of both, side by side
 
 Needs textworld==1.7.0 with its pddl extra and alfworld==0.4.2; the tests that use the transcripts do not.
 """
@@ -183,7 +183,7 @@ def record(count: int = 24) -> None:
 
 
 def speed(count: int = 6) -> None:
-    """Steps per second, each step with its observation, admissible commands, reward and `won`."""
+    """Steps per second of processor time, each step with its observation, admissible commands, reward and `won`."""
     for name, data in generated(count):
         rows = play_beside(data, f"{name}/random", Ours(data))
         walk = [command for command, _, _ in rows[1:]]
@@ -192,11 +192,11 @@ def speed(count: int = 6) -> None:
             player = make(data)
             player.first()
             player.step("look")  # ours grounds its operators at the first step
-            begun = time.perf_counter()
+            begun = time.process_time()
             for _ in range(repeats):
                 for command in walk:
                     player.step(command)
-            seconds.append((time.perf_counter() - begun) / repeats / len(walk))
+            seconds.append((time.process_time() - begun) / repeats / len(walk))
         real, ours = seconds
         print(f"{name}: real {1 / real:.1f}/s, ours {1 / ours:.0f}/s, {real / ours:.0f} times")
 

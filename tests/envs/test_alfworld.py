@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import random
+import runpy
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pytest
 
 import envs
 from envs import alfworld_games as generator
-from envs.alfworld import Alfworld
+from envs.alfworld import Alfworld, generated_game
 from envs.alfworld_engine import Game
 from envs.base import EnvDataError
 
@@ -61,9 +62,7 @@ def test_transcripts_of_the_real_package():
     assert {name.split("/")[1] for name in walks} == set(generator.FAMILIES)
     assert sum(map(len, walks.values())) > 1000 and sum(w[-1][4] for w in walks.values()) > 20
     for name, rows in walks.items():
-        task_id = name.rpartition("/")[0]
-        split, family, number = task_id.split("/")
-        game = Game(generator.game_data(generator.draw(split, family, int(number))), name)
+        game = generated_game(name.rpartition("/")[0])
         position, feedback = game.start, game.intro
         for number, (command, observation, admissible, reward, won, done) in enumerate(rows):
             if number:  # the first row is the start
@@ -131,6 +130,34 @@ def test_live_on_games_of_others(which):
                 assert ours == real, (walk, command)
                 won += real[3]
     assert won
+
+
+@live
+@pytest.mark.slow
+def test_live_on_facts_that_our_generator_does_not_write():
+    """Things in things, distances, facts that already are as an action would make them."""
+    import alfworld_oracle as oracle
+
+    spec = generator.draw("train", "pick_heat_then_place_in_recep", 1)
+    data = generator.game_data(spec)
+    words = data["pddl_problem"].split()
+    mine = [w for w in words if w.lower().startswith("loc_bar")]
+    held = [
+        w for w in words if "_bar_" in w and w.split("_bar_")[0] in ("Mug", "Cup", "Bowl", "Plate")
+    ]
+    inner = next(
+        w for w in words if w.startswith(("Apple_bar", "Egg_bar", "Knife_bar", "Fork_bar"))
+    )
+    extra = f"(inReceptacleObject {inner} {held[0]}) (= (distance {mine[0]} {mine[1]}) 7)"
+    extra += f" (checked {mine[0]}) (isClean {inner}) (isHot {held[0]}) (isOn {inner})"
+    data["pddl_problem"] = data["pddl_problem"].replace("(:init", f"(:init {extra}")
+    real_game = oracle.Real(data)
+    examined = set()
+    for walk in range(4):
+        for command, real, ours in oracle.play_beside(data, f"{walk}/random", real_game):
+            assert ours == real, command
+            examined.add(real[0])
+    assert any(text.startswith("This is a normal") for text in examined)
 
 
 @live
@@ -495,3 +522,16 @@ def test_files_that_are_no_games(tmp_path, text):
 def test_without_the_package_the_adapter_says_what_to_install():
     with pytest.raises(EnvDataError, match=r"pip install leafe_jax\[alfworld\]"):
         envs.make("alfworld_real")
+
+
+@pytest.mark.parametrize("name", ["alfworld", "alfworld_qwen2_5_7b", "alfworld_llama3_1_8b"])
+def test_configs_make_the_environment(name):
+    pytest.importorskip("ml_collections")
+    path = Path(__file__).resolve().parents[2] / "configs" / f"{name}.py"
+    for mode in ("full", "smoke"):
+        c = runpy.run_path(str(path))["get_config"](mode)
+        env = envs.make(c.env.name, horizon=c.env.horizon, **c.env.options.to_dict())
+        assert {c.explore.split, c.evaluate.split} <= set(env.splits)
+        if mode == "full" and name != "alfworld":
+            assert (env.horizon, c.context.mode, c.context.window) == (50, "window", 2)
+            assert c.distill.train.learning_rate == 1e-6 and c.distill.train.batch_size == 128
