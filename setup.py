@@ -35,6 +35,10 @@ setup(
         "parquet": ["pyarrow"],  # the form in which the hub stores CodeContests
         # The benchmark itself (needs Java too). Pinned: another version plays the same actions otherwise.
         "scienceworld": ["scienceworld==1.2.3"],
+        "alfworld": [
+            "alfworld==0.4.2",  # the real package, behind `alfworld_real`
+            "textworld[pddl]==1.7.0",  # its engine; builds Fast Downward, so needs cmake and g++
+        ],
         "test": [
             "pytest",
             "hypothesis",  # property tests of the environments and parsers

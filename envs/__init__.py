@@ -10,6 +10,8 @@ from envs.base import EnvDataError, Environment
 
 # name -> module:class. Modules are imported when asked for: some need an extra.
 REGISTRY = {
+    "alfworld": "envs.alfworld:Alfworld",
+    "alfworld_real": "envs.alfworld_real:AlfworldReal",
     "code": "envs.code:Code",
     "household": "envs.household:Household",
     "science": "envs.science:Science",
