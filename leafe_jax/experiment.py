@@ -16,6 +16,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,8 @@ from leafe_jax.rollout import RolloutConfig
 from leafe_jax.sampling.engine import Engine
 from leafe_jax.sampling.policy import LMPolicy
 from leafe_jax.seeds import seed_for
+from leafe_jax.training import lora
+from leafe_jax.training.data import ExampleFile, write_examples
 from leafe_jax.training.loop import fit
 from leafe_jax.types import Sampling, Tree
 
@@ -59,6 +62,11 @@ _DEPENDS = {
     "evaluate/leafe": (*_SAMPLING, "explore", "distill", "evaluate"),
 }
 
+# Fields of a train section that leave the result alone, but for rounding.
+_CHANGEABLE = (
+    "mesh", "remat", "scan_layers", "checkpoint_every", "log_every", "notice_url",
+)  # fmt: skip
+
 
 # -- config ----------------------------------------------------------------------------------------
 def _flatten(config, prefix: str = "") -> dict[str, Any]:
@@ -72,13 +80,15 @@ def _flatten(config, prefix: str = "") -> dict[str, Any]:
 
 
 def _relevant(config, phase: str) -> dict[str, Any]:
-    """The fields a phase depends on. Which methods are evaluated is not one of them."""
+    """The fields a phase depends on. Which methods are evaluated is not one of them, nor is what a
+    training run may change between two starts, such as its mesh."""
     sections = _DEPENDS[phase]
     return {
         name: value
         for name, value in _flatten(config).items()
         if any(name == s or name.startswith(s + ".") for s in sections)
         and name != "evaluate.methods"
+        and not re.search(rf"\.train\.({'|'.join(_CHANGEABLE)})(\.|$)", name)
     }
 
 
@@ -406,14 +416,17 @@ def run_distill(config, workdir: epath.Path, metrics: Metrics) -> bool:
         )
     path = base_model_path(config, workdir)
     model_config = hf.read_config(str(path))
-    params = hf.load_params(str(path), model_config, "float32")
+    load_params = functools.partial(hf.load_params, path, model_config)
     phase.begin()
+    records = phase.directory / "examples.array_record"
+    write_examples(records, examples)
+    train = config.distill.train
     with Progress(1, "step", "distill") as bar:
         params = fit(
             model_config=model_config,
-            params=params,
-            examples=examples,
-            train_config=config.distill.train,
+            load_params=load_params,
+            examples=ExampleFile(records),
+            train_config=train,
             sources=distill.SOURCES,
             source_weights=weights,
             directory=Path(phase.directory / "checkpoints"),
@@ -421,6 +434,10 @@ def run_distill(config, workdir: epath.Path, metrics: Metrics) -> bool:
             log=_logger(metrics, "distill"),
             progress=_sft_progress(bar),
         )
+    if train.lora.rank:
+        adapted = lora.with_adapters(model_config, train.lora)
+        lora.save_adapter(phase.directory / "adapter", adapted, params, str(path))
+        params = lora.merge(adapted, load_params("float32"), params)
     hf.save(
         str(phase.directory / "model"), model_config, params,
         source=path, chat_template=config.model.chat_template,
