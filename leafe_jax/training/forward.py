@@ -53,7 +53,7 @@ def hidden_states(
         return decoder.block(config, params, x, positions, attend)
 
     if remat != "none":
-        # Inside a scan XLA cannot merge the second computation with the first, and need not be kept from it.
+        # Inside a scan XLA cannot merge the second computation with the first anyway.
         layer = jax.checkpoint(layer, policy=REMAT[remat], prevent_cse=not scan_layers)
     x = decoder.embed(params, tokens)
     layers = [params["layers"][str(i)] for i in range(config.num_layers)]

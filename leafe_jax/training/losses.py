@@ -55,36 +55,49 @@ def _specs(axis: int) -> tuple[P, P]:
 
 
 def _over_pieces(size: int, chunk: int, body, carry):
-    """body(carry, begin, width) over [0, size) in pieces of `chunk`, and the rest."""
-    full = size // chunk
-    carry = jax.lax.fori_loop(0, full, lambda i, c: body(c, i * chunk, chunk), carry)
-    return body(carry, full * chunk, size % chunk) if size % chunk else carry
+    """body(carry, begin, fresh) over [0, size) in pieces of `chunk` entries.
+
+    The last piece is moved back so that it ends with the vocabulary; `fresh` [chunk] tells which of a
+    piece's entries no earlier one had. A shorter last piece after the loop would cost a second copy of
+    the kernel's gradient.
+    """
+
+    def step(i, carry):
+        begin = jnp.minimum(i * chunk, size - chunk)
+        return body(carry, begin, begin + jnp.arange(chunk) >= i * chunk)
+
+    return jax.lax.fori_loop(0, -(-size // chunk), step, carry)
 
 
-def _piece(axis: int, hidden: Array, kernel: Array, targets: Array, begin, width: int):
-    """Of `width` vocabulary entries from `begin` on (counted on this device): their part of the kernel,
-    logits float32 [B, T, width], and where in it each target lies (outside [0, width): elsewhere)."""
-    part = jax.lax.dynamic_slice_in_dim(kernel, begin, width, axis)
+def _piece(axis: int, hidden: Array, kernel: Array, targets: Array, begin, fresh: Array):
+    """Of a piece's entries from `begin` on (counted on this device): their part of the kernel, logits
+    float32 [B, T, chunk] (-inf where not fresh), and which of them is each target [B, T, chunk]."""
+    if axis == 0:
+        # Rows by index, not as a slice: the product below wants them transposed, and through a slice
+        # XLA's CPU backend passes that on to the whole kernel, as a copy of it.
+        rows = begin + jnp.arange(fresh.size)
+        part = jnp.take(kernel, rows, axis=0, mode="clip", indices_are_sorted=True)
+    else:
+        part = jax.lax.dynamic_slice_in_dim(kernel, begin, fresh.size, axis)
     part = jax.lax.all_gather(part, "fsdp", axis=1 - axis, tiled=True)
     logits = jax.lax.dot_general(
         hidden, part, (((2,), (1 - axis,)), ((), ())), preferred_element_type=jnp.float32
     )
-    offset = jax.lax.axis_index("tensor") * kernel.shape[axis] + begin
-    return part, logits, targets - offset
+    place = targets - begin - jax.lax.axis_index("tensor") * kernel.shape[axis]
+    hit = (place[..., None] == jnp.arange(fresh.size)) & fresh
+    return part, jnp.where(fresh, logits, -jnp.inf), hit
 
 
 def _forward(axis: int, chunk: int, mesh: Mesh, hidden: Array, kernel: Array, targets: Array):
     rows, weights = _specs(axis)
 
     def local(hidden, kernel, targets):
-        def body(carry, begin, width):
+        def body(carry, begin, fresh):
             top, total, chosen = carry
-            _, logits, place = _piece(axis, hidden, kernel, targets, begin, width)
+            _, logits, hit = _piece(axis, hidden, kernel, targets, begin, fresh)
             new = jnp.maximum(top, logits.max(-1))
             total = total * jnp.exp(top - new) + jnp.exp(logits - new[..., None]).sum(-1)
-            at = jnp.clip(place, 0, width - 1)[..., None]
-            own = jnp.take_along_axis(logits, at, axis=-1)[..., 0]
-            return new, total, chosen + jnp.where((place >= 0) & (place < width), own, 0.0)
+            return new, total, chosen + jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
 
         zero = jnp.zeros(targets.shape, jnp.float32)
         carry = (zero - jnp.inf, zero, zero)
@@ -106,11 +119,10 @@ def _backward(axis: int, chunk: int, mesh: Mesh, kept, scale: Array):
     rows, weights = _specs(axis)
 
     def local(hidden, kernel, targets, log_total, scale):
-        def body(carry, begin, width):
+        def body(carry, begin, fresh):
             of_hidden, of_kernel = carry
-            part, logits, place = _piece(axis, hidden, kernel, targets, begin, width)
-            error = jnp.exp(logits - log_total[..., None])
-            error = error - (place[..., None] == jnp.arange(width))
+            part, logits, hit = _piece(axis, hidden, kernel, targets, begin, fresh)
+            error = jnp.exp(logits - log_total[..., None]) - hit
             error = (error * scale[..., None]).astype(hidden.dtype)
             back = (((2,), (axis,)), ((), ()))
             of_hidden += jax.lax.dot_general(error, part, back, preferred_element_type=jnp.float32)
@@ -118,9 +130,11 @@ def _backward(axis: int, chunk: int, mesh: Mesh, kept, scale: Array):
             new = jnp.einsum("BTI,BTJ->IJ", *pair, preferred_element_type=jnp.float32)
             new = jax.lax.psum(new, "data")
             new = jax.lax.psum_scatter(new, "fsdp", scatter_dimension=1 - axis, tiled=True)
-            of_kernel = jax.lax.dynamic_update_slice_in_dim(
-                of_kernel, new.astype(kernel.dtype), begin, axis
-            )
+            # Entries that an earlier piece had are kept, not written over by these zeros.
+            old = jax.lax.dynamic_slice_in_dim(of_kernel, begin, fresh.size, axis)
+            keep = jnp.expand_dims(fresh, 1 - axis)
+            new = jnp.where(keep, new.astype(kernel.dtype), old)
+            of_kernel = jax.lax.dynamic_update_slice_in_dim(of_kernel, new, begin, axis)
             return of_hidden, of_kernel
 
         carry = (jnp.zeros(hidden.shape, jnp.float32), jnp.zeros_like(kernel))

@@ -50,8 +50,9 @@ class Killed(Exception):
     pass
 
 
-def stop_at(wanted):
+def stop_at(wanted, pause=0.0):
     def progress(step, total):
+        time.sleep(pause)
         if step == wanted:
             raise Killed
 
@@ -75,7 +76,8 @@ def test_old_checkpoints_go_and_half_written_ones_do_not_count(tmp_path):
     kept = {path.name for path in (tmp_path / "whole").iterdir() if path.name.isdigit()}
     assert len(kept) <= checkpoint.KEPT
     with pytest.raises(Killed):
-        run_fit(tmp_path / "cut", num_epochs=4, progress=stop_at(9))
+        run_fit(tmp_path / "cut", num_epochs=4, progress=stop_at(9, 0.1))
+    time.sleep(1)  # for a save in flight
     newest = max(int(p.name) for p in (tmp_path / "cut").iterdir() if p.name.isdigit())
     # As a kill in the middle of writing leaves it: under the temporary name, with some content.
     half = tmp_path / "cut" / f"{newest + 2}.orbax-checkpoint-tmp"
