@@ -44,6 +44,7 @@ from leafe_jax.seeds import seed_for
 from leafe_jax.training import lora
 from leafe_jax.training.data import ExampleFile, write_examples
 from leafe_jax.training.loop import fit
+from leafe_jax.training.sharding import hand_over
 from leafe_jax.types import Sampling, Tree
 
 BASE_MODEL = Path(__file__).parent / "assets" / "base"
@@ -66,6 +67,10 @@ _DEPENDS = {
 _CHANGEABLE = (
     "mesh", "remat", "scan_layers", "checkpoint_every", "log_every", "notice_url",
 )  # fmt: skip
+
+# Weights of a model that this process has trained, until its sampler takes them: the same as in its
+# directory, without the way through the file and the host.
+_TRAINED: dict[Path, Any] = {}
 
 
 # -- config ----------------------------------------------------------------------------------------
@@ -254,7 +259,9 @@ def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
     model_config = hf.read_config(str(path))
     model = config.model
     chat = load_chat(str(path), model_config.vocab_size, model.chat_template, model.enable_thinking)
-    params = hf.load_params(str(path), model_config, model.dtype)
+    params = _TRAINED.pop(Path(path), None)
+    if params is None:
+        params = hf.load_params(str(path), model_config, model.dtype)
     sampler = config.sampler
 
     def make() -> LMPolicy:
@@ -442,6 +449,9 @@ def run_distill(config, workdir: epath.Path, metrics: Metrics) -> bool:
         str(phase.directory / "model"), model_config, params,
         source=path, chat_template=config.model.chat_template,
     )  # fmt: skip
+    if jax.process_count() == 1 and "evaluate" in config.phases:
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        _TRAINED[Path(phase.directory / "model")] = hand_over(params, config.model.dtype, device)
     counts = [sum(e.source == s for e in examples) for s in range(len(distill.SOURCES))]
     write_json(
         phase.directory / "summary.json",

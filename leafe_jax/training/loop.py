@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,6 @@ from leafe_jax.training.step import (
     state_shapes,
     step_options,
 )  # fmt: skip
-
-_log = logging.getLogger(__name__)
 
 LoadParams = Callable[[Any, Any], Any]
 
@@ -91,10 +88,6 @@ def fit(
     batches = Batches(
         examples, facts.lengths, train_config.seq_len, train_config.batch_size,
         train_config.num_epochs, seed, _own_rows(place_rows, shape),
-    )  # fmt: skip
-    _log.info(
-        "training data: %d examples, %d steps, %.1f%% padding",
-        len(examples), batches.num_steps, 100 * batches.padding,
     )  # fmt: skip
     tx = make_optimizer(train_config, batches.num_steps)
     identity = _identity(model_config, train_config, facts.digest, seed)

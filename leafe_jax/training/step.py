@@ -213,8 +213,9 @@ def make_train_step(
     """The jitted step (state, frozen, batch) -> (state, measurements); `state` is donated.
 
     Measurements: loss; loss_<source> and tokens_<source>; grad_norm (before clipping), param_norm,
-    update_norm; finite (1.0 or 0.0) and nonfinite_in_a_row. A step whose loss or gradient is not finite
-    leaves weights and optimizer as they were.
+    update_norm; padding, the share of places without a token; finite (1.0 or 0.0) and
+    nonfinite_in_a_row. A step whose loss or gradient is not finite leaves weights and optimizer as they
+    were.
 
     Args:
       config, tx: model and optimizer.
@@ -244,6 +245,7 @@ def make_train_step(
             "update_norm": optax.tree.norm(updates),
             "finite": finite.astype(jnp.float32),
             "nonfinite_in_a_row": nonfinite.astype(jnp.float32),
+            "padding": jnp.mean(batch["segment_ids"] == 0),
         }
         for index, name in enumerate(sources):
             own = jnp.where(batch["source"] == index, batch["mass"], 0)
