@@ -108,8 +108,6 @@ def join_processes() -> None:
     """Joins the other processes when LEAFE_TEST_RANK, _PROCESSES and _PORT are set."""
     if "LEAFE_TEST_RANK" in os.environ:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        # Without it the runtime aborts a process whose neighbour dies, before it can say why.
-        jax.config.update("jax_enable_recoverability", True)
         jax.distributed.initialize(
             f"127.0.0.1:{os.environ['LEAFE_TEST_PORT']}",
             int(os.environ["LEAFE_TEST_PROCESSES"]),

@@ -204,8 +204,11 @@ def _order(count: int, seed: int, epoch: int) -> list[int]:
     return [int(shuffled[i]) for i in range(count)]
 
 
-class _Rows:
-    """Packed rows as a Grain source: those of one process, batch by batch.
+class _Steps:
+    """The batches of a run as a Grain source: of each, the rows of one process.
+
+    An element is a whole batch, so that the position Grain keeps counts steps: a count of rows would
+    mean another place in the data after a restart with more or fewer processes.
 
     Args:
       examples: the data.
@@ -219,19 +222,22 @@ class _Rows:
         self._batch_size, self._seq_len = batch_size, seq_len
 
     def __len__(self) -> int:
-        return len(self._plan) // self._batch_size * len(self._own)
+        return len(self._plan) // self._batch_size
 
     def __repr__(self) -> str:  # Grain wants one that is the same in every process
-        return f"_Rows({len(self)})"
+        return f"_Steps({len(self)})"
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        batch, place = divmod(index, len(self._own))
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        rows = [self._row(self._plan[step * self._batch_size + place]) for place in self._own]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _row(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         names = ("tokens", "targets", "positions", "segment_ids", "source")
         row = {name: np.zeros(self._seq_len, np.int32) for name in names}
         row["mass"] = np.zeros(self._seq_len, np.float32)
         begin = 0
-        for segment, i in enumerate(self._plan[batch * self._batch_size + self._own[place]], 1):
-            example = self._examples[i]
+        for segment, index in enumerate(indices, 1):
+            example = self._examples[index]
             count = len(example.ids) - 1
             at = slice(begin, begin + count)
             # Shifted before packing, so that no target crosses the border of a segment.
@@ -293,9 +299,9 @@ class Batches:
         self.num_steps = len(plan) // batch_size
         self.padding = 1 - num_epochs * sum(lengths) / (len(plan) * seq_len)
         own = range(batch_size) if own is None else own
-        rows = _Rows(examples, plan, own, batch_size, seq_len)
-        ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4 * len(own))
-        self._dataset = grain.MapDataset.source(rows).to_iter_dataset(ahead).batch(len(own))
+        steps = _Steps(examples, plan, own, batch_size, seq_len)
+        ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        self._dataset = grain.MapDataset.source(steps).to_iter_dataset(ahead)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return iter(self._dataset)

@@ -82,6 +82,7 @@ def fit(
     mesh = make_mesh(train_config.mesh)
     model_config = lora.with_adapters(model_config, train_config.lora)
     options = step_options(train_config, model_config, mesh)
+    shardings_for(abstract_params(model_config), mesh)  # refused before anything is written
     facts = survey(examples, len(sources))
     place_rows = NamedSharding(mesh, BATCH)
     shape = (train_config.batch_size, train_config.seq_len)

@@ -162,6 +162,17 @@ def test_processes_read_their_own_rows_of_the_same_batches():
             assert all(np.array_equal(part[k], batch[k][own]) for k in batch)
 
 
+def test_a_position_means_the_same_for_any_number_of_processes():
+    made = trainer.examples(30)
+    half = iter(trainer.batches(made, num_epochs=2, own=[0, 1]))
+    for _ in range(3):
+        next(half)
+    whole = iter(trainer.batches(made, num_epochs=2))
+    whole.set_state(half.get_state())
+    left, right = next(half), next(whole)
+    assert all(np.array_equal(left[k], right[k][:2]) for k in left)
+
+
 def test_bad_data_settings():
     made = trainer.examples()
     with pytest.raises(UserError, match="train.seq_len = 5: the longest example needs 1"):

@@ -13,7 +13,6 @@ from trainer import CONFIG, equal, make_step
 from leafe_jax.errors import UserError
 from leafe_jax.models import decoder
 from leafe_jax.models.attention import segment_attend
-from leafe_jax.training import lora
 from leafe_jax.training.data import mixing_coefficients, survey
 from leafe_jax.training.losses import token_nll
 from leafe_jax.training.sharding import hand_over, make_mesh, shardings_for
@@ -86,7 +85,10 @@ def loss_memory(vocabulary: int, chunk: int, tied: bool) -> int:
 
     def loss(kernel, hidden, targets):
         params = {"embed": {"embedding": kernel}} if tied else {"lm_head": {"kernel": kernel}}
-        params = lora.join(decoder.init_params(config, jax.random.key(0)), params)
+        params = {
+            **decoder.init_params(config, jax.random.key(0)),
+            **params,
+        }  # the head's, and more
         return token_nll(config, params, hidden, targets, chunk, trainer.one_device()).sum()
 
     shapes = (
