@@ -112,7 +112,7 @@ def join_processes() -> None:
             f"127.0.0.1:{os.environ['LEAFE_TEST_PORT']}",
             int(os.environ["LEAFE_TEST_PROCESSES"]),
             int(os.environ["LEAFE_TEST_RANK"]),
-            heartbeat_timeout_seconds=10,
+            heartbeat_timeout_seconds=30,
         )
 
 

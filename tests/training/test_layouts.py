@@ -127,8 +127,11 @@ def test_one_of_two_processes_dies(tmp_path):
             both[1].kill()
             break
     left = both[0].communicate(timeout=100)[0].splitlines()
-    assert both[0].returncode == 2
-    assert left[-1].startswith("error: train: another process of this run has died"), left
+    # Where a collective fails, the loop says so. A survivor that waits at a barrier of the runtime
+    # instead (in a save) is ended by the runtime when the other one's heartbeat is missed.
+    assert both[0].returncode in (2, -signal.SIGABRT)
+    if both[0].returncode == 2:
+        assert left[-1].startswith("error: train: another process of this run has died"), left
     lines = finish(child(tmp_path, "two", **SETTINGS))
     assert int(lines[0].split()[0]) >= 4, "the last good checkpoint is used"
 
