@@ -262,8 +262,9 @@ def decode_program(config, sampler, mesh, slots: int):
 def plan_decoding(config, sampler, devices, chip: Chip) -> dict[str, Any]:
     """Compiles a sampler's turn; figures per chip.
 
-    The model is divided by its key-value heads over the fewest chips that its bfloat16 weights fill
-    to 60% at most; groups of that many chips share the sessions.
+    The model is divided by its key-value heads over the fewest chips that have room for it, and groups
+    of that many chips share the sessions. The room is estimated: a turn's buffers are taken for four
+    times the pages. Whether it fits is the compiler's word.
 
     Args:
       config: the model.
@@ -276,8 +277,11 @@ def plan_decoding(config, sampler, devices, chip: Chip) -> dict[str, Any]:
     from leafe_jax.training.sharding import make_mesh
 
     bytes_all = 2 * sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config)))
+    token = 4 * config.num_layers * config.num_kv_heads * config.head_dim  # bytes, keys and values
+    pages = sampler.num_slots * sampler.max_len * token / len(devices)
     sizes = [n for n in (1, 2, 4, 8) if config.num_kv_heads % n == 0 and n <= len(devices)]
-    group = next((n for n in sizes if bytes_all / n <= 0.6 * chip.memory), sizes[-1])
+    room = 0.8 * chip.memory
+    group = next((n for n in sizes if bytes_all / n + 5 * pages <= room), sizes[-1])
     slots = -(-sampler.num_slots // (len(devices) // group))
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": group}, devices[:group])
     result: dict[str, Any] = {"chips": group, "sessions": slots, "length": sampler.max_len}
