@@ -245,7 +245,8 @@ FLIPS += [
 def test_the_flips_cover_every_field():
     flipped = {name for _, name, _ in FLIPS}
     every = {f.name for f in dataclasses.fields(ModelConfig)}
-    assert every - flipped == {"max_position_embeddings"}  # a limit: see the next test
+    # A limit, see the next test; adapters, see tests/training/test_lora.py.
+    assert every - flipped == {"max_position_embeddings", "lora"}
     for kind in (Llama3Scaling, YarnScaling):
         found = {name for scaling, name, _ in SCALINGS if isinstance(scaling, kind)}
         assert found == {f.name for f in dataclasses.fields(kind)}
