@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -41,7 +42,10 @@ from leafe_jax.rollout import RolloutConfig
 from leafe_jax.sampling.policy import LMPolicy
 from leafe_jax.sampling.replicas import make_engines
 from leafe_jax.seeds import seed_for
+from leafe_jax.training import lora
+from leafe_jax.training.data import ExampleFile, write_examples
 from leafe_jax.training.loop import fit
+from leafe_jax.training.sharding import hand_over
 from leafe_jax.types import Sampling, Tree
 
 BASE_MODEL = Path(__file__).parent / "assets" / "base"
@@ -60,6 +64,15 @@ _DEPENDS = {
     "evaluate/leafe": (*_SAMPLING, "explore", "distill", "evaluate"),
 }
 
+# Fields of a train section that leave the result alone, but for rounding.
+_CHANGEABLE = (
+    "mesh", "remat", "scan_layers", "checkpoint_every", "log_every", "notice_url",
+)  # fmt: skip
+
+# Weights of a model that this process has trained, until its sampler takes them: the same as in its
+# directory, without the way through the file and the host.
+_TRAINED: dict[Path, Any] = {}
+
 
 # -- config ----------------------------------------------------------------------------------------
 def _flatten(config, prefix: str = "") -> dict[str, Any]:
@@ -73,13 +86,15 @@ def _flatten(config, prefix: str = "") -> dict[str, Any]:
 
 
 def _relevant(config, phase: str) -> dict[str, Any]:
-    """The fields a phase depends on. Which methods are evaluated is not one of them."""
+    """The fields a phase depends on. Which methods are evaluated is not one of them, nor is what a
+    training run may change between two starts, such as its mesh."""
     sections = _DEPENDS[phase]
     return {
         name: value
         for name, value in _flatten(config).items()
         if any(name == s or name.startswith(s + ".") for s in sections)
         and name != "evaluate.methods"
+        and not re.search(rf"\.train\.({'|'.join(_CHANGEABLE)})(\.|$)", name)
     }
 
 
@@ -248,7 +263,9 @@ def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
     model_config = hf.read_config(str(path))
     model = config.model
     chat = load_chat(str(path), model_config.vocab_size, model.chat_template, model.enable_thinking)
-    params = hf.load_params(str(path), model_config, model.dtype)
+    params = _TRAINED.pop(Path(path), None)
+    if params is None:
+        params = hf.load_params(str(path), model_config, model.dtype)
     sampler = config.sampler
     # Made here, so that wrong sizes are refused before any directory is claimed.
     engine = make_engines(
@@ -423,14 +440,17 @@ def run_distill(config, workdir: epath.Path, metrics: Metrics) -> bool:
         )
     path = base_model_path(config, workdir)
     model_config = hf.read_config(str(path))
-    params = hf.load_params(str(path), model_config, "float32")
+    load_params = functools.partial(hf.load_params, path, model_config)
     phase.begin()
+    records = phase.directory / "examples.array_record"
+    write_examples(records, examples)
+    train = config.distill.train
     with Progress(1, "step", "distill") as bar:
         params = fit(
             model_config=model_config,
-            params=params,
-            examples=examples,
-            train_config=config.distill.train,
+            load_params=load_params,
+            examples=ExampleFile(records),
+            train_config=train,
             sources=distill.SOURCES,
             source_weights=weights,
             directory=Path(phase.directory / "checkpoints"),
@@ -438,10 +458,17 @@ def run_distill(config, workdir: epath.Path, metrics: Metrics) -> bool:
             log=_logger(metrics, "distill"),
             progress=_sft_progress(bar),
         )
+    if train.lora.rank:
+        adapted = lora.with_adapters(model_config, train.lora)
+        lora.save_adapter(phase.directory / "adapter", adapted, params, str(path))
+        params = lora.merge(adapted, load_params("float32"), params)
     hf.save(
         str(phase.directory / "model"), model_config, params,
         source=path, chat_template=config.model.chat_template,
     )  # fmt: skip
+    if jax.process_count() == 1 and "evaluate" in config.phases:
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        _TRAINED[Path(phase.directory / "model")] = hand_over(params, config.model.dtype, device)
     counts = [sum(e.source == s for e in examples) for s in range(len(distill.SOURCES))]
     write_json(
         phase.directory / "summary.json",
