@@ -218,53 +218,44 @@ def plan_training(config, train, devices, chip: Chip) -> dict[str, Any]:
 
 
 def decode_program(config, sampler, mesh, slots: int):
-    """The sampler's turn for `slots` sessions of max_len, lowered, with its weights and pages.
-
-    The one place that knows the sampler's programs.
+    """The sampler's turn of one token for `slots` sessions of max_len, lowered, with weights and pages.
 
     Returns:
       (lowered program, weights, pages), the latter two as sharded ShapeDtypeStructs.
     """
     import jax
     import jax.numpy as jnp
-    from jax.sharding import NamedSharding
-    from jax.sharding import PartitionSpec as P
 
     from leafe_jax.models.decoder import abstract_params
-    from leafe_jax.sampling import programs
+    from leafe_jax.sampling.engine import make_storage, plan_programs
     from leafe_jax.training.sharding import shardings_for
 
-    size = sampler.page_size
-    width = -(-sampler.max_len // size)
     weights = abstract_params(config, jnp.bfloat16)
     weights = _placed(weights, shardings_for(weights, mesh))
-    page = (slots * width + 1, config.num_kv_heads, size, config.head_dim)
-    layer = {str(i): jax.ShapeDtypeStruct(page, jnp.bfloat16) for i in range(config.num_layers)}
-    pool = {"pool": {"k": layer, "v": layer}}
-    pool = _placed(pool, shardings_for(pool, mesh))["pool"]
-    cache = programs.KVCache(*(tuple(pool[name].values()) for name in ("k", "v")))
-    new = max(sampler.max_action_tokens, sampler.max_reflection_tokens)
-
-    def on(shape, dtype=jnp.int32):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P()))
-
-    row = on((slots,))
-    written = -(-(sampler.turn_chunk + new) // size) + 1
-    pages = programs.Pages(on((slots, 0)), row, on((slots, width)), row, on((slots, written)))
-    lowered = programs.turn.lower(
-        config, weights, cache, pages, on((slots, sampler.turn_chunk)), row, row,
-        {"temperature": on((slots,), jnp.float32)}, on((slots,), jnp.uint32),
-        max_new=new, stop_ids=(0,), max_len=sampler.max_len,
+    shapes, programs, pool = plan_programs(
+        config, weights, make_storage(sampler.attention, config, mesh), num_slots=slots,
+        max_len=sampler.max_len, turn_chunk=sampler.turn_chunk,
+        prefill_chunk=sampler.prefill_chunk,
+        max_new_tokens=max(sampler.max_action_tokens, sampler.max_reflection_tokens),
+        stop_ids=(0,), page_size=sampler.page_size,
+        num_pages=slots * (-(-sampler.max_len // sampler.page_size) + 1), options=False,
     )  # fmt: skip
-    return lowered, weights, cache
+    program = next(
+        p
+        for p in programs.listed
+        if (p.kind, p.rows, p.pages) == ("turn", slots, shapes.contexts[-1])
+        and p.tokens == min(shapes.turns)
+    )
+    with jax.set_mesh(mesh):
+        return programs.lower(program), weights, pool
 
 
 def plan_decoding(config, sampler, devices, chip: Chip) -> dict[str, Any]:
     """Compiles a sampler's turn; figures per chip.
 
     The model is divided by its key-value heads over the fewest chips that have room for it, and groups
-    of that many chips share the sessions. The room is estimated: a turn's buffers are taken for four
-    times the pages. Whether it fits is the compiler's word.
+    of that many chips share the sessions. The room is estimated: a turn's buffers are taken for a
+    quarter of the pages, which are read where they are. Whether it fits is the compiler's word.
 
     Args:
       config: the model.
@@ -281,7 +272,7 @@ def plan_decoding(config, sampler, devices, chip: Chip) -> dict[str, Any]:
     pages = sampler.num_slots * sampler.max_len * token / len(devices)
     sizes = [n for n in (1, 2, 4, 8) if config.num_kv_heads % n == 0 and n <= len(devices)]
     room = 0.8 * chip.memory
-    group = next((n for n in sizes if bytes_all / n + 5 * pages <= room), sizes[-1])
+    group = next((n for n in sizes if bytes_all / n + 1.25 * pages <= room), sizes[-1])
     slots = -(-sampler.num_slots // (len(devices) // group))
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": group}, devices[:group])
     result: dict[str, Any] = {"chips": group, "sessions": slots, "length": sampler.max_len}
