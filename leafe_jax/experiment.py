@@ -10,6 +10,7 @@ since a block always starts from the same state, its results are the same.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -135,8 +136,12 @@ def _rollout_config(config, purpose: str, temperature: float) -> RolloutConfig:
     )
 
 
-def validate(config) -> None:
-    """Checks every field that can be checked without work; UserError names the first bad one."""
+def validate(config) -> Environment:
+    """Checks every field that can be checked without work; UserError names the first bad one.
+
+    Returns:
+      The environment of `config.env`; whoever calls closes it.
+    """
     choices = [
         ("env.prompt_style", config.env.prompt_style, STYLES),
         ("context.mode", config.context.mode, ("dialogue", "window")),
@@ -184,6 +189,7 @@ def validate(config) -> None:
         if phase in config.phases:
             if not env.list_tasks(splits[field]):
                 raise UserError(f"{field} = {splits[field]!r}: this split has no task")
+    return env
 
 
 # -- phases ----------------------------------------------------------------------------------------
@@ -318,7 +324,7 @@ def _model_path(config, workdir: epath.Path, method: str) -> Path:
     return base_model_path(config, workdir)
 
 
-def run_bootstrap(config, workdir: epath.Path, metrics: Metrics) -> bool:
+def run_bootstrap(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
     phase = Phase(workdir, "bootstrap", config)
     if phase.done:
         return False
@@ -337,12 +343,11 @@ def run_bootstrap(config, workdir: epath.Path, metrics: Metrics) -> bool:
     return True
 
 
-def run_habits(config, workdir: epath.Path, metrics: Metrics) -> bool:
+def run_habits(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
     phase = Phase(workdir, "habits", config)
     if phase.done:
         return False
     begin = time.time()
-    env = make_environment(config)
     tasks = _first_tasks(
         env, config.evaluate.split, config.evaluate.num_tasks, "evaluate.num_tasks"
     )
@@ -371,11 +376,10 @@ def run_habits(config, workdir: epath.Path, metrics: Metrics) -> bool:
     return True
 
 
-def run_explore(config, workdir: epath.Path, metrics: Metrics) -> bool:
+def run_explore(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
     phase = Phase(workdir, "explore", config)
     if phase.done:
         return False
-    env = make_environment(config)
     prompts = Prompts(env.description, config.env.prompt_style, env.name)
     tasks = _first_tasks(env, config.explore.split, config.explore.num_tasks, "explore.num_tasks")
     make_policy = policy_factory(config, base_model_path(config, workdir))
@@ -425,7 +429,7 @@ def read_trees(workdir: epath.Path) -> list[Tree]:
     return trees
 
 
-def run_distill(config, workdir: epath.Path, metrics: Metrics) -> bool:
+def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
     phase = Phase(workdir, "distill", config)
     if phase.done:
         return False
@@ -494,18 +498,19 @@ def _sft_progress(bar: Progress) -> Callable[[int, int], None]:
     return lambda step, total: bar.to(step, total)
 
 
-def run_evaluate(config, workdir: epath.Path, metrics: Metrics) -> bool:
+def run_evaluate(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
     did = False
     for method in config.evaluate.methods:
-        did |= _evaluate_method(config, workdir, metrics, method)
+        did |= _evaluate_method(config, env, workdir, metrics, method)
     return did
 
 
-def _evaluate_method(config, workdir: epath.Path, metrics: Metrics, method: str) -> bool:
+def _evaluate_method(
+    config, env: Environment, workdir: epath.Path, metrics: Metrics, method: str
+) -> bool:
     phase = Phase(workdir, f"evaluate/{method}", config)
     if phase.done:
         return False
-    env = make_environment(config)
     prompts = Prompts(env.description, config.env.prompt_style, env.name)
     settings = config.evaluate
     tasks = _first_tasks(env, settings.split, settings.num_tasks, "evaluate.num_tasks")
@@ -591,7 +596,7 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def run_report(config, workdir: epath.Path, metrics: Metrics) -> bool:
+def run_report(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
     """results.json, the plots and the page, from what lies in the workdir."""
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "grain")
     flat = _flatten(config)
@@ -603,7 +608,7 @@ def run_report(config, workdir: epath.Path, metrics: Metrics) -> bool:
         "config": flat,
         "seed": config.seed,
         # Tells readers on other machines whether they played the same tasks.
-        "split_hash": make_environment(config).split_hash(config.evaluate.split),
+        "split_hash": env.split_hash(config.evaluate.split),
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "methods": {
             method: _method_result(config, workdir, method)
@@ -638,7 +643,11 @@ def run(config, workdir: str) -> None:
     Raises:
       UserError: a bad field, file or checkpoint; nothing that was finished is lost.
     """
-    validate(config)
+    with contextlib.closing(validate(config)) as env:
+        _run(config, env, workdir)
+
+
+def _run(config, env: Environment, workdir: str) -> None:
     root = epath.Path(workdir)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -658,6 +667,6 @@ def run(config, workdir: str) -> None:
         for name in config.phases:
             if name == "report" and not did and (root / "report" / "index.html").exists():
                 continue
-            did |= _RUN[name](config, root, metrics)
+            did |= _RUN[name](config, env, root, metrics)
     if not did:
         print(f"{workdir}: every phase is complete for this config; nothing to do.")
