@@ -570,7 +570,7 @@ def plan_programs(
         num_rows=num_slots, max_len=max_len, page_size=page_size, spare=num_pages,
         prefill_chunk=prefill_chunk, turn_chunk=turn_chunk, burst=burst,
         goes_on=max_new_tokens > _MIN_BURST, gathered=isinstance(storage, Gathered),
-        weight_positions=_weight_positions(config, params),
+        **_costs(config, params),
     )  # fmt: skip
     dtype = jax.tree.leaves(params)[0].dtype
     # The last page takes what nobody wants.
@@ -581,15 +581,17 @@ def plan_programs(
     return shapes, Programs(statics, params, pool, shapes.listed()), pool
 
 
-def _weight_positions(config: ModelConfig, params) -> float:
-    """Positions whose keys and values are read about as fast as the weights.
+def _costs(config: ModelConfig, params) -> dict[str, float]:
+    """Shapes' weight_positions, by bytes, and token_positions, by multiplications.
 
-    By bytes, positions counting twice: attention is further from the memory's speed than the
-    projections are.
+    A position counts twice: attention is further from the machine's speed than the projections are.
     """
-    leaves = jax.tree.leaves(params)
-    position = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    return sum(x.size for x in leaves) / (2 * position)
+    size = sum(x.size for x in jax.tree.leaves(params))
+    position = 2 * config.num_layers * config.head_dim
+    return {
+        "weight_positions": size / (2 * position * config.num_kv_heads),
+        "token_positions": size / (2 * position * config.num_heads),
+    }
 
 
 def make_storage(attention: str, config: ModelConfig, mesh: Mesh | None) -> Gathered | Paged:

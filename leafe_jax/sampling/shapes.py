@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ MEMBERS = 8  # rows of a group that shares its first pages
 _MIN_SHARED = 16  # pages; with fewer a group gains less than another program takes to compile
 _MIN_CONTEXT = 128  # positions; shorter contexts cost next to nothing
 _PREFILL_TOKENS = 1024  # of a prefill call: enough to keep the matrix units busy
+_CALL_TOKENS = 64  # a prefill call takes as much longer than its tokens do
 
 
 @dataclasses.dataclass(eq=False)
@@ -78,14 +79,17 @@ class Shapes:
       gathered: contexts are gathered, so shorter ones are cheaper and shared ones too; pages that are
         read in place need one table size only.
       weight_positions: reading the model's weights takes as long as attending to so many positions.
+      token_positions: computing a prompt token, but for attention, as long as its attending to so many.
     """
 
     def __init__(
         self, *, num_rows: int, max_len: int, page_size: int, spare: int, prefill_chunk: int,
         turn_chunk: int, burst: int, goes_on: bool, gathered: bool, weight_positions: float,
+        token_positions: float,
     ):  # fmt: skip
         self.num_rows, self.page_size, self.spare = num_rows, page_size, spare
         self.burst, self.weight_positions = burst, weight_positions
+        self.token_positions = token_positions
         self.rows = [num_rows]
         while self.rows[0] > 8:
             self.rows.insert(0, max(8, -(-self.rows[0] // 4)))
@@ -99,11 +103,15 @@ class Shapes:
         self.own = sorted({-(-_MIN_CONTEXT // page_size), *self.contexts[:1]})
         self.shared = sorted({-(-max_len // page_size), *self.contexts[:-1]})
         self.turns = [turn_chunk, 1] if goes_on and turn_chunk > 1 else [turn_chunk]
-        # Tokens of a prefill call, and rows that it has.
-        self.prefills = {
-            chunk: max((n for n in self.rows if n * chunk <= _PREFILL_TOKENS), default=self.rows[0])
-            for chunk in sorted({turn_chunk, prefill_chunk})
-        }
+        # Tokens of a prefill call's rows, and how many rows it may have: requests that come one by one
+        # would be mostly padding in a wide call.
+        chunks = {turn_chunk, prefill_chunk}
+        if prefill_chunk >= 4 * turn_chunk:
+            chunks.add(1 << (math.isqrt(turn_chunk * prefill_chunk) - 1).bit_length())
+        self.prefills: dict[int, list[int]] = {}
+        for chunk in sorted(chunks):
+            most = max(1, min(num_rows, _PREFILL_TOKENS // chunk))
+            self.prefills[chunk] = sorted({-(-most // 4), most})
         self._grouped = gathered and num_rows % MEMBERS == 0
 
     def listed(self) -> list[Program]:
@@ -112,8 +120,11 @@ class Shapes:
         for rows in reversed(self.rows):
             for pages in reversed(self._contexts(rows)):
                 found += [Program("turn", rows, t, pages) for t in self.turns]
-        for chunk, rows in self.prefills.items():
-            found += [Program("prefill", rows, chunk, pages) for pages in self.contexts]
+        for chunk, widths in self.prefills.items():
+            for rows in reversed(widths):
+                found += [
+                    Program("prefill", rows, chunk, n) for n in self._prefill_contexts(chunk, rows)
+                ]
         if self._grouped:
             groups = self.num_rows // MEMBERS
             found += [
@@ -129,52 +140,87 @@ class Shapes:
         # The narrowest calls cost little, and every further program its compilation.
         return self.contexts if rows in self.rows[-2:] else self.contexts[-1:]
 
+    def _prefill_contexts(self, chunk: int, rows: int) -> list[int]:
+        return self.contexts if rows == self.prefills[chunk][-1] else self.contexts[::-2][::-1]
+
     def _fit(self, positions: int, contexts: Sequence[int]) -> int | None:
         return next((n for n in contexts if n * self.page_size >= positions), None)
 
     def lay_out_prefill(self, rows: Sequence[Row]) -> list[Layout]:
         """Calls that compute one chunk of each row's prompt: rows with little to do apart from those
-        with much, contexts of similar length together."""
-        short, long = min(self.prefills), max(self.prefills)
+        with much, contexts of similar length together, as wide as costs least."""
         chunks: dict[int, list[int]] = {}
         for number, row in enumerate(rows):
-            chunks.setdefault(short if row.rest - 1 <= short else long, []).append(number)
+            fits = [chunk for chunk in self.prefills if row.rest - 1 <= chunk]
+            chunks.setdefault(min(fits, default=max(self.prefills)), []).append(number)
         layouts = []
-        for chunk, numbers in sorted(chunks.items()):
-            numbers.sort(key=lambda i: rows[i].done)
-            width = self.prefills[chunk]
-            for begin in range(0, len(numbers), width):
-                part = numbers[begin : begin + width]
-                pages = self._fit(max(rows[i].done for i in part) + chunk, self.contexts)
+        for chunk, order in sorted(chunks.items()):
+            order.sort(key=lambda i: -rows[i].done)
+            parts = self._divide(
+                [rows[i].done + chunk for i in order],
+                [(width, self._prefill_contexts(chunk, width)) for width in self.prefills[chunk]],
+                lambda width, pages, chunk=chunk: (
+                    (_CALL_TOKENS + width * chunk) * (self.token_positions + pages * self.page_size)
+                ),
+            )
+            for begin, width, pages in parts:
+                numbers = order[begin : begin + width]
                 program = Program("prefill", width, chunk, pages)
-                layouts.append(Layout(program, part, list(range(len(part))), []))
+                layouts.append(Layout(program, numbers, list(range(len(numbers))), []))
         return layouts
+
+    def _divide(
+        self,
+        ends: Sequence[int],
+        widths: Sequence[tuple[int, Sequence[int]]],
+        cost: Callable[[int, int], float],
+    ) -> list[tuple[int, int, int]]:
+        """The cheapest way of cutting rows into calls.
+
+        Args:
+          ends: the position each row reaches, furthest first.
+          widths: rows that a call may have, and the contexts that such calls may have.
+          cost: of a call of so many rows and pages of context.
+
+        Returns:
+          (first row, width, pages) of each call.
+        """
+        # best[i]: (cost, width, pages) of the first call for the rows from i on.
+        best: list[tuple[float, int, int]] = [(0.0, 0, 0)] * (len(ends) + 1)
+        for begin in range(len(ends) - 1, -1, -1):
+            options = []
+            for width, contexts in widths:
+                pages = self._fit(ends[begin], contexts)
+                rest = best[min(begin + width, len(ends))][0]
+                options.append((rest + cost(width, pages), width, pages))
+            best[begin] = min(options)
+        parts, begin = [], 0
+        while begin < len(ends):
+            _, width, pages = best[begin]
+            parts.append((begin, width, pages))
+            begin += width
+        return parts
 
     def lay_out_turn(self, rows: Sequence[Row], ends: Sequence[int], tokens: int) -> list[Layout]:
         """The calls that cost least for rows that reach position `ends`: all together, apart by the
         length of their contexts, or in groups that share their first pages."""
         order = sorted(range(len(rows)), key=lambda i: -ends[i])
-        # best[i]: (cost, width and pages of the first call) for the rows from order[i] on.
-        best: list[tuple[float, int, int]] = [(0.0, 0, 0)] * (len(rows) + 1)
-        for begin in range(len(rows) - 1, -1, -1):
-            options = []
-            for width in self.rows:
-                pages = self._fit(ends[order[begin]], self._contexts(width))
-                rest = best[min(begin + width, len(rows))][0]
-                options.append((rest + self._cost(width * pages), width, pages))
-            best[begin] = min(options)
-        layouts, begin = [], 0
-        while begin < len(rows):
-            _, width, pages = best[begin]
+        parts = self._divide(
+            [ends[i] for i in order],
+            [(width, self._contexts(width)) for width in self.rows],
+            lambda width, pages: self._cost(width * pages),
+        )
+        layouts = []
+        for begin, width, pages in parts:
             numbers = sorted(order[begin : begin + width])
             program = Program("turn", width, tokens, pages)
             layouts.append(Layout(program, numbers, list(range(len(numbers))), []))
-            begin += width
         if self._grouped and MEMBERS <= len(rows) <= self.num_rows:
             grouped = self._in_groups(rows, ends, tokens)
             if grouped is not None:
                 p = grouped.program
-                if self._cost(p.groups * p.shared + p.rows * p.pages) < 0.9 * best[0][0]:
+                apart = sum(self._cost(width * pages) for _, width, pages in parts)
+                if self._cost(p.groups * p.shared + p.rows * p.pages) < 0.9 * apart:
                     return [grouped]
         return layouts
 
