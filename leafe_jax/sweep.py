@@ -20,6 +20,7 @@ from etils import epath
 
 from leafe_jax import experiment
 from leafe_jax.errors import NothingToLearn, UserError
+from leafe_jax.phase import write_json
 
 
 def _override(config, field: str, value: Any) -> None:
@@ -74,7 +75,7 @@ def run(config, workdir: str) -> None:
                 row["base"] = _shares(root / name, "base")
             row[name] = _shares(root / name, "leafe")
         rows.append(row)
-        experiment.write_json(epath.Path(workdir) / "sweep.json", rows)
+        write_json(epath.Path(workdir) / "sweep.json", rows)
     draw(rows, Path(workdir) / "sweep.png")
     print(console_table(rows, config.sweep.field))
 
