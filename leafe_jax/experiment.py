@@ -6,6 +6,10 @@ Every phase has a directory with a `phase.json` that holds the part of the confi
 finished phase is skipped; a phase whose config changed is refused by the field's name. Work is cut
 into blocks that are written when complete; a killed run repeats at most the block in flight, and
 since a block always starts from the same state, its results are the same.
+
+Several processes run the same program: they divide blocks, train together on all devices, and
+each samples on its own. The first one decides what all have to do alike, and writes what there is
+one of.
 """
 
 from __future__ import annotations
@@ -23,18 +27,19 @@ from typing import Any
 import jax
 from etils import epath
 
-from envs.base import Environment
+from envs.base import Environment, Task
 from envs.prompts import Prompts
-from leafe_jax import bootstrap, distill, habits
+from leafe_jax import bootstrap, distill, habits, processes
 from leafe_jax.chat import load_chat
 from leafe_jax.errors import NothingToLearn, UserError
 from leafe_jax.evaluate import evaluate
 from leafe_jax.explore import explore
 from leafe_jax.metrics import Metrics
 from leafe_jax.models import hf
-from leafe_jax.phase import Phase, blocks, first_tasks, write_json
+from leafe_jax.models.decoder import abstract_params
+from leafe_jax.phase import Phase, first_tasks, run_blocks, write_json
 from leafe_jax.progress import Progress
-from leafe_jax.results import method_result, read_trees, run_report
+from leafe_jax.results import commit, method_result, read_trees, run_report, tree_files
 from leafe_jax.sampling.policy import LMPolicy
 from leafe_jax.sampling.replicas import make_engines
 from leafe_jax.seeds import seed_for
@@ -42,22 +47,23 @@ from leafe_jax.settings import (
     DEPENDS,
     distill_config,
     explore_config,
+    flatten,
     rollout_config,
     sampling,
     validate,
 )
 from leafe_jax.training import lora
-from leafe_jax.training.data import ExampleFile, write_examples
+from leafe_jax.training.data import Example, ExampleFile, write_examples
 from leafe_jax.training.loop import fit
-from leafe_jax.training.sharding import hand_over
+from leafe_jax.training.sharding import hand_over, make_mesh, shardings_for
 from leafe_jax.types import Tree
 
 BASE_MODEL = Path(__file__).parent / "assets" / "base"
 
 
-# Weights of a model that this process has trained, until its sampler takes them: the same as in its
-# directory, without the way through the file and the host.
-_TRAINED: dict[Path, Any] = {}
+# Weights of a model that this run has trained, until the sampler takes them (see hand_over): the same
+# as in its directory, without the way through the file and the host.
+_TRAINED: dict[Path, Callable[[Any], Any]] = {}
 
 
 def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
@@ -65,14 +71,14 @@ def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
     model_config = hf.read_config(str(path))
     model = config.model
     chat = load_chat(str(path), model_config.vocab_size, model.chat_template, model.enable_thinking)
-    params = _TRAINED.pop(Path(path), None)
-    if params is None:
-        params = hf.load_params(str(path), model_config, model.dtype)
+    load_params = _TRAINED.pop(Path(path), None)
+    if load_params is None:
+        load_params = functools.partial(hf.load_params, str(path), model_config, model.dtype)
     sampler = config.sampler
     # Made here, so that wrong sizes are refused before any directory is claimed.
     engine = make_engines(
         model_config,
-        params,
+        load_params,
         copies=sampler.copies,
         tensor=sampler.tensor,
         num_slots=sampler.num_slots,
@@ -129,7 +135,7 @@ def run_bootstrap(config, env: Environment, workdir: epath.Path, metrics: Metric
     start_from = None
     if not config.bootstrap.from_scratch:
         start_from = Path(config.model.path) if config.model.path else BASE_MODEL
-    with Progress(1, "step", "bootstrap") as bar:
+    with _progress(1, "step", "bootstrap") as bar:
         bootstrap.run(
             config, start_from, Path(phase.directory), _logger(metrics, "bootstrap"),
             _sft_progress(bar),
@@ -143,6 +149,18 @@ def run_habits(config, env: Environment, workdir: epath.Path, metrics: Metrics) 
     phase = Phase(workdir, "habits", config)
     if phase.done:
         return False
+    table = processes.together(
+        "habits", decide=lambda _: _measure_habits(config, env, workdir, metrics, phase)
+    )
+    phase.finish()
+    if "bootstrap" in config:
+        misses = habits.gate_misses(table, config.bootstrap.gate)
+        if misses:
+            raise UserError(f"bootstrap.gate: the base model misses it: {'; '.join(misses)}")
+    return True
+
+
+def _measure_habits(config, env: Environment, workdir: epath.Path, metrics: Metrics, phase: Phase):
     begin = time.time()
     tasks = first_tasks(env, config.evaluate.split, config.evaluate.num_tasks, "evaluate.num_tasks")
     prompts = Prompts(env.description, config.env.prompt_style, env.name)
@@ -162,12 +180,7 @@ def run_habits(config, env: Environment, workdir: epath.Path, metrics: Metrics) 
     print(habits.console_table(table))
     metrics.scalars(0, {f"habits/{k}": v for k, v in table["all"].items()})
     phase.add_seconds(time.time() - begin)
-    phase.finish()
-    if "bootstrap" in config:
-        misses = habits.gate_misses(table, config.bootstrap.gate)
-        if misses:
-            raise UserError(f"bootstrap.gate: the base model misses it: {'; '.join(misses)}")
-    return True
+    return table
 
 
 def run_explore(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
@@ -178,37 +191,62 @@ def run_explore(config, env: Environment, workdir: epath.Path, metrics: Metrics)
     tasks = first_tasks(env, config.explore.split, config.explore.num_tasks, "explore.num_tasks")
     make_policy = policy_factory(config, base_model_path(config, workdir))
     phase.begin()
-    directory = phase.directory / "trees"
-    directory.mkdir(parents=True, exist_ok=True)
-    with Progress(len(tasks), "tree", "explore") as bar:
-        for number, block in blocks(tasks, config.explore.block_size):
-            final = directory / f"{number:04d}.jsonl"
-            if final.exists():
-                bar.update(len(block))
-                continue
-            begin = time.time()
-            partial = directory / f"{number:04d}.jsonl.partial"
-            solved = 0
-            with partial.open("w") as file:
+    (phase.directory / "trees").mkdir(parents=True, exist_ok=True)
+    search = explore_config(config)
+    rollout = rollout_config(config, "explore", config.sampler.temperature)
 
-                def finished(tree: Tree, file=file) -> None:
-                    nonlocal solved
-                    solved += any(n.success for n in tree.nodes)
-                    # Flushed tree by tree: what was finished can be read after a kill.
-                    file.write(json.dumps(tree.to_json()) + "\n")
-                    file.flush()
-                    bar.update(1)
+    def work(block: list[Task], final: epath.Path) -> None:
+        partial = final.parent / (final.name + ".partial")
+        with partial.open("w") as file:
 
-                explore(
-                    make_policy(), env, prompts, block, explore_config(config),
-                    rollout_config(config, "explore", config.sampler.temperature),
-                    config.sampler.num_slots, finished,
-                )  # fmt: skip
-            partial.replace(final)
-            phase.add_seconds(time.time() - begin)
-            metrics.scalars(number, {"explore/tasks_solved": solved / len(block)})
+            def finished(tree: Tree) -> None:
+                # Flushed tree by tree: what was finished can be read after a kill.
+                file.write(json.dumps(tree.to_json()) + "\n")
+                file.flush()
+                bar.update(1)
+
+            explore(
+                make_policy(),
+                env,
+                prompts,
+                block,
+                search,
+                rollout,
+                config.sampler.num_slots,
+                finished,
+            )
+        partial.replace(final)
+
+    def log(number: int, path: epath.Path) -> None:
+        if number > metrics.last_step("explore"):
+            solved = [any(n.success for n in tree.nodes) for tree in read_trees([path])]
+            metrics.scalars(number, {"explore/tasks_solved": sum(solved) / len(solved)})
+
+    with _progress(len(tasks), "tree", "explore") as bar:
+        run_blocks(
+            phase, tasks, config.explore.block_size, "trees/{:04d}.jsonl", work,
+            bar=bar, units=1, log=log,
+        )  # fmt: skip
     phase.finish()
     return True
+
+
+def _make_examples(config, workdir: epath.Path) -> list[Example]:
+    examples = distill.make_examples(
+        read_trees(tree_files(workdir)), distill_config(config), config.seed
+    )
+    weights = _source_weights(config)
+    examples = [e for e in examples if weights[e.source] > 0]
+    if not examples:
+        raise NothingToLearn(
+            "distill: stage 1 left nothing to learn from (no qualifying branch and no successful"
+            " trajectory); explore more tasks or raise explore.max_attempts"
+        )
+    return examples
+
+
+def _source_weights(config) -> tuple[float, float]:
+    return config.distill.counterfactual_weight, config.distill.beta
 
 
 def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
@@ -216,14 +254,10 @@ def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics)
     if phase.done:
         return False
     begin = time.time()
-    examples = distill.make_examples(read_trees(workdir), distill_config(config), config.seed)
-    weights = (config.distill.counterfactual_weight, config.distill.beta)
-    examples = [e for e in examples if weights[e.source] > 0]
-    if not examples:
-        raise NothingToLearn(
-            "distill: stage 1 left nothing to learn from (no qualifying branch and no successful"
-            " trajectory); explore more tasks or raise explore.max_attempts"
-        )
+    examples: list[Example] = []  # in the first process; the others read the file
+    processes.together(
+        "distill: examples", decide=lambda _: examples.extend(_make_examples(config, workdir))
+    )
     path = base_model_path(config, workdir)
     model_config = hf.read_config(str(path))
     load_params = functools.partial(hf.load_params, path, model_config)
@@ -231,14 +265,14 @@ def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics)
     records = phase.directory / "examples.array_record"
     write_examples(records, examples)
     train = config.distill.train
-    with Progress(1, "step", "distill") as bar:
+    with _progress(1, "step", "distill") as bar:
         params = fit(
             model_config=model_config,
             load_params=load_params,
             examples=ExampleFile(records),
             train_config=train,
             sources=distill.SOURCES,
-            source_weights=weights,
+            source_weights=_source_weights(config),
             directory=Path(phase.directory / "checkpoints"),
             seed=seed_for(config.seed, "distill"),
             log=_logger(metrics, "distill"),
@@ -247,26 +281,34 @@ def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics)
     if train.lora.rank:
         adapted = lora.with_adapters(model_config, train.lora)
         lora.save_adapter(phase.directory / "adapter", adapted, params, str(path))
-        params = lora.merge(adapted, load_params("float32"), params)
+        places = shardings_for(abstract_params(model_config), make_mesh(train.mesh))
+        params = lora.merge(adapted, load_params("float32", places), params)
     hf.save(
         str(phase.directory / "model"), model_config, params,
         source=path, chat_template=config.model.chat_template,
     )  # fmt: skip
-    if jax.process_count() == 1 and "evaluate" in config.phases:
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        _TRAINED[Path(phase.directory / "model")] = hand_over(params, config.model.dtype, device)
-    counts = [sum(e.source == s for e in examples) for s in range(len(distill.SOURCES))]
-    write_json(
-        phase.directory / "summary.json",
-        {
-            "counterfactual_examples": counts[distill.COUNTERFACTUAL],
-            "rehearsal_examples": counts[distill.REHEARSAL],
-            "target_tokens": int(sum((e.mass > 0).sum() for e in examples)),
-        },
-    )
+    sampled = "evaluate" in config.phases and "leafe" in config.evaluate.methods
+    if sampled and jax.local_device_count() % config.sampler.tensor == 0:
+        _TRAINED[Path(phase.directory / "model")] = hand_over(
+            params, config.model.dtype, config.sampler.tensor
+        )
+    if processes.first():
+        counts = [sum(e.source == s for e in examples) for s in range(len(distill.SOURCES))]
+        write_json(
+            phase.directory / "summary.json",
+            {
+                "counterfactual_examples": counts[distill.COUNTERFACTUAL],
+                "rehearsal_examples": counts[distill.REHEARSAL],
+                "target_tokens": int(sum((e.mass > 0).sum() for e in examples)),
+            },
+        )
     phase.add_seconds(time.time() - begin)
     phase.finish()
     return True
+
+
+def _progress(total: int, unit: str, label: str) -> Progress:
+    return Progress(total, unit, label, shown=processes.first())
 
 
 def _logger(metrics: Metrics, prefix: str) -> Callable[[int, dict[str, float]], None]:
@@ -298,28 +340,35 @@ def _evaluate_method(
     tasks = first_tasks(env, settings.split, settings.num_tasks, "evaluate.num_tasks")
     make_policy = policy_factory(config, _model_path(config, workdir, method))
     phase.begin()
-    with Progress(len(tasks) * settings.num_samples, "episode", f"evaluate {method}") as bar:
-        for number, block in blocks(tasks, settings.block_size):
-            final = phase.directory / f"{number:04d}.json"
-            if final.exists():
-                bar.update(len(block) * settings.num_samples)
-                continue
-            begin = time.time()
-            records, budget = evaluate(
-                make_policy(), env, prompts, block, settings.num_samples,
-                # The same keys for every method: differences are the weights' and not the dice's.
-                rollout_config(config, "evaluate", settings.temperature),
-                config.sampler.num_slots, functools.partial(bar.update, 1),
-            )  # fmt: skip
-            write_json(final, {"tasks": records, "budget": dataclasses.asdict(budget)})
-            phase.add_seconds(time.time() - begin)
+    # The same keys for every method: differences are the weights' and not the dice's.
+    rollout = rollout_config(config, "evaluate", settings.temperature)
+
+    def work(block: list[Task], final: epath.Path) -> None:
+        records, budget = evaluate(
+            make_policy(), env, prompts, block, settings.num_samples, rollout,
+            config.sampler.num_slots, functools.partial(bar.update, 1),
+        )  # fmt: skip
+        write_json(final, {"tasks": records, "budget": dataclasses.asdict(budget)})
+
+    total = len(tasks) * settings.num_samples
+    with _progress(total, "episode", f"evaluate {method}") as bar:
+        run_blocks(
+            phase, tasks, settings.block_size, "{:04d}.json", work,
+            bar=bar, units=settings.num_samples, log=lambda *_: None,
+        )  # fmt: skip
     phase.finish()
-    sample = json.loads((phase.directory / "0000.json").read_text())["tasks"][0]["transcript"]
+    if processes.first():
+        _log_evaluation(config, workdir, metrics, method)
+    return True
+
+
+def _log_evaluation(config, workdir: epath.Path, metrics: Metrics, method: str) -> None:
+    first = json.loads((workdir / "evaluate" / method / "0000.json").read_text())
+    sample = first["tasks"][0]["transcript"]
     text = "\n".join(f"{observation}\n> {reply}" for observation, reply in sample)
     metrics.text(0, f"eval/{method}/transcript", text)
     metrics.scalars(0, {f"eval/{method}/pass_at_1": method_result(config, workdir, method)[
         "families"]["all"]["pass_at_k"]["1"]["value"]})  # fmt: skip
-    return True
 
 
 _RUN = {
@@ -339,29 +388,74 @@ def run(config, workdir: str) -> None:
       UserError: a bad field, file or checkpoint; nothing that was finished is lost.
     """
     with contextlib.closing(validate(config)) as env:
+        _agree(config, env)
         _run(config, env, workdir)
+
+
+def _agree(config, env: Environment) -> None:
+    """All processes must run the same thing: a host with other code or data would spoil the numbers."""
+    if jax.process_count() == 1:
+        return
+    splits = {"explore": ("explore",), "evaluate": ("evaluate", "habits")}
+    facts = flatten(config) | {"jax": jax.__version__, "commit": commit()}
+    for section, phases in splits.items():
+        if any(name in config.phases for name in phases):
+            facts[f"the tasks of {section}.split"] = env.split_hash(config[section].split)
+
+    def compare(all_facts: list[dict[str, Any]]) -> None:
+        ours = all_facts[0]
+        for number, theirs in enumerate(all_facts):
+            for name in sorted({*ours, *theirs}):
+                if ours.get(name) != theirs.get(name):
+                    raise UserError(
+                        f"{name} = {theirs.get(name)!r} in process {number}, {ours.get(name)!r} in"
+                        " process 0: all need the same config, code and data"
+                    )
+
+    processes.together("config", facts, compare)
+
+
+def _open_workdir(root: epath.Path, workdir: str) -> None:
+    """Makes the workdir and checks that all processes write to the same."""
+    index = jax.process_index()
+    probe = root / f".writable{index or ''}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
+
+    def compare(written: list[int]) -> None:
+        apart = [n for n in written if not (root / f".writable{n or ''}").exists()]
+        if apart:
+            raise UserError(
+                f"--workdir={workdir}: process {apart[0]} writes elsewhere than process 0: all need"
+                " the same directory, on a network file system or in a bucket"
+            )
+
+    try:
+        processes.together("workdir", index, compare)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _run(config, env: Environment, workdir: str) -> None:
     root = epath.Path(workdir)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        probe = root / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
+    _open_workdir(root, workdir)
     for name in config.phases:  # changed fields are refused before any work
         for part in (
             [f"evaluate/{m}" for m in config.evaluate.methods] if name == "evaluate" else [name]
         ):
-            if part in DEPENDS and (root / part / "phase.json").exists():
+            if part in DEPENDS:
                 Phase(root, part, config)
+    page = root / "report" / "index.html"
     did = False
-    with Metrics(Path(root)) as metrics:
+    with Metrics(Path(root), kept=processes.first()) as metrics:
         for name in config.phases:
-            if name == "report" and not did and (root / "report" / "index.html").exists():
-                continue
+            if name == "report" and not did:
+                if processes.together("report", decide=lambda _: page.exists()):
+                    continue
             did |= _RUN[name](config, env, root, metrics)
-    if not did:
+    if not did and processes.first():
         print(f"{workdir}: every phase is complete for this config; nothing to do.")
+    processes.together("end")

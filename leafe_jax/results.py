@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 from etils import epath
 
 from envs.base import Environment
-from leafe_jax import passk, report
+from leafe_jax import passk, processes, report
 from leafe_jax.errors import UserError
 from leafe_jax.evaluate import merge_budgets
 from leafe_jax.metrics import Metrics
@@ -27,10 +28,15 @@ from leafe_jax.types import Tree
 RESULTS_SCHEMA = 1
 
 
-def read_trees(workdir: epath.Path) -> list[Tree]:
-    """All finished trees of the explore phase."""
+def tree_files(workdir: epath.Path) -> list[epath.Path]:
+    """The finished blocks of the explore phase, in order."""
+    return sorted((workdir / "explore" / "trees").glob("*.jsonl"))
+
+
+def read_trees(paths: Sequence[epath.Path]) -> list[Tree]:
+    """The trees of some blocks, in order; UserError names a line that is none."""
     trees = []
-    for path in sorted((workdir / "explore" / "trees").glob("*.jsonl")):
+    for path in paths:
         for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
             try:
                 trees.append(Tree.from_json(json.loads(line)))
@@ -64,7 +70,7 @@ def _seconds(directory: epath.Path) -> float:
 
 
 def _explore_result(workdir: epath.Path) -> dict[str, Any]:
-    trees = read_trees(workdir)
+    trees = read_trees(tree_files(workdir))
     nodes = [(tree, node) for tree in trees for node in tree.nodes]
     statuses: dict[str, int] = {}
     for _, node in nodes:
@@ -84,7 +90,8 @@ def _explore_result(workdir: epath.Path) -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
+    """The commit that is checked out, or None outside a repository."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
@@ -94,20 +101,29 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
+def _device() -> str:
+    name = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores"
+    if jax.process_count() > 1:
+        name += f", {jax.process_count()} processes, {jax.device_count()} devices in all"
+    return name
+
+
 def run_report(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
-    """results.json, the plots and the page, from what lies in the workdir."""
+    """results.json, the plots and the page, from what lies in the workdir; by the first process."""
+    if not processes.first():
+        return True
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "grain")
     flat = flatten(config)
     results = {
         "schema": RESULTS_SCHEMA,
-        "commit": _commit(),
+        "commit": commit(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "config_hash": hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12],
         "config": flat,
         "seed": config.seed,
         # Tells readers on other machines whether they played the same tasks.
         "split_hash": env.split_hash(config.evaluate.split),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
+        "device": _device(),
         "methods": {
             method: method_result(config, workdir, method)
             for method in METHODS
