@@ -417,6 +417,10 @@ def _agree(config, env: Environment) -> None:
 
 def _open_workdir(root: epath.Path, workdir: str) -> None:
     """Makes the workdir and checks that all processes write to the same."""
+    if "://" in workdir:
+        raise UserError(
+            f"--workdir={workdir}: must be a directory; a bucket has to be mounted (docs/TPU.md)"
+        )
     index = jax.process_index()
     probe = root / f".writable{index or ''}"
     try:
@@ -430,7 +434,7 @@ def _open_workdir(root: epath.Path, workdir: str) -> None:
         if apart:
             raise UserError(
                 f"--workdir={workdir}: process {apart[0]} writes elsewhere than process 0: all need"
-                " the same directory, on a network file system or in a bucket"
+                " the same directory, e.g. on a network file system"
             )
 
     try:

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import traceback
 
 from leafe_jax.startup import keep_freed_memory, prefer_cpu
@@ -96,14 +97,14 @@ def main(argv: list[str]) -> int:
         processes.stop(str(error))
         return 2
     except Exception as error:
-        if not _disk_full(error):
+        message = _explain(error, workdir)
+        if message is None:
             if processes.several():
+                time.sleep(1)  # if it comes of another's end, that is said now, and this is not
                 traceback.print_exc()
                 processes.stop(f"{type(error).__name__}: {error}".splitlines()[0], code=1)
             raise
-        processes.stop(
-            f"--workdir={workdir}: the disk is full; finished work is kept: free space, run again"
-        )
+        processes.stop(message)
         sys.stderr.flush()
         # The writers' threads would wait for space, and then complain, at a normal exit.
         os._exit(2)
@@ -114,6 +115,20 @@ def main(argv: list[str]) -> int:
     finally:
         processes.leave()
     return 0
+
+
+def _explain(error: Exception, workdir: str) -> str | None:
+    """One line for what a user can mend, of errors that are not ours; None for a bug."""
+    if _disk_full(error):
+        return (
+            f"--workdir={workdir}: the disk is full; finished work is kept: free space, run again"
+        )
+    if "RESOURCE_EXHAUSTED" in str(error):  # training has an error of its own for this
+        return (
+            "a device is out of memory while sampling: raise sampler.tensor, or lower"
+            f" sampler.num_pages, num_slots or max_len ({str(error).splitlines()[0]})"
+        )
+    return None
 
 
 def _disk_full(error: BaseException | None) -> bool:

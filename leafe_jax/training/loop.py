@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,10 @@ class _Run:
                 self.checkpoints.save(step, state, data_state, must=last or asked)
             if asked and not last:
                 self.checkpoints.close()
+                logging.getLogger("leafe_jax").info(
+                    "train: told to stop; step %d is saved; the same command goes on from there",
+                    step,
+                )
                 raise SystemExit(EXIT_PREEMPTED)
         return state
 
