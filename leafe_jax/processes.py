@@ -310,7 +310,8 @@ def _explain_aborts() -> None:
     def explain(_: int) -> None:
         if _peers is not None:
             _peers.end(
-                f"jax's runtime has ended this process, most likely since another died; {_AGAIN}"
+                "jax's runtime has ended this process (its message is above), most likely since"
+                f" another one died; {_AGAIN}"
             )
         os._exit(2)
 
@@ -348,7 +349,8 @@ class _Peers:
                 self._changed.wait_for(lambda: self._round in self._decided)
                 answer = self._decided.pop(self._round)
         else:
-            values = {**self._wait_for_all(what, seconds, meanwhile), 0: value}
+            values = self._wait_for_all(what, seconds, meanwhile)
+            values[0] = json.loads(json.dumps(value))  # the same types as the others'
             answer = _decide(decide, [values[n] for n in range(self.count)])
             self._tell({"round": self._round, **answer})
         if "error" in answer:
@@ -437,7 +439,7 @@ def _decide(decide, values: list[Any]) -> dict[str, Any]:
         decision = decide(values) if decide is not None else None
     except UserError as error:
         return {"error": str(error), "empty": isinstance(error, NothingToLearn)}
-    return {"decision": json.loads(json.dumps(decision))}  # the same types as in the others
+    return {"decision": json.loads(json.dumps(decision))}  # the same types in all
 
 
 def _keep_alive(connection: socket.socket) -> None:
