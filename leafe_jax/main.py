@@ -10,6 +10,8 @@ import logging
 import os
 import sys
 import threading
+import time
+import traceback
 
 from leafe_jax.startup import keep_freed_memory, prefer_cpu
 
@@ -36,6 +38,15 @@ def main(argv: list[str]) -> int:
     from leafe_jax.errors import UserError
 
     values = flags.FlagValues()
+    flags.DEFINE_string(
+        "coordinator", None, "Several processes without SLURM or a TPU slice: host:port of process 0.",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_integer("num_processes", None, "How many there are.", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", flag_values=values)
+    flags.DEFINE_float(
+        "join_timeout", 300.0, "Seconds to wait for the other processes.", flag_values=values
+    )
     config_flag = config_flags.DEFINE_config_file(
         "config", None, "Config file, e.g. configs/quickstart.py or configs/quickstart.py:smoke.",
         lock_config=True, flag_values=values,
@@ -46,7 +57,7 @@ def main(argv: list[str]) -> int:
     try:
         rest = values(argv)
         if len(rest) > 1:
-            return _fail(f"unexpected argument {rest[1]!r}; only --config and --workdir are taken")
+            return _fail(f"unexpected argument {rest[1]!r}; arguments are --name=value")
         config, workdir = values[config_flag.name].value, workdir_flag.value
         if config is None or workdir is None:
             missing = "--config" if config is None else "--workdir"
@@ -59,8 +70,6 @@ def main(argv: list[str]) -> int:
         # A config file's own complaint comes wrapped in its traceback: the last line says it.
         return _fail(" ".join(str(error).strip().splitlines()[-1].split()))
 
-    from leafe_jax import experiment, sweep
-
     for name in ("leafe_jax", "envs"):
         notes = logging.getLogger(name)
         notes.setLevel(logging.INFO)
@@ -72,20 +81,54 @@ def main(argv: list[str]) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     complain = threading.excepthook
     threading.excepthook = lambda args: None if _disk_full(args.exc_value) else complain(args)
+
+    from leafe_jax import experiment, processes, sweep
+
     try:
+        processes.join(
+            values["coordinator"].value, values["num_processes"].value,
+            values["process_id"].value, values["join_timeout"].value,
+        )  # fmt: skip
+        if not processes.first():
+            logging.getLogger("leafe_jax").setLevel(logging.WARNING)
+            logging.getLogger("envs").setLevel(logging.WARNING)
         (sweep if "sweep" in config else experiment).run(config, workdir)
     except (UserError, EnvDataError) as error:
-        return _fail(str(error))
+        processes.stop(str(error))
+        return 2
     except Exception as error:
-        if not _disk_full(error):
+        message = _explain(error, workdir)
+        if message is None:
+            if processes.several():
+                time.sleep(1)  # if it comes of another's end, that is said now, and this is not
+                traceback.print_exc()
+                processes.stop(f"{type(error).__name__}: {error}".splitlines()[0], code=1)
             raise
-        _fail(
-            f"--workdir={workdir}: the disk is full; finished work is kept: free space, run again"
-        )
+        processes.stop(message)
         sys.stderr.flush()
         # The writers' threads would wait for space, and then complain, at a normal exit.
         os._exit(2)
+    except KeyboardInterrupt:
+        if processes.several():
+            processes.stop("interrupted", code=130)
+        raise
+    finally:
+        processes.leave()
     return 0
+
+
+def _explain(error: Exception, workdir: str) -> str | None:
+    """One line for what a user can mend, of errors that are not ours; None for a bug."""
+    if _disk_full(error):
+        return (
+            f"--workdir={workdir}: the disk is full; finished work is kept: free space, run again"
+        )
+    if "RESOURCE_EXHAUSTED" in str(error):  # training has an error of its own for this
+        return (
+            "a device is out of memory while sampling: raise sampler.tensor, or lower"
+            f" sampler.num_pages, num_slots or max_len ({str(error).splitlines()[0]})"
+        )
+    return None
 
 
 def _disk_full(error: BaseException | None) -> bool:

@@ -27,14 +27,16 @@ class Metrics:
 
     Args:
       directory: the workdir; events go to `tensorboard/`, lines to `metrics.jsonl`.
+      kept: False writes nothing: another process does.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, kept: bool = True):
+        self._kept = kept
         self._path = directory / "metrics.jsonl"
         self._events = directory / "tensorboard"
         self._writer: SummaryWriter | None = None  # made when needed: a no-op run leaves no file
         self._last: dict[str, int] = {}  # prefix -> last step, so that most calls read nothing
-        if self._path.exists():
+        if kept and self._path.exists():
             lines, whole = self._read()
             if not whole:
                 self._rewrite(lines)
@@ -47,11 +49,17 @@ class Metrics:
         if self._writer is not None:
             self._writer.close()
 
+    def last_step(self, prefix: str) -> int:
+        """The last step that has values of a prefix, or -1."""
+        return self._last.get(prefix, -1)
+
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes values with slash names and one prefix, e.g. {"distill/loss": 0.3}, at a step.
 
         What is not finite is null in metrics.jsonl: JSON has no word for it.
         """
+        if not self._kept:
+            return
         numbers = {name: float(value) for name, value in values.items()}
         prefixes = _prefixes(numbers)
         for prefix in prefixes:
@@ -66,6 +74,8 @@ class Metrics:
 
     def text(self, step: int, name: str, text: str) -> None:
         """Shows a text, e.g. a whole trajectory, in TensorBoard; metrics.jsonl has numbers only."""
+        if not self._kept:
+            return
         # TensorBoard renders Markdown; indented by four, model text is shown as it is.
         block = "".join(f"    {line}\n" for line in text.split("\n"))
         self._tensorboard().add_text(name, block, step)

@@ -36,9 +36,11 @@ class Progress:
       total: how many there will be.
       unit: what is counted, singular.
       label: what is going on.
+      shown: False says nothing: another process does.
     """
 
-    def __init__(self, total: int, unit: str, label: str):
+    def __init__(self, total: int, unit: str, label: str, shown: bool = True):
+        self.shown = shown
         self.total, self.unit, self.label = total, unit, label
         self.count = 0
         self._begin = time.monotonic()
@@ -48,7 +50,7 @@ class Progress:
         self._marks = collections.deque([self._base], maxlen=_WINDOW)
         self._postfix = ""
         self._bar = None
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             self._bar = tqdm(total=total, unit=unit, desc=label, dynamic_ncols=True)
 
     def __enter__(self) -> Progress:
@@ -96,5 +98,7 @@ class Progress:
         return done / seconds if seconds >= 1 and done > 0 else 0.0
 
     def _line(self, ending: str) -> None:
+        if not self.shown:
+            return
         text = f"{self.label}: {self.count}/{self.total} {self.unit}s, {ending}{self._postfix}"
         print(text, file=sys.stderr, flush=True)

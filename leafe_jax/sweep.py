@@ -18,8 +18,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from etils import epath
 
-from leafe_jax import experiment
+from leafe_jax import experiment, processes
 from leafe_jax.errors import NothingToLearn, UserError
+from leafe_jax.phase import write_json
 
 
 def _override(config, field: str, value: Any) -> None:
@@ -74,9 +75,11 @@ def run(config, workdir: str) -> None:
                 row["base"] = _shares(root / name, "base")
             row[name] = _shares(root / name, "leafe")
         rows.append(row)
-        experiment.write_json(epath.Path(workdir) / "sweep.json", rows)
-    draw(rows, Path(workdir) / "sweep.png")
-    print(console_table(rows, config.sweep.field))
+        if processes.first():
+            write_json(epath.Path(workdir) / "sweep.json", rows)
+    if processes.first():
+        draw(rows, Path(workdir) / "sweep.png")
+        print(console_table(rows, config.sweep.field))
 
 
 def _methods(rows: list[dict[str, Any]]) -> list[str]:

@@ -27,7 +27,7 @@ from leafe_jax.errors import UserError
 from leafe_jax.models.decoder import ModelConfig, abstract_params
 from leafe_jax.models.hf_config import config_json, read_config, read_json
 
-__all__ = ["MAX_SHARD_BYTES", "load_params", "read_config", "save"]
+__all__ = ["MAX_SHARD_BYTES", "load_params", "read_config", "save", "to_host"]
 
 MAX_SHARD_BYTES = 5 * 10**9
 _ALIGNMENT = 64  # bytes
@@ -239,7 +239,7 @@ def load_params(path: str | Path, config: ModelConfig, dtype, shardings=None) ->
     """
     directory = Path(path)
     flat, structure = jax.tree_util.tree_flatten_with_path(abstract_params(config, dtype))
-    single = SingleDeviceSharding(jax.devices()[0])
+    single = SingleDeviceSharding(jax.local_devices()[0])
     places = [single] * len(flat) if shardings is None else structure.flatten_up_to(shardings)
     names = [hub_name(_path(p)) for p, _ in flat]
     shapes = {
@@ -276,7 +276,7 @@ class _Leaf:
     array: jax.Array
 
 
-def _to_host(array: jax.Array) -> np.ndarray | None:
+def to_host(array: jax.Array) -> np.ndarray | None:
     """The whole array in process 0's memory (None elsewhere); a collective call across processes."""
     if not array.is_fully_addressable:
         # One tensor on every device for a moment, never the model.
@@ -311,7 +311,7 @@ def _write_weights(directory: Path, params, max_bytes: int) -> str:
     for file, shard in zip(names, shards, strict=True):
         tensors = {}
         for leaf in shard:
-            array = _to_host(leaf.array)
+            array = to_host(leaf.array)
             if array is not None:
                 tensors[leaf.name] = np.ascontiguousarray(array.T if leaf.transposed else array)
         if tensors:

@@ -7,13 +7,15 @@ order, never on a clock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from leafe_jax.errors import UserError
-from leafe_jax.models.decoder import ModelConfig
+from leafe_jax.models.decoder import ModelConfig, abstract_params
 from leafe_jax.sampling.engine import Engine, Generation, Request
 from leafe_jax.training.sharding import make_mesh, shardings_for
 
@@ -82,12 +84,19 @@ class Replicas:
 
 
 def make_engines(
-    config: ModelConfig, params, *, copies: int, tensor: int, devices=None, **sizes
+    config: ModelConfig,
+    load_params: Callable[[Any], Any],
+    *,
+    copies: int,
+    tensor: int,
+    devices=None,
+    **sizes,
 ) -> Engine | Replicas:
     """One engine, or several copies of the model on this process's devices.
 
     Args:
-      config, params: the model, on the host or on any device.
+      config: the model.
+      load_params: load_params(shardings) gives its weights, placed like this, for each copy.
       copies: of the model; 0 makes as many as there are devices for.
       tensor: devices that divide one copy among them.
       devices: to use; this process's own by default.
@@ -103,8 +112,10 @@ def make_engines(
             f" {len(devices)} devices"
         )
     copies = copies or len(devices) // tensor
+    shapes = abstract_params(config)
     if copies * tensor == 1:
-        return Engine(config, params, **sizes)
+        single = SingleDeviceSharding(devices[0])
+        return Engine(config, load_params(jax.tree.map(lambda _: single, shapes)), **sizes)
     if config.num_kv_heads % tensor:
         raise UserError(
             f"sampler.tensor = {tensor}: does not divide the model's {config.num_kv_heads} key and"
@@ -114,6 +125,6 @@ def make_engines(
     for number in range(copies):
         own = np.asarray(devices[number * tensor : (number + 1) * tensor])
         mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": tensor}, own)
-        placed = jax.device_put(params, shardings_for(params, mesh))
+        placed = load_params(shardings_for(shapes, mesh))
         engines.append(Engine(config, placed, mesh=mesh, **sizes))
     return engines[0] if copies == 1 else Replicas(engines)

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import grain
+import jax
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
+from jax.experimental import multihost_utils
 
 from leafe_jax.errors import UserError
 
@@ -62,16 +64,22 @@ def action_mass(length: int, spans: Sequence[tuple[int, int]], normalisation: st
 def write_examples(path: str | Path, examples: Sequence[Example]) -> None:
     """Writes an ArrayRecord file; it appears under its name when it is complete.
 
+    In a run of several processes all of them call it, process 0 writes, and it is there when they
+    go on; the others' examples may be empty.
+
     A record is, little-endian: source (int32), n ids (int32), n masses (float32).
     """
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    writer = ArrayRecordWriter(str(partial), "group_size:1")  # each record can be read alone
-    for example in examples:
-        parts = (np.int32(example.source), example.ids, example.mass)
-        writer.write(b"".join(p.astype(p.dtype.newbyteorder("<")).tobytes() for p in parts))
-    writer.close()
-    os.replace(partial, path)
+    if jax.process_index() == 0:
+        partial = path.with_name(path.name + ".partial")
+        writer = ArrayRecordWriter(str(partial), "group_size:1")  # each record can be read alone
+        for example in examples:
+            parts = (np.int32(example.source), example.ids, example.mass)
+            writer.write(b"".join(p.astype(p.dtype.newbyteorder("<")).tobytes() for p in parts))
+        writer.close()
+        os.replace(partial, path)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"wrote {path.name}")
 
 
 class ExampleFile(Sequence[Example]):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from leafe_jax.errors import UserError
@@ -75,7 +77,8 @@ def fit(
 
     Raises:
       UserError: a setting is out of range, the checkpoint is another run's, `max_nonfinite` steps in a
-        row were not finite (the last batch is saved beside the checkpoints), another process died.
+        row were not finite (the last batch is saved beside the checkpoints), the devices' memory is
+        too small, another process died or has other examples.
       OSError: the disk is full; the last checkpoint is intact.
       SystemExit: EXIT_PREEMPTED, once the state is saved.
     """
@@ -84,6 +87,7 @@ def fit(
     options = step_options(train_config, model_config, mesh)
     shardings_for(abstract_params(model_config), mesh)  # refused before anything is written
     facts = survey(examples, len(sources))
+    _agree(facts.digest)
     place_rows = NamedSharding(mesh, BATCH)
     shape = (train_config.batch_size, train_config.seq_len)
     batches = Batches(
@@ -109,6 +113,12 @@ def fit(
         with Preemption(train_config.notice_url) as preemption:
             state = run.steps(step, state, frozen, iterator, train_step, place_rows, preemption)
     except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise UserError(
+                "train: a device is out of memory: raise train.accumulation, set train.remat = 'full',"
+                " or divide the state over more devices (train.mesh.fsdp); leafe_jax.plan counts the"
+                f" bytes beforehand ({str(error).splitlines()[0]})"
+            ) from error
         if jax.process_count() == 1:
             raise
         raise UserError(
@@ -118,6 +128,17 @@ def fit(
         ) from error
     checkpoints.close()
     return state["params"]
+
+
+def _agree(digest: str) -> None:
+    """All processes must train on the same examples: they read the file, each for itself."""
+    own = np.frombuffer(bytes.fromhex(digest), np.uint8)
+    every = multihost_utils.process_allgather(own, tiled=False)
+    other = np.flatnonzero((every != every[0]).any(axis=1))
+    if other.size:
+        raise UserError(
+            f"train: process {other[0]} reads other examples than process 0: all need the same files"
+        )
 
 
 def _own_rows(sharding: NamedSharding, shape: tuple[int, int]) -> list[int]:
@@ -205,6 +226,10 @@ class _Run:
                 self.checkpoints.save(step, state, data_state, must=last or asked)
             if asked and not last:
                 self.checkpoints.close()
+                logging.getLogger("leafe_jax").info(
+                    "train: told to stop; step %d is saved; the same command goes on from there",
+                    step,
+                )
                 raise SystemExit(EXIT_PREEMPTED)
         return state
 

@@ -95,21 +95,27 @@ def merge(config: ModelConfig, params: dict, adapters: dict) -> dict:
 def save_adapter(path: str | Path, config: ModelConfig, adapters: dict, base: str) -> None:
     """Writes adapter_model.safetensors and adapter_config.json as PEFT reads them.
 
+    In a run of several processes all of them call it and process 0 writes.
+
     Args:
       path: directory to make.
       config, adapters: the model with its adapters.
       base: the base model's directory or name, for the config.
     """
     directory = Path(path)
-    directory.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for where, leaf in jax.tree_util.tree_flatten_with_path(adapters)[0]:
         *parts, _, matrix = [str(k.key) for k in where]
         name, _ = hf.hub_name("/".join([*parts, "kernel"]))
         letter = matrix[-1].upper()
-        tensors[f"base_model.model.{name.removesuffix('weight')}lora_{letter}.weight"] = (
-            np.ascontiguousarray(np.asarray(leaf).T)  # [out, in], as torch's linear layers
-        )
+        matrix = hf.to_host(leaf)
+        if matrix is not None:
+            tensors[f"base_model.model.{name.removesuffix('weight')}lora_{letter}.weight"] = (
+                np.ascontiguousarray(matrix.T)  # [out, in], as torch's linear layers
+            )
+    if not tensors:  # another process writes
+        return
+    directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     fields: dict[str, Any] = {
         "peft_type": "LORA",

@@ -4,6 +4,7 @@ and batches; and the way of the weights from the trainer to the sampler."""
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -89,27 +90,49 @@ def stacked_shardings(layers: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, layers)
 
 
-def hand_over(params: Any, dtype, shardings: Any) -> Any:
-    """The trainer's parameters for the sampler: cast where they lie, then moved between devices.
+def hand_over(params: Any, dtype, tensor: int) -> Callable[[Any], Any]:
+    """The trainer's parameters for the samplers: cast where they lie, then resharded once.
 
-    Nothing passes through the host: on the same devices it is one program with other output
-    shardings, else transfers from device to device of weights that are cast already.
+    Every `tensor` devices of each process, in the order of jax.local_devices(), come to hold a whole
+    copy. Nothing passes through the host. All processes call it.
 
     Args:
-      params: float32 masters.
+      params: float32 masters, on all devices.
       dtype: the sampler's.
-      shardings: tree of shardings like the parameters, or one for all.
+      tensor: devices of a copy; divides the number of devices of a process.
+
+    Returns:
+      load(shardings): the copy that lies on the devices of those shardings (a tree like the
+      parameters, on `tensor` devices that hold a copy); nothing is moved.
     """
 
     def cast(params):
         return jax.tree.map(lambda x: x.astype(dtype), params)
 
-    if isinstance(shardings, jax.sharding.Sharding):
-        shardings = jax.tree.map(lambda _: shardings, params)
-    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(shardings), strict=True)
-    if all(x.sharding.device_set == target.device_set for x, target in leaves):
-        return jax.jit(cast, out_shardings=shardings)(params)
-    return jax.device_put(jax.jit(cast)(params), shardings)
+    source = jax.tree.leaves(params)[0].sharding
+    order = [
+        device
+        for process in range(jax.process_count())
+        for device in jax.local_devices(process_index=process)
+        if device in source.device_set
+    ]
+    # Rows along "data" hold the same weights.
+    targets = shardings_for(params, make_mesh({"data": -1, "fsdp": 1, "tensor": tensor}, order))
+    own = list(source.mesh.devices.flat) if isinstance(source, NamedSharding) else order
+    if own == order:
+        copies = jax.jit(cast, out_shardings=targets)(params)
+    else:  # a TPU slice may number its devices across the hosts; one program wants one order
+        copies = jax.device_put(jax.jit(cast)(params), targets)
+
+    def load(shardings: Any) -> Any:
+        def take(x, to):
+            parts = {shard.device: shard.data for shard in x.addressable_shards}
+            own = [parts[device] for device in to.addressable_devices_indices_map(x.shape)]
+            return jax.make_array_from_single_device_arrays(x.shape, to, own)
+
+        return jax.tree.map(take, copies, shardings)
+
+    return load
 
 
 def shardings_for(tree: Any, mesh: Mesh) -> Any:

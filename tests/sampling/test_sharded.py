@@ -47,9 +47,10 @@ def logprobs(session, result):
     table, begin = t.forward(params, session.ids), len(session.ids) - len(result.ids)
     return [table[begin + n - 1, token] for n, token in enumerate(result.ids)]
 
-one = outcome(make_engines(t.CONFIG, params, copies=1, tensor=1, **sizes))
+place = lambda shardings: jax.device_put(params, shardings)
+one = outcome(make_engines(t.CONFIG, place, copies=1, tensor=1, **sizes))
 for copies, tensor, attention in ((1, 2, "gather"), (4, 2, "gather"), (4, 2, "paged"), (8, 1, "gather")):
-    engine = make_engines(t.CONFIG, params, copies=copies, tensor=tensor, attention=attention, **sizes)
+    engine = make_engines(t.CONFIG, place, copies=copies, tensor=tensor, attention=attention, **sizes)
     assert outcome(engine) == one, (copies, tensor, attention)
     for number, e in enumerate(getattr(engine, "engines", [engine])):
         t.check_no_leak(e)
@@ -65,7 +66,7 @@ for copies, tensor, message in (
     (1, 4, "sampler.tensor = 4: does not divide the model's 2 key and value heads"),
 ):
     with pytest.raises(UserError, match=message):
-        make_engines(t.CONFIG, params, copies=copies, tensor=tensor, **sizes)
+        make_engines(t.CONFIG, place, copies=copies, tensor=tensor, **sizes)
 print("same")
 """
 

@@ -109,6 +109,19 @@ def test_loop_errors(tmp_path):
         run_fit(tmp_path / "mesh", mesh=dict(data=3, fsdp=1, tensor=1))
 
 
+def test_out_of_memory_names_the_fields(tmp_path):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"
+        )
+
+    with pytest.raises(
+        UserError, match="train.accumulation.*train.remat.*train.mesh.fsdp"
+    ) as error:
+        run_fit(tmp_path, log=full)
+    assert str(error.value).endswith("(RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.)")
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -264,6 +264,7 @@ def test_sharding_rules_cover_everything():
 def test_hand_over_casts_and_keeps_the_masters():
     params = trainer.params()
     before = jax.tree.map(np.array, params)
-    half = hand_over(params, "bfloat16", jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    half = hand_over(params, "bfloat16", 1)(jax.tree.map(lambda _: single, params))
     assert equal(before, params)
     assert equal(half, jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), params))
