@@ -17,10 +17,12 @@ import math
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 GIB = 2**30
+_DEPTHS = (4, 8)  # layers that the sampler's program is compiled with, where the model has more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Chip:
 # cloud.google.com/tpu/docs, "System architecture" of each version.
 CHIPS = {
     "v4": Chip("tpu", 32 * GIB, 275e12, 1228e9),
-    "v5e": Chip("tpu", 16 * GIB, 197e12, 819e9),
+    "v5e": Chip("tpu", 16 * GIB * 63 // 64, 197e12, 819e9),  # 16 GiB; the compiler gives 15.75
     "v5p": Chip("tpu", 95 * GIB, 459e12, 2765e9),
     "v6e": Chip("tpu", 32 * GIB, 918e12, 1640e9),
 }
@@ -122,9 +124,13 @@ def _placed(tree: Any, shardings: Any) -> Any:
     )
 
 
-def _compile(lowered, chip: Chip) -> dict[str, Any]:
-    """What a program needs on each chip, by the compiler's count: `activations`, bytes beside arguments
-    and results; `total`; whether it `fits`; and where it does not, the compiler's words if it gave up."""
+def _compile(lowered) -> tuple[int, int]:
+    """(bytes in all, bytes beside arguments and results) of a program on each chip, by the compiler's
+    count.
+
+    Raises:
+      OutOfMemory: the compiler gave up, as it does where a program is far too large.
+    """
     import jax
 
     try:
@@ -133,15 +139,23 @@ def _compile(lowered, chip: Chip) -> dict[str, Any]:
         text = str(error).splitlines()[0]
         if "RESOURCE_EXHAUSTED" not in text:
             raise
-        return {"activations": None, "total": None, "fits": False, "compiler": text}
+        raise OutOfMemory(text) from error
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
     kept -= memory.alias_size_in_bytes  # donated arguments are results
-    total = kept + memory.temp_size_in_bytes
-    return {
-        "activations": memory.temp_size_in_bytes,
-        "total": total,
-        "fits": total <= chip.memory,
-    }
+    return kept + memory.temp_size_in_bytes, memory.temp_size_in_bytes
+
+
+class OutOfMemory(Exception):
+    """The compiler's words."""
+
+
+def _memory(count: Callable[[], tuple[int, int]], chip: Chip) -> dict[str, Any]:
+    """The figures of a program's memory, `count` as `_compile` gives them."""
+    try:
+        total, temporary = count()
+    except OutOfMemory as error:
+        return {"activations": None, "total": None, "fits": False, "compiler": str(error)}
+    return {"activations": temporary, "total": total, "fits": total <= chip.memory}
 
 
 def matmul_flops(config, tokens: int, pairs: int) -> float:
@@ -222,7 +236,7 @@ def plan_training(config, train, devices, chip: Chip) -> dict[str, Any]:
         "tokens": tokens,
         "parameters": weights,
         "optimizer": optimizer,
-        **_compile(step.lower(state, frozen, batch), chip),
+        **_memory(lambda: _compile(step.lower(state, frozen, batch)), chip),
         "flops": flops,
         "roofline_seconds": _roofline(chip, flops, traffic),
     }
@@ -307,6 +321,9 @@ def _copy_devices(config, sampler, devices, chip: Chip) -> list:
 def plan_decoding(config, sampler, devices, chip: Chip) -> dict[str, Any]:
     """Compiles a sampler's turn; figures per chip.
 
+    Its layers are alike and in a row, and a deep model would take the compiler ten minutes: above
+    `_DEPTHS` layers the bytes go on along the line through two shallower models.
+
     Args:
       config: the model.
       sampler: sampler section; num_slots sessions a copy of the model, and as many copies as there is
@@ -321,8 +338,20 @@ def plan_decoding(config, sampler, devices, chip: Chip) -> dict[str, Any]:
     own = _copy_devices(config, sampler, devices, chip)
     hosts = len({d.process_index for d in devices})
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": len(own)}, own)
-    lowered, weights, cache = decode_program(config, sampler, mesh)
-    weights, cache = _device_bytes(weights), _device_bytes(cache)
+    weights, cache = (_device_bytes(x) for x in decode_program(config, sampler, mesh)[1:])
+
+    def count() -> tuple[int, int]:
+        depths = sorted({min(depth, config.num_layers) for depth in _DEPTHS})
+        found = []
+        for depth in depths:
+            shallow = dataclasses.replace(config, num_layers=depth)
+            found.append(_compile(decode_program(shallow, sampler, mesh)[0]))
+        if depths[-1] == config.num_layers:
+            return found[-1]
+        beyond = (config.num_layers - depths[-1]) / (depths[-1] - depths[0])
+        total, temporary = (b + max(b - a, 0) * beyond for a, b in zip(*found, strict=True))
+        return round(total), round(temporary)
+
     slots = sampler.num_slots
     flops = matmul_flops(config, slots, slots * sampler.max_len) / len(own)
     return {
@@ -330,9 +359,10 @@ def plan_decoding(config, sampler, devices, chip: Chip) -> dict[str, Any]:
         "copies": hosts * (sampler.copies or len(devices) // hosts // len(own)),
         "sessions": slots,
         "length": sampler.max_len,
+        "compiled_layers": min(_DEPTHS[-1], config.num_layers),
         "parameters": weights,
         "cache": cache,
-        **_compile(lowered, chip),
+        **_memory(count, chip),
         "flops": flops,  # of one token of every session of a copy, at full length
         "roofline_seconds": _roofline(chip, flops, weights + cache),
     }
@@ -422,7 +452,7 @@ def main(argv: list[str]) -> int:
     if values["json"].value:
         print(json.dumps(result))
     else:
-        print(f"{result['topology']}: {count} chips of {chip.memory / GIB:.0f} GiB; per chip:")
+        print(f"{result['topology']}: {count} chips of {chip.memory / GIB:.4g} GiB; per chip:")
         print(_table("train step", result["train"]))
         print(_table("sampler's turn, of one copy of the model", result["decode"]))
     return 0 if result["train"]["fits"] and result["decode"]["fits"] else 1
