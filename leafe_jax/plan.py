@@ -17,10 +17,12 @@ import math
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 GIB = 2**30
+_DEPTHS = (4, 8)  # layers that the sampler's program is compiled with, where the model has more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Chip:
 # cloud.google.com/tpu/docs, "System architecture" of each version.
 CHIPS = {
     "v4": Chip("tpu", 32 * GIB, 275e12, 1228e9),
-    "v5e": Chip("tpu", 16 * GIB, 197e12, 819e9),
+    "v5e": Chip("tpu", 16 * GIB * 63 // 64, 197e12, 819e9),  # 16 GiB; the compiler gives 15.75
     "v5p": Chip("tpu", 95 * GIB, 459e12, 2765e9),
     "v6e": Chip("tpu", 32 * GIB, 918e12, 1640e9),
 }
@@ -122,12 +124,38 @@ def _placed(tree: Any, shardings: Any) -> Any:
     )
 
 
-def _needed(compiled) -> tuple[int, int]:
-    """(bytes in all, bytes beside arguments and results) of a program on each chip."""
-    memory = compiled.memory_analysis()
+def _compile(lowered) -> tuple[int, int]:
+    """(bytes in all, bytes beside arguments and results) of a program on each chip, by the compiler's
+    count.
+
+    Raises:
+      OutOfMemory: the compiler gave up, as it does where a program is far too large.
+    """
+    import jax
+
+    try:
+        memory = lowered.compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error).splitlines()[0]
+        if "RESOURCE_EXHAUSTED" not in text:
+            raise
+        raise OutOfMemory(text) from error
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
     kept -= memory.alias_size_in_bytes  # donated arguments are results
     return kept + memory.temp_size_in_bytes, memory.temp_size_in_bytes
+
+
+class OutOfMemory(Exception):
+    """The compiler's words."""
+
+
+def _memory(count: Callable[[], tuple[int, int]], chip: Chip) -> dict[str, Any]:
+    """The figures of a program's memory, `count` as `_compile` gives them."""
+    try:
+        total, temporary = count()
+    except OutOfMemory as error:
+        return {"activations": None, "total": None, "fits": False, "compiler": str(error)}
+    return {"activations": temporary, "total": total, "fits": total <= chip.memory}
 
 
 def matmul_flops(config, tokens: int, pairs: int) -> float:
@@ -195,7 +223,6 @@ def plan_training(config, train, devices, chip: Chip) -> dict[str, Any]:
         config, tx, sources=("a", "b"), coefficients=np.ones(2, np.float32), options=options,
         mesh=mesh, state=state, frozen=frozen,
     )  # fmt: skip
-    total, temporary = _needed(step.lower(state, frozen, batch).compile())
     tokens = train.batch_size * train.seq_len
     passes = 4 if train.remat == "full" else 3  # a backward pass is two forward ones
     pairs = train.batch_size * train.seq_len * (train.seq_len + 1) // 2
@@ -209,16 +236,20 @@ def plan_training(config, train, devices, chip: Chip) -> dict[str, Any]:
         "tokens": tokens,
         "parameters": weights,
         "optimizer": optimizer,
-        "activations": temporary,
-        "total": total,
-        "fits": total <= chip.memory,
+        **_memory(lambda: _compile(step.lower(state, frozen, batch)), chip),
         "flops": flops,
         "roofline_seconds": _roofline(chip, flops, traffic),
     }
 
 
-def decode_program(config, sampler, mesh, slots: int):
-    """The sampler's turn of one token for `slots` sessions of max_len, lowered, with weights and pages.
+def decode_program(config, sampler, mesh):
+    """The sampler's turn for all rows of one copy of the model at full length, lowered: a chunk of the
+    prompt, then tokens one by one. No other program of a run has more rows and tokens.
+
+    Args:
+      config: the model.
+      sampler: sampler section.
+      mesh: of the copy's devices, along "tensor".
 
     Returns:
       (lowered program, weights, pages), the latter two as sharded ShapeDtypeStructs.
@@ -229,72 +260,110 @@ def decode_program(config, sampler, mesh, slots: int):
     from leafe_jax.models.decoder import abstract_params
     from leafe_jax.sampling.engine import make_storage, plan_programs
     from leafe_jax.training.sharding import shardings_for
+    from leafe_jax.types import Sampling
 
     weights = abstract_params(config, jnp.bfloat16)
     weights = _placed(weights, shardings_for(weights, mesh))
+    s = sampler
+    sampling = Sampling(1.0, s.top_k, s.top_p, s.min_p, s.repetition_penalty, tuple(s.logit_bias))
     shapes, programs, pool = plan_programs(
-        config, weights, make_storage(sampler.attention, config, mesh), num_slots=slots,
-        max_len=sampler.max_len, turn_chunk=sampler.turn_chunk,
-        prefill_chunk=sampler.prefill_chunk,
-        max_new_tokens=max(sampler.max_action_tokens, sampler.max_reflection_tokens),
-        stop_ids=(0,), page_size=sampler.page_size,
-        num_pages=slots * (-(-sampler.max_len // sampler.page_size) + 1), options=False,
+        config, weights, make_storage(s.attention, config, mesh), num_slots=s.num_slots,
+        max_len=s.max_len, turn_chunk=s.turn_chunk, prefill_chunk=s.prefill_chunk,
+        max_new_tokens=max(s.max_action_tokens, s.max_reflection_tokens), stop_ids=(0,),
+        page_size=s.page_size, num_pages=_num_pages(s), options=not sampling.plain,
     )  # fmt: skip
     program = next(
         p
         for p in programs.listed
-        if (p.kind, p.rows, p.pages) == ("turn", slots, shapes.contexts[-1])
-        and p.tokens == min(shapes.turns)
+        if (p.kind, p.rows, p.pages) == ("turn", s.num_slots, shapes.contexts[-1])
+        and p.tokens == max(shapes.turns)
     )
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh):  # the kernel asks it for the TPU's generation
         return programs.lower(program), weights, pool
+
+
+def _num_pages(sampler) -> int:
+    """Of the pool, as the engine makes it."""
+    pages = -(-sampler.max_len // sampler.page_size) + 1
+    return sampler.num_pages or sampler.num_slots * pages
+
+
+def _copy_devices(config, sampler, devices, chip: Chip) -> list:
+    """The devices of one copy of the model: sampler.tensor of them; where that is 1, the fewest that
+    divide the key-value heads and have room. They are one host's: a process samples on its own.
+
+    The room is estimated, with a tenth on top for what a turn computes; whether it fits is for the
+    compiler to say.
+
+    Raises:
+      UserError: sampler.tensor does not divide the heads, or is more than a host has.
+    """
+    import jax
+
+    from leafe_jax.errors import UserError
+    from leafe_jax.models.decoder import abstract_params
+
+    own = [d for d in devices if d.process_index == devices[0].process_index]
+    if sampler.tensor > 1:
+        if config.num_kv_heads % sampler.tensor or sampler.tensor > len(own):
+            raise UserError(
+                f"sampler.tensor = {sampler.tensor}: must divide the model's {config.num_kv_heads}"
+                f" key-value heads and be at most {len(own)}, the devices of a host"
+            )
+        return own[: sampler.tensor]
+    weights = 2 * sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config)))
+    token = 4 * config.num_layers * config.num_kv_heads * config.head_dim  # bytes, keys and values
+    needed = 1.1 * (weights + _num_pages(sampler) * sampler.page_size * token)
+    sizes = [n for n in (1, 2, 4, 8) if config.num_kv_heads % n == 0 and n <= len(own)]
+    return own[: next((n for n in sizes if needed / n <= chip.memory), sizes[-1])]
 
 
 def plan_decoding(config, sampler, devices, chip: Chip) -> dict[str, Any]:
     """Compiles a sampler's turn; figures per chip.
 
-    The model is divided by its key-value heads over the fewest chips that have room for it, and groups
-    of that many chips share the sessions. The room is estimated: a turn's buffers are taken for a
-    quarter of the pages, which are read where they are. Whether it fits is the compiler's word.
+    Its layers are alike and in a row, and a deep model would take the compiler ten minutes: above
+    `_DEPTHS` layers the bytes go on along the line through two shallower models.
 
     Args:
       config: the model.
-      sampler: sampler section; num_slots sessions on the whole topology.
+      sampler: sampler section; num_slots sessions a copy of the model, and as many copies as there is
+        room for beside each other on every host (sampler.copies = 0).
       devices, chip: the topology.
-    """
-    import jax
 
-    from leafe_jax.models.decoder import abstract_params
+    Raises:
+      UserError: sampler.tensor is out of range.
+    """
     from leafe_jax.training.sharding import make_mesh
 
-    bytes_all = 2 * sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config)))
-    token = 4 * config.num_layers * config.num_kv_heads * config.head_dim  # bytes, keys and values
-    pages = sampler.num_slots * sampler.max_len * token / len(devices)
-    sizes = [n for n in (1, 2, 4, 8) if config.num_kv_heads % n == 0 and n <= len(devices)]
-    room = 0.8 * chip.memory
-    group = next((n for n in sizes if bytes_all / n + 1.25 * pages <= room), sizes[-1])
-    slots = -(-sampler.num_slots // (len(devices) // group))
-    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": group}, devices[:group])
-    result: dict[str, Any] = {"chips": group, "sessions": slots, "length": sampler.max_len}
-    lowered, weights, cache = decode_program(config, sampler, mesh, slots)
-    weights, cache = _device_bytes(weights), _device_bytes(cache)
-    try:
-        total, temporary = _needed(lowered.compile())
-    except jax.errors.JaxRuntimeError as error:
-        # The compiler gives up where arguments alone are too much, and says so.
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        total = temporary = None
-    pairs = slots * sampler.max_len
-    flops = matmul_flops(config, slots, pairs) / group
+    own = _copy_devices(config, sampler, devices, chip)
+    hosts = len({d.process_index for d in devices})
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": len(own)}, own)
+    weights, cache = (_device_bytes(x) for x in decode_program(config, sampler, mesh)[1:])
+
+    def count() -> tuple[int, int]:
+        depths = sorted({min(depth, config.num_layers) for depth in _DEPTHS})
+        found = []
+        for depth in depths:
+            shallow = dataclasses.replace(config, num_layers=depth)
+            found.append(_compile(decode_program(shallow, sampler, mesh)[0]))
+        if depths[-1] == config.num_layers:
+            return found[-1]
+        beyond = (config.num_layers - depths[-1]) / (depths[-1] - depths[0])
+        total, temporary = (b + max(b - a, 0) * beyond for a, b in zip(*found, strict=True))
+        return round(total), round(temporary)
+
+    slots = sampler.num_slots
+    flops = matmul_flops(config, slots, slots * sampler.max_len) / len(own)
     return {
-        **result,
+        "tensor": len(own),
+        "copies": hosts * (sampler.copies or len(devices) // hosts // len(own)),
+        "sessions": slots,
+        "length": sampler.max_len,
+        "compiled_layers": min(_DEPTHS[-1], config.num_layers),
         "parameters": weights,
         "cache": cache,
-        "activations": temporary,
-        "total": total,
-        "fits": total is not None and total <= chip.memory,
-        "flops": flops,  # of one token of every session, at full length
+        **_memory(count, chip),
+        "flops": flops,  # of one token of every session of a copy, at full length
         "roofline_seconds": _roofline(chip, flops, weights + cache),
     }
 
@@ -303,7 +372,7 @@ def _table(name: str, part: dict[str, Any]) -> str:
     lines = [f"{name}"]
     for key, value in part.items():
         if key in ("parameters", "optimizer", "activations", "cache", "total"):
-            value = "out of memory at compile time" if value is None else f"{value / GIB:.2f} GiB"
+            value = "unknown" if value is None else f"{value / GIB:.2f} GiB"
         elif key == "flops":
             value = f"{value:.3e}"
         elif key == "roofline_seconds":
@@ -324,8 +393,10 @@ def _devices(kind: str, shape: str, count: int):
         return jax.devices()[:count], Chip("cpu", memory // count, 0.0, 0.0)
     from jax.experimental import topologies
 
+    # A v4 chip is one device to jax, as it is when it is there; a description has its two cores apart.
+    whole = {"chip_config_name": "megacore"} if kind == "v4" else {}
     topology = topologies.get_topology_desc(
-        platform="tpu", topology_name=f"{'v5' if kind == 'v5p' else kind}:{shape}"
+        platform="tpu", topology_name=f"{'v5' if kind == 'v5p' else kind}:{shape}", **whole
     )
     return topology.devices, CHIPS[kind]
 
@@ -359,6 +430,8 @@ def main(argv: list[str]) -> int:
     # Before jax is imported: no accelerator of this machine is used.
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    # No TPU is opened, so that another process may compile, or have one, meanwhile.
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     if kind == "cpu":
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
 
@@ -379,9 +452,9 @@ def main(argv: list[str]) -> int:
     if values["json"].value:
         print(json.dumps(result))
     else:
-        print(f"{result['topology']}: {count} chips of {chip.memory / GIB:.0f} GiB; per chip:")
+        print(f"{result['topology']}: {count} chips of {chip.memory / GIB:.4g} GiB; per chip:")
         print(_table("train step", result["train"]))
-        print(_table("decode, one token of every session", result["decode"]))
+        print(_table("sampler's turn, of one copy of the model", result["decode"]))
     return 0 if result["train"]["fits"] and result["decode"]["fits"] else 1
 
 

@@ -227,6 +227,11 @@ class Play:
         return calls
 
 
+def find_checkpoint(model: str, dtype: str) -> Path:
+    """A directory as it is; else the name of a checkpoint under ./ckpt (`NAME-DTYPE`)."""
+    return Path(model) if Path(model).is_dir() else Path("ckpt") / f"{model}-{dtype}"
+
+
 class Engine:
     """What the benchmarks run: made for a workload, run on its inputs.
 
@@ -241,7 +246,7 @@ class Engine:
     name = ""
 
     def __init__(self, model: str, dtype: str, w, *, do_sample: bool = False, chunk: int = 0):
-        self.path = Path(model) if Path(model).is_dir() else Path("ckpt") / f"{model}-{dtype}"
+        self.path = find_checkpoint(model, dtype)
         self.dtype, self.w, self.do_sample, self.chunk = dtype, w, do_sample, chunk
         self.prefill_tokens = self.cached_tokens = 0
 
@@ -400,6 +405,24 @@ class Transformers(Engine):
         return [row[width : width + n].tolist() for row, n in zip(out, counts, strict=True)]
 
 
+def load_tunix(path: Path, c, dtype: str, param_dtype: str):
+    """A Qwen2 checkpoint as Tunix's model, which computes in `dtype`; `c` is its ModelConfig."""
+    import jax.numpy as jnp
+    from tunix.models.qwen2 import model as qwen2
+    from tunix.models.qwen2 import params as loader
+
+    if c.model_type != "qwen2":
+        raise UserError(f"--engine=tunix: {path} is {c.model_type!r}, and must be 'qwen2'")
+    config = qwen2.ModelConfig(
+        num_layers=c.num_layers, vocab_size=c.vocab_size, embed_dim=c.hidden_size,
+        hidden_dim=c.intermediate_size, num_heads=c.num_heads, head_dim=c.head_dim,
+        num_kv_heads=c.num_kv_heads, rope_theta=int(c.rope_theta), norm_eps=c.rms_norm_eps,
+        use_tied_embedding=c.tie_word_embeddings, dtype=jnp.dtype(dtype),
+        param_dtype=jnp.dtype(param_dtype),
+    )  # fmt: skip
+    return loader.create_model_from_safe_tensors(str(path), config, dtype=jnp.dtype(param_dtype))
+
+
 class Tunix(Engine):
     """google-tunix's sampler with its own bucketing (prompts padded to powers of two)."""
 
@@ -407,25 +430,11 @@ class Tunix(Engine):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        import jax.numpy as jnp
-        from tunix.models.qwen2 import model as qwen2
-        from tunix.models.qwen2 import params as loader
-
         from leafe_jax.models import hf
 
-        c = hf.read_config(str(self.path))
         self.chunk = self.chunk or (32 if isinstance(self.w, (Ragged, Leafe)) else 0)
-        config = qwen2.ModelConfig(
-            num_layers=c.num_layers, vocab_size=c.vocab_size, embed_dim=c.hidden_size,
-            hidden_dim=c.intermediate_size, num_heads=c.num_heads, head_dim=c.head_dim,
-            num_kv_heads=c.num_kv_heads, rope_theta=int(c.rope_theta), norm_eps=c.rms_norm_eps,
-            use_tied_embedding=c.tie_word_embeddings, dtype=jnp.dtype(self.dtype),
-            param_dtype=jnp.dtype(self.dtype),
-        )  # fmt: skip
-        self.config, self.samplers = c, {}
-        self.model = loader.create_model_from_safe_tensors(
-            str(self.path), config, dtype=jnp.dtype(self.dtype)
-        )
+        self.config, self.samplers = hf.read_config(str(self.path)), {}
+        self.model = load_tunix(self.path, self.config, self.dtype, self.dtype)
 
     def generate(self, prompts, counts):
         from tunix.generate import sampler
@@ -557,8 +566,6 @@ def decode_step(engine: BenchEngine, rows: int, context: int, repeats: int) -> d
 # -- command line ----------------------------------------------------------------------------------
 def measure(engines: Sequence[Engine], x: Inputs, repeats: int, log: Callable) -> list[dict]:
     """Runs the engines interleaved; one record each, times in seconds."""
-    import jax
-
     samples: dict[str, list[float]] = {engine.name: [] for engine in engines}
     outputs: dict[str, np.ndarray] = {}
     for number in range(repeats + 1):  # the first compiles
@@ -568,7 +575,6 @@ def measure(engines: Sequence[Engine], x: Inputs, repeats: int, log: Callable) -
             samples[engine.name].append(time.perf_counter() - begin)
             log(f"{engine.name} {number} {samples[engine.name][-1]:.3f} s")
     records = []
-    stats = jax.local_devices()[0].memory_stats() or {}
     for engine in engines:
         first, *rest = samples[engine.name]
         wall = statistics.median(rest)
@@ -584,10 +590,7 @@ def measure(engines: Sequence[Engine], x: Inputs, repeats: int, log: Callable) -
                 "prefilled_tokens": engine.prefill_tokens,
                 "cached_tokens": engine.cached_tokens,
                 "compile_s": max(0.0, first - wall),
-                # On an accelerator of the device, else of the whole process.
-                "peak_bytes": stats.get(
-                    "peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-                ),
+                "peak_bytes": peak_bytes(),
                 "same_tokens": float(np.mean(ours == theirs)),
             }
         )
@@ -630,7 +633,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.workload == "step":
             engine = BenchEngine(arguments.model, arguments.dtype, Branch(gen=64))
             record = decode_step(engine, 128, 512, arguments.repeats)
-            print(json.dumps({**common, "engine": engine.name, **_rounded(record)}), flush=True)
+            print(json.dumps({**common, "engine": engine.name, **rounded(record)}), flush=True)
             return 0
         kind = WORKLOADS[arguments.workload]
         w = kind(seed=arguments.seed) if kind is Ragged else kind()
@@ -639,14 +642,24 @@ def main(argv: Sequence[str]) -> int:
 
         x = Inputs(w, hf.read_config(arguments.model).vocab_size, arguments.trees)
         for record in measure(engines, x, arguments.repeats, log):
-            print(json.dumps({**common, **_rounded(record)}), flush=True)
+            print(json.dumps({**common, **rounded(record)}), flush=True)
     except UserError as error:
         log(f"error: {error}")
         return 2
     return 0
 
 
-def _rounded(record: dict[str, Any]) -> dict[str, Any]:
+def peak_bytes() -> int:
+    """On an accelerator of the first device, else of the whole process; all engines together."""
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats() or {}
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return stats.get("peak_bytes_in_use", resident)
+
+
+def rounded(record: dict[str, Any]) -> dict[str, Any]:
+    """Floats to six digits after the point, for printing."""
     return {
         key: round(value, 6) if isinstance(value, float) else value for key, value in record.items()
     }

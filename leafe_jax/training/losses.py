@@ -36,11 +36,31 @@ def token_nll(
     """
     tied = config.tie_word_embeddings
     if config.vocab_size // mesh.shape["tensor"] <= chunk:
-        logits = decoder.head(config, params, hidden)
-        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits, axis=-1) - chosen
+        return _nll(decoder.head(config, params, hidden), targets)
     kernel = params["embed"]["embedding"] if tied else params["lm_head"]["kernel"]
     return _chunked_nll(0 if tied else 1, chunk, mesh, hidden, kernel, targets)
+
+
+@jax.custom_vjp
+def _nll(logits: Array, targets: Array) -> Array:
+    """Of logits [B, T, V]. The gradient in one pass over them: through the target's logit alone JAX
+    would add into a second array of that size."""
+    return _nll_forward(logits, targets)[0]
+
+
+def _nll_forward(logits: Array, targets: Array):
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    log_total = jax.nn.logsumexp(logits, axis=-1)
+    return log_total - chosen, (logits, targets, log_total)
+
+
+def _nll_backward(kept, scale: Array):
+    logits, targets, log_total = kept
+    hit = targets[..., None] == jnp.arange(logits.shape[-1])
+    return (jnp.exp(logits - log_total[..., None]) - hit) * scale[..., None], None
+
+
+_nll.defvjp(_nll_forward, _nll_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

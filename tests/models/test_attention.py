@@ -49,6 +49,19 @@ def test_the_reference_equals_brute_force():
     np.testing.assert_allclose(found, brute_force(q, k, v), atol=1e-5)
 
 
+def test_gradients_equal_jaxs_own_attention():
+    arrays = drawn(4, 2, 8)
+    mask = attention.segment_mask(SEGMENTS)[:, None]
+    ours = value_and_grads(lambda q, k, v: attention.segment_attend(SEGMENTS)(0, q, k, v), *arrays)
+    theirs = value_and_grads(
+        lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla"),
+        *arrays,
+    )
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    for left, right in zip(ours[1], theirs[1], strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-5)
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(6, 2, 64), (4, 4, 128), (3, 1, 128)])
 def test_splash_equals_the_reference(heads, kv_heads, head_dim):
     """Values and gradients, by the interpreter, at a length that is no multiple of a block."""

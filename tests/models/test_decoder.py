@@ -312,3 +312,28 @@ def test_every_field_of_config_json_is_read_or_refused(case, tmp_path):
         except UserError:
             continue
         assert after != before, path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("wide", [3, 11])  # kernels that narrow and that widen
+def test_gradient_rules_are_those_of_differentiation(dtype, wide):
+    keys = jax.random.split(jax.random.key(0), 4)
+    draw = [(2, 5, 7), (7, wide), (2, 5, wide), (2, 5, wide)]
+    x, kernel, up, weight = (
+        jax.random.normal(k, shape, dtype) for k, shape in zip(keys, draw, strict=True)
+    )
+
+    def ours(x, kernel, up):
+        return jnp.sum(weight * decoder.swiglu(decoder.project(x, kernel, x.dtype), up))
+
+    def plain(x, kernel, up):
+        x, kernel, up, w = (a.astype(jnp.float32) for a in (x, kernel, up, weight))
+        gate = jnp.einsum("abi,io->abo", x, kernel)
+        return jnp.sum(w * gate / (1 + jnp.exp(-gate)) * up)
+
+    found = jax.grad(ours, argnums=(0, 1, 2))(x, kernel, up)
+    wanted = jax.grad(plain, argnums=(0, 1, 2))(x, kernel, up)
+    bound = 1e-5 if dtype == "float32" else 0.04
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == dtype and a.shape == b.shape
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=bound * np.abs(b).max())

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import math
 import os
+import runpy
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -103,6 +105,43 @@ def test_errors_are_one_line():
         assert message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_deep_samplers_memory_is_on_the_line(monkeypatch):
+    """Twelve layers, from the compiler's count of four and of eight and from its count of all."""
+    config = dataclasses.replace(trainer.CONFIG, num_layers=12, max_position_embeddings=256)
+    sampler = runpy.run_path(str(ROOT / "configs/default.py"))["get_config"]().sampler
+    sampler.num_slots, sampler.max_len = 8, 128
+    chip = plan.Chip("cpu", 2**30, 0.0, 0.0)
+    scaled = plan.plan_decoding(config, sampler, jax.devices()[:1], chip)
+    monkeypatch.setattr(plan, "_DEPTHS", (12,))
+    whole = plan.plan_decoding(config, sampler, jax.devices()[:1], chip)
+    assert (scaled["compiled_layers"], whole["compiled_layers"]) == (8, 12)
+    assert scaled["total"] == pytest.approx(whole["total"], rel=0.05)
+    # Pages of two positions' bytes each: keys and values, 12 layers, 2 heads of 8 numbers.
+    assert scaled["cache"] == (8 * 9 + 1) * 16 * 2 * 12 * 2 * 8 * 2
+    assert scaled["sessions"] == 8 and scaled["copies"] == scaled["tensor"] == 1 and scaled["fits"]
+
+
+def test_a_copy_of_the_model_lies_on_one_host():
+    config = plan.find_model("Qwen2.5-72B")
+    sampler = runpy.run_path(str(ROOT / "configs/household_instruct.py"))["get_config"]().sampler
+    devices = [types.SimpleNamespace(process_index=i // 4) for i in range(8)]
+    # Weights take 135 GiB and the pages of 64 sessions 160: three chips of 100 would do, four divide
+    # the heads.
+    roomy = plan.Chip("tpu", 100 * plan.GIB, 1.0, 1.0)
+    assert plan._copy_devices(config, sampler, devices, roomy) == devices[:4]
+    # Nowhere near: a host's four are all there are.
+    narrow = plan.Chip("tpu", 16 * plan.GIB, 1.0, 1.0)
+    assert plan._copy_devices(config, sampler, devices, narrow) == devices[:4]
+    huge = plan.Chip("tpu", 400 * plan.GIB, 1.0, 1.0)
+    assert plan._copy_devices(config, sampler, devices, huge) == devices[:1]
+    sampler.tensor = 2
+    assert plan._copy_devices(config, sampler, devices, narrow) == devices[:2]
+    for tensor in (3, 8):
+        sampler.tensor = tensor
+        with pytest.raises(UserError, match=f"sampler.tensor = {tensor}: must divide"):
+            plan._copy_devices(config, sampler, devices, roomy)
+
+
 @pytest.mark.slow
 def test_plan_on_a_small_tpu():
     done = run(*QUICKSTART, "--topology=v5e:2x2")
@@ -115,7 +154,7 @@ def test_plan_on_a_small_tpu():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model, topology, rows, sessions",
-    [("Qwen2.5-7B", "v5e:4x4", 16, 16), ("Qwen2.5-72B", "v5p:4x4x4", 64, 64)],
+    [("Qwen2.5-7B", "v5e:4x4", 16, 64), ("Qwen2.5-72B", "v5p:4x4x4", 64, 64)],
 )
 def test_the_papers_models_fit(model, topology, rows, sessions):
     done = run("--config=configs/household_instruct.py", f"--model={model}", f"--topology={topology}",

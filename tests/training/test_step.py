@@ -78,6 +78,15 @@ def test_loss_in_pieces_of_the_vocabulary(tied, chunk):
     expected = -np.take_along_axis(np.asarray(table), np.asarray(targets)[..., None], -1)[..., 0]
     np.testing.assert_allclose(pieces[1], expected, rtol=1e-5)
 
+    def defined(params, hidden):
+        kernel = params["embed"]["embedding"].T if tied else params["lm_head"]["kernel"]
+        table = jax.nn.log_softmax(hidden @ kernel, axis=-1)
+        return -jnp.sum(weight[..., None] * jax.nn.one_hot(targets, 40) * table)
+
+    expected = jax.grad(defined, argnums=(0, 1))(params, hidden)
+    for a, b in zip(jax.tree.leaves(plain[0]), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
 
 def loss_memory(vocabulary: int, chunk: int, tied: bool) -> int:
     """Temporary bytes of loss and gradients, by the compiler's own count."""
