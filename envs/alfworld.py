@@ -56,7 +56,7 @@ class Alfworld(Environment):
         " you can see or reach what is inside. A command that cannot be carried out is answered with"
         " 'Nothing happens.'"
     )
-    splits = ("train", "valid_seen", "valid_unseen")
+    splits = tuple(generator.GAMES_PER_FAMILY)
     states_goal = True
 
     def __init__(self, data: str = "", games: Sequence[str] = (), horizon: int = 50):
@@ -69,6 +69,8 @@ class Alfworld(Environment):
         self._files: dict[str, Path] = {}  # task id -> game file
         if self._data is not None and not self._data.is_dir():
             raise EnvDataError(f"env.options.data = {data!r}: has no json_2.1.1 folder; {_SOURCE}")
+        if data:
+            self.splits = tuple(OFFICIAL_COUNTS)
         if games:
             self.splits = ("games",)
             self._tasks["games"] = tuple(self._given(Path(path)) for path in games)
@@ -147,6 +149,12 @@ class Alfworld(Environment):
         if task_id not in self._files:
             raise EnvDataError(f"{self.name} task {task_id!r}: is not in split {split}")
         return str(self._files[task_id])
+
+    def spec(self, task_id: str) -> generator.GameSpec:
+        """What a generated game was made from; EnvDataError for any other."""
+        if self._source(task_id):
+            raise EnvDataError(f"{self.name} task {task_id!r}: is not a generated game")
+        return _generated(task_id)
 
     def game(self, task_id: str) -> Game:
         """The game of a task.

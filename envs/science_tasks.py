@@ -26,7 +26,9 @@ from envs.science_world import (
     phase,
 )
 
-TASKS_PER_FAMILY = {"train": 32, "valid": 16, "test": 16}
+# Those of "bootstrap" are for scripted corpora only.
+TASKS_PER_FAMILY = {"train": 32, "valid": 16, "test": 16, "bootstrap": 256}
+_SPLIT_OF = ("test", "valid", "train", "train")  # by the hash of what the player reads first
 _BOXES = ("red", "green", "blue", "orange", "yellow", "purple")
 _LIVING = ("animal", "tree", "seed", "plant")
 _NOT_LIVING = ("object", "container", "thermometer", "wire", "battery", "bulb", "recipe")
@@ -419,7 +421,7 @@ def variations(family: str) -> dict[str, tuple[World, ...]]:
     A variation's split is decided by the hash of what the player reads first, so that no held-out
     task begins with the same words as a training task; worlds are all different.
     """
-    splits: dict[str, list[World]] = {split: [] for split in TASKS_PER_FAMILY}
+    splits: dict[str, list[World]] = {split: [] for split in dict.fromkeys(_SPLIT_OF)}
     seen: set[str] = set()
     attempt = 0
     while any(len(worlds) < TASKS_PER_FAMILY[split] for split, worlds in splits.items()):
@@ -428,11 +430,27 @@ def variations(family: str) -> dict[str, tuple[World, ...]]:
         world = FAMILIES[family](family, rng)
         content = repr(world)
         text = first_observation(world)
-        split = ("test", "valid", "train", "train")[stable_seed("science-split", text) % 4]
+        split = _SPLIT_OF[stable_seed("science-split", text) % 4]
         if content not in seen and len(splits[split]) < TASKS_PER_FAMILY[split]:
             seen.add(content)
             splits[split].append(world)
-    return {split: tuple(worlds) for split, worlds in splits.items()}
+    return {split: tuple(splits[split]) for split in TASKS_PER_FAMILY if split in splits}
+
+
+@functools.cache
+def bootstrap_variations(family: str) -> tuple[World, ...]:
+    """Worlds for scripted corpora: none begins with the words of a task in another split."""
+    taken = {first_observation(w) for worlds in variations(family).values() for w in worlds}
+    worlds: list[World] = []
+    attempt = 0
+    while len(worlds) < TASKS_PER_FAMILY["bootstrap"]:
+        rng = random.Random(stable_seed("science-bootstrap", family, attempt))
+        attempt += 1
+        world = FAMILIES[family](family, rng)
+        text = first_observation(world)
+        if text not in taken and _SPLIT_OF[stable_seed("science-split", text) % 4] == "train":
+            worlds.append(world)  # the same words may come again: some types have few of them
+    return tuple(worlds)
 
 
 # -- goals -----------------------------------------------------------------------------------------

@@ -20,11 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from envs.base import EnvDataError, Environment, State, StepResult, Task
-from envs.sokoban_generator import make_level
+from envs.sokoban_generator import TASKS, make_level
 from envs.sokoban_levels import MOVES, Cell, Level, parse_levels
 from envs.sokoban_solver import solve_level
 
-_TASKS = {"train": 512, "valid": 64, "test": 128}
 INVALID_ACTION = ("reply", "step", "end")
 FEEDBACK = ("invalid", "blocked", "deadlock")
 STILL = "still"  # verl-agent's name for doing nothing
@@ -138,6 +137,7 @@ class Sokoban(Environment):
     """
 
     name = "sokoban"
+    splits = tuple(TASKS)
     description = _INSTRUCTIONS
 
     def __init__(
@@ -196,7 +196,7 @@ class Sokoban(Environment):
         if self._files is None:
             return [
                 Task(f"{split}/{self._family}/{number:04d}", self._family, split)
-                for number in range(_TASKS[split])
+                for number in range(TASKS[split])
             ]
         return [
             Task(f"{split}/{stem}/{number:04d}", stem, split)
@@ -219,7 +219,7 @@ class Sokoban(Environment):
                     levels = self._files.get((parts[0], parts[1]), [])
                     if number < len(levels):
                         return levels[number]
-                elif parts[1] == self._family and number < _TASKS.get(parts[0], 0):
+                elif parts[1] == self._family and number < TASKS.get(parts[0], 0):
                     return make_level(task_id, min(self.horizon, self.max_replies))
         raise EnvDataError(f"sokoban task {task_id!r}: not in any split of this environment")
 
