@@ -18,6 +18,7 @@ setup(
         "transformers>=5.17",
         "sentencepiece>=0.2.1",
         "grain>=0.2.18",
+        "array_record",  # Grain's record files: training examples
         "ml-collections>=1.1.0",
         "tensorboardX>=2.6.5",
         # -- beyond the given stack, each with its reason --
@@ -46,6 +47,7 @@ setup(
             "thefuzz",  # the original's fuzzy comparison: the independent side of WebShop's tests
             "pyarrow",  # the Parquet loader's test
             "torch==2.13.0",  # transformers runs on it: the independent side of the parity tests
+            "peft",  # reads the adapters that training writes
             # compiles the TPU programs for a topology on a machine without a TPU
             "libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'",
         ],

@@ -96,7 +96,8 @@ def train_config() -> ml_collections.ConfigDict:
     """Fields of one SFT run."""
     t = ml_collections.ConfigDict()
     t.seq_len = 320  # tokens per packed row
-    t.batch_size = 8  # rows per step
+    t.batch_size = 8  # rows per optimizer step
+    t.accumulation = 1  # parts that a batch is computed in, one after the other
     t.num_epochs = 5  # (paper: 2 to 3)
     t.learning_rate = 1e-3  # for the embedded model (paper: 1e-6 at 7B and above)
     t.schedule = "linear"  # after the warm-up: constant, linear or cosine (to zero)
@@ -108,11 +109,18 @@ def train_config() -> ml_collections.ConfigDict:
     t.clip_norm = 1.0  # of the global gradient norm
     t.compute_dtype = "float32"  # of activations; master weights are always float32
     t.attention = "auto"  # jnp, splash (TPU), cudnn (GPU); auto takes the platform's own
-    t.loss_chunk = 4096  # tokens whose logits exist at the same time
-    t.remat = False  # recompute activations in the backward pass
+    t.loss_chunk = 8192  # vocabulary entries whose logits exist at the same time
+    t.remat = "none"  # activations computed again in the backward pass: none, dots (all but the
+    # results of projections are) or full (all but each layer's input)
+    t.scan_layers = False  # compile one layer instead of all: for deep models
+    t.lora = ml_collections.ConfigDict()
+    t.lora.rank = 0  # of adapters trained in place of the weights; 0 trains the weights
+    t.lora.alpha = 32.0  # scale of the adapters, divided by the rank
+    t.lora.targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     t.checkpoint_every = 50  # steps
     t.log_every = 10  # steps
     t.max_nonfinite = 5  # non-finite steps in a row that end the run
+    t.notice_url = ""  # polled for a maintenance notice: any answer but NONE saves and exits
     t.mesh = ml_collections.ConfigDict()
     t.mesh.data = -1  # devices along each axis; -1 takes the rest
     t.mesh.fsdp = 1

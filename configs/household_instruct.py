@@ -33,8 +33,8 @@ def get_config(mode: str = "full"):
     t.learning_rate = 1e-6
     t.schedule = "constant"
     t.compute_dtype = "bfloat16"
-    t.remat = True
-    t.loss_chunk = 2048
+    t.remat = "full"
+    t.scan_layers = True
     t.mesh.data = 1
     t.mesh.fsdp = -1
     if mode == "smoke":

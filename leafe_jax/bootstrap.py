@@ -11,6 +11,7 @@ Only tasks of the "bootstrap" split are played; held-out and stage-1 rooms never
 from __future__ import annotations
 
 import collections
+import functools
 import json
 import random
 import re
@@ -30,8 +31,8 @@ from leafe_jax.errors import UserError
 from leafe_jax.models import hf
 from leafe_jax.models.decoder import ModelConfig, init_params
 from leafe_jax.seeds import seed_for
-from leafe_jax.training.data import Example
-from leafe_jax.training.loop import fit
+from leafe_jax.training.data import Example, ExampleFile, write_examples
+from leafe_jax.training.loop import fit, place
 
 USER, ASSISTANT, END, PAD = "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
 CHAT_TEMPLATE = (
@@ -285,10 +286,11 @@ def run(
     if start_from is None:
         tokenizer = build_tokenizer(conversations, config.bootstrap.min_count)
         model_config, params = _fresh_model(config, tokenizer)
+        load_params = place(params)
         chat = ChatFormat(tokenizer)
     else:
         model_config = hf.read_config(start_from)
-        params = hf.load_params(start_from, model_config, "float32")
+        load_params = functools.partial(hf.load_params, start_from, model_config)
         model = config.model
         chat = load_chat(
             str(start_from), model_config.vocab_size, model.chat_template, model.enable_thinking
@@ -299,10 +301,12 @@ def run(
         raise UserError(
             f"sampler.max_len = {config.sampler.max_len}: the corpus has conversations of {longest}"
         )
+    records = directory / "examples.array_record"
+    write_examples(records, examples)
     params = fit(
         model_config=model_config,
-        params=params,
-        examples=examples,
+        load_params=load_params,
+        examples=ExampleFile(records),
         train_config=config.bootstrap.train,
         sources=("corpus",),
         source_weights=(1.0,),

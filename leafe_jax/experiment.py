@@ -10,6 +10,7 @@ since a block always starts from the same state, its results are the same.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -17,6 +18,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -41,7 +43,10 @@ from leafe_jax.rollout import RolloutConfig
 from leafe_jax.sampling.policy import LMPolicy
 from leafe_jax.sampling.replicas import make_engines
 from leafe_jax.seeds import seed_for
+from leafe_jax.training import lora
+from leafe_jax.training.data import ExampleFile, write_examples
 from leafe_jax.training.loop import fit
+from leafe_jax.training.sharding import hand_over
 from leafe_jax.types import Sampling, Tree
 
 BASE_MODEL = Path(__file__).parent / "assets" / "base"
@@ -60,6 +65,15 @@ _DEPENDS = {
     "evaluate/leafe": (*_SAMPLING, "explore", "distill", "evaluate"),
 }
 
+# Fields of a train section that leave the result alone, but for rounding.
+_CHANGEABLE = (
+    "mesh", "remat", "scan_layers", "checkpoint_every", "log_every", "notice_url",
+)  # fmt: skip
+
+# Weights of a model that this process has trained, until its sampler takes them: the same as in its
+# directory, without the way through the file and the host.
+_TRAINED: dict[Path, Any] = {}
+
 
 # -- config ----------------------------------------------------------------------------------------
 def _flatten(config, prefix: str = "") -> dict[str, Any]:
@@ -73,13 +87,15 @@ def _flatten(config, prefix: str = "") -> dict[str, Any]:
 
 
 def _relevant(config, phase: str) -> dict[str, Any]:
-    """The fields a phase depends on. Which methods are evaluated is not one of them."""
+    """The fields a phase depends on. Which methods are evaluated is not one of them, nor is what a
+    training run may change between two starts, such as its mesh."""
     sections = _DEPENDS[phase]
     return {
         name: value
         for name, value in _flatten(config).items()
         if any(name == s or name.startswith(s + ".") for s in sections)
         and name != "evaluate.methods"
+        and not re.search(rf"\.train\.({'|'.join(_CHANGEABLE)})(\.|$)", name)
     }
 
 
@@ -120,8 +136,12 @@ def _rollout_config(config, purpose: str, temperature: float) -> RolloutConfig:
     )
 
 
-def validate(config) -> None:
-    """Checks every field that can be checked without work; UserError names the first bad one."""
+def validate(config) -> Environment:
+    """Checks every field that can be checked without work; UserError names the first bad one.
+
+    Returns:
+      The environment of `config.env`; whoever calls closes it.
+    """
     choices = [
         ("env.prompt_style", config.env.prompt_style, STYLES),
         ("context.mode", config.context.mode, ("dialogue", "window")),
@@ -169,6 +189,7 @@ def validate(config) -> None:
         if phase in config.phases:
             if not env.list_tasks(splits[field]):
                 raise UserError(f"{field} = {splits[field]!r}: this split has no task")
+    return env
 
 
 # -- phases ----------------------------------------------------------------------------------------
@@ -248,7 +269,9 @@ def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
     model_config = hf.read_config(str(path))
     model = config.model
     chat = load_chat(str(path), model_config.vocab_size, model.chat_template, model.enable_thinking)
-    params = hf.load_params(str(path), model_config, model.dtype)
+    params = _TRAINED.pop(Path(path), None)
+    if params is None:
+        params = hf.load_params(str(path), model_config, model.dtype)
     sampler = config.sampler
     # Made here, so that wrong sizes are refused before any directory is claimed.
     engine = make_engines(
@@ -301,7 +324,7 @@ def _model_path(config, workdir: epath.Path, method: str) -> Path:
     return base_model_path(config, workdir)
 
 
-def run_bootstrap(config, workdir: epath.Path, metrics: Metrics) -> bool:
+def run_bootstrap(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
     phase = Phase(workdir, "bootstrap", config)
     if phase.done:
         return False
@@ -320,12 +343,11 @@ def run_bootstrap(config, workdir: epath.Path, metrics: Metrics) -> bool:
     return True
 
 
-def run_habits(config, workdir: epath.Path, metrics: Metrics) -> bool:
+def run_habits(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
     phase = Phase(workdir, "habits", config)
     if phase.done:
         return False
     begin = time.time()
-    env = make_environment(config)
     tasks = _first_tasks(
         env, config.evaluate.split, config.evaluate.num_tasks, "evaluate.num_tasks"
     )
@@ -354,11 +376,10 @@ def run_habits(config, workdir: epath.Path, metrics: Metrics) -> bool:
     return True
 
 
-def run_explore(config, workdir: epath.Path, metrics: Metrics) -> bool:
+def run_explore(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
     phase = Phase(workdir, "explore", config)
     if phase.done:
         return False
-    env = make_environment(config)
     prompts = Prompts(env.description, config.env.prompt_style, env.name)
     tasks = _first_tasks(env, config.explore.split, config.explore.num_tasks, "explore.num_tasks")
     make_policy = policy_factory(config, base_model_path(config, workdir))
@@ -408,7 +429,7 @@ def read_trees(workdir: epath.Path) -> list[Tree]:
     return trees
 
 
-def run_distill(config, workdir: epath.Path, metrics: Metrics) -> bool:
+def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
     phase = Phase(workdir, "distill", config)
     if phase.done:
         return False
@@ -423,14 +444,17 @@ def run_distill(config, workdir: epath.Path, metrics: Metrics) -> bool:
         )
     path = base_model_path(config, workdir)
     model_config = hf.read_config(str(path))
-    params = hf.load_params(str(path), model_config, "float32")
+    load_params = functools.partial(hf.load_params, path, model_config)
     phase.begin()
+    records = phase.directory / "examples.array_record"
+    write_examples(records, examples)
+    train = config.distill.train
     with Progress(1, "step", "distill") as bar:
         params = fit(
             model_config=model_config,
-            params=params,
-            examples=examples,
-            train_config=config.distill.train,
+            load_params=load_params,
+            examples=ExampleFile(records),
+            train_config=train,
             sources=distill.SOURCES,
             source_weights=weights,
             directory=Path(phase.directory / "checkpoints"),
@@ -438,10 +462,17 @@ def run_distill(config, workdir: epath.Path, metrics: Metrics) -> bool:
             log=_logger(metrics, "distill"),
             progress=_sft_progress(bar),
         )
+    if train.lora.rank:
+        adapted = lora.with_adapters(model_config, train.lora)
+        lora.save_adapter(phase.directory / "adapter", adapted, params, str(path))
+        params = lora.merge(adapted, load_params("float32"), params)
     hf.save(
         str(phase.directory / "model"), model_config, params,
         source=path, chat_template=config.model.chat_template,
     )  # fmt: skip
+    if jax.process_count() == 1 and "evaluate" in config.phases:
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        _TRAINED[Path(phase.directory / "model")] = hand_over(params, config.model.dtype, device)
     counts = [sum(e.source == s for e in examples) for s in range(len(distill.SOURCES))]
     write_json(
         phase.directory / "summary.json",
@@ -467,18 +498,19 @@ def _sft_progress(bar: Progress) -> Callable[[int, int], None]:
     return lambda step, total: bar.to(step, total)
 
 
-def run_evaluate(config, workdir: epath.Path, metrics: Metrics) -> bool:
+def run_evaluate(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
     did = False
     for method in config.evaluate.methods:
-        did |= _evaluate_method(config, workdir, metrics, method)
+        did |= _evaluate_method(config, env, workdir, metrics, method)
     return did
 
 
-def _evaluate_method(config, workdir: epath.Path, metrics: Metrics, method: str) -> bool:
+def _evaluate_method(
+    config, env: Environment, workdir: epath.Path, metrics: Metrics, method: str
+) -> bool:
     phase = Phase(workdir, f"evaluate/{method}", config)
     if phase.done:
         return False
-    env = make_environment(config)
     prompts = Prompts(env.description, config.env.prompt_style, env.name)
     settings = config.evaluate
     tasks = _first_tasks(env, settings.split, settings.num_tasks, "evaluate.num_tasks")
@@ -564,7 +596,7 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def run_report(config, workdir: epath.Path, metrics: Metrics) -> bool:
+def run_report(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
     """results.json, the plots and the page, from what lies in the workdir."""
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "grain")
     flat = _flatten(config)
@@ -576,7 +608,7 @@ def run_report(config, workdir: epath.Path, metrics: Metrics) -> bool:
         "config": flat,
         "seed": config.seed,
         # Tells readers on other machines whether they played the same tasks.
-        "split_hash": make_environment(config).split_hash(config.evaluate.split),
+        "split_hash": env.split_hash(config.evaluate.split),
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "methods": {
             method: _method_result(config, workdir, method)
@@ -611,7 +643,11 @@ def run(config, workdir: str) -> None:
     Raises:
       UserError: a bad field, file or checkpoint; nothing that was finished is lost.
     """
-    validate(config)
+    with contextlib.closing(validate(config)) as env:
+        _run(config, env, workdir)
+
+
+def _run(config, env: Environment, workdir: str) -> None:
     root = epath.Path(workdir)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -631,6 +667,6 @@ def run(config, workdir: str) -> None:
         for name in config.phases:
             if name == "report" and not did and (root / "report" / "index.html").exists():
                 continue
-            did |= _RUN[name](config, root, metrics)
+            did |= _RUN[name](config, env, root, metrics)
     if not did:
         print(f"{workdir}: every phase is complete for this config; nothing to do.")

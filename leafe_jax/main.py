@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 
-from leafe_jax.startup import prefer_cpu
+from leafe_jax.startup import keep_freed_memory, prefer_cpu
 
 
 def _fail(message: str) -> int:
@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     if prefer_cpu():
         os.environ["JAX_PLATFORMS"] = "cpu"
+    keep_freed_memory()
 
     from absl import flags
     from ml_collections import config_flags

@@ -103,6 +103,21 @@ RopeScaling = Llama3Scaling | YarnScaling
 
 
 @dataclasses.dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters (arXiv 2106.09685): x W + alpha / rank * (x A) B on some projections.
+
+    Attributes:
+      rank: columns of A, rows of B.
+      alpha: scale, divided by the rank.
+      targets: names of the projections, among q, k, v, o, gate, up and down, each with "_proj".
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Shape of the model; hashable, so it can be a static argument.
 
@@ -119,6 +134,7 @@ class ModelConfig:
       rope_scaling: how the frequencies are stretched, or None.
       attention_bias: biases on q, k, v and o (Qwen3, Llama).
       mlp_bias: biases in the MLP (Llama).
+      lora: adapters beside the weights, while they are trained; no part of a checkpoint.
     """
 
     model_type: str
@@ -136,6 +152,7 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     attention_bias: bool = False
     mlp_bias: bool = False
+    lora: LoRA | None = None
 
     @property
     def qkv_bias(self) -> bool:
@@ -198,16 +215,34 @@ class _Norm(nnx.Module):
 
 
 class _Linear(nnx.Module):
-    def __init__(self, size_in: int, size_out: int, bias: bool, *, rngs: nnx.Rngs | None, dtype):
+    def __init__(
+        self, size_in: int, size_out: int, bias: bool, *, rngs: nnx.Rngs | None, dtype,
+        lora: LoRA | None = None,
+    ):  # fmt: skip
         self.kernel = nnx.Param(_normal((size_in, size_out), rngs, dtype))
         self.bias = nnx.Param(jnp.zeros((size_out,), dtype)) if bias else None
+        self.scale = 0.0 if lora is None else lora.alpha / lora.rank
+        own = nnx.Rngs(0) if rngs is None else rngs  # only the shape is wanted without any
+        self.lora = nnx.data(
+            nnx.LoRA(size_in, lora.rank, size_out, param_dtype=dtype, rngs=own) if lora else None
+        )
 
     def __call__(self, x: Array) -> Array:
+        y = self._dense(x)
+        return y if self.lora is None else y + (self.scale * self.lora(x)).astype(x.dtype)
+
+    def _dense(self, x: Array) -> Array:
         if self.bias is None:
             return x @ self.kernel[...]
         # One rounding in bfloat16, after the bias.
         y = jnp.matmul(x, self.kernel[...], preferred_element_type=jnp.float32)
         return (y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+def _projection(c: ModelConfig, name: str, size_in: int, size_out: int, bias: bool, **made):
+    """A linear map, with the adapter that the config wants at this name."""
+    wanted = c.lora is not None and name in c.lora.targets
+    return _Linear(size_in, size_out, bias, lora=c.lora if wanted else None, **made)
 
 
 class _Embed(nnx.Module):
@@ -219,10 +254,11 @@ class _Attention(nnx.Module):
     def __init__(self, c: ModelConfig, layer: int, *, rngs: nnx.Rngs | None, dtype):
         self.config, self.layer = c, layer
         wide, narrow = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        self.q_proj = _Linear(c.hidden_size, wide, c.qkv_bias, rngs=rngs, dtype=dtype)
-        self.k_proj = _Linear(c.hidden_size, narrow, c.qkv_bias, rngs=rngs, dtype=dtype)
-        self.v_proj = _Linear(c.hidden_size, narrow, c.qkv_bias, rngs=rngs, dtype=dtype)
-        self.o_proj = _Linear(wide, c.hidden_size, c.attention_bias, rngs=rngs, dtype=dtype)
+        size, made = c.hidden_size, {"rngs": rngs, "dtype": dtype}
+        self.q_proj = _projection(c, "q_proj", size, wide, c.qkv_bias, **made)
+        self.k_proj = _projection(c, "k_proj", size, narrow, c.qkv_bias, **made)
+        self.v_proj = _projection(c, "v_proj", size, narrow, c.qkv_bias, **made)
+        self.o_proj = _projection(c, "o_proj", wide, size, c.attention_bias, **made)
         self.q_norm = _Norm(c.head_dim, c.rms_norm_eps, dtype) if c.qk_norm else None
         self.k_norm = _Norm(c.head_dim, c.rms_norm_eps, dtype) if c.qk_norm else None
 
@@ -240,9 +276,10 @@ class _Attention(nnx.Module):
 class _MLP(nnx.Module):
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs | None, dtype):
         size, wide, bias = c.hidden_size, c.intermediate_size, c.mlp_bias
-        self.gate_proj = _Linear(size, wide, bias, rngs=rngs, dtype=dtype)
-        self.up_proj = _Linear(size, wide, bias, rngs=rngs, dtype=dtype)
-        self.down_proj = _Linear(wide, size, bias, rngs=rngs, dtype=dtype)
+        made = {"rngs": rngs, "dtype": dtype}
+        self.gate_proj = _projection(c, "gate_proj", size, wide, bias, **made)
+        self.up_proj = _projection(c, "up_proj", size, wide, bias, **made)
+        self.down_proj = _projection(c, "down_proj", wide, size, bias, **made)
 
     def __call__(self, x: Array) -> Array:
         # In float32 whatever the dtype: in bfloat16 XLA would round inside silu as well.
@@ -306,6 +343,11 @@ def _graphdef(config: ModelConfig):
     return nnx.split(model)
 
 
+@functools.lru_cache(maxsize=16)
+def _block_graphdef(config: ModelConfig):
+    return nnx.split(nnx.eval_shape(lambda: _Block(config, 0, rngs=None, dtype=jnp.float32)))
+
+
 def _merge(config: ModelConfig, params) -> Decoder:
     graphdef, state = _graphdef(config)
     state = jax.tree.map(lambda x: x, state)  # a copy: replace_by_pure_dict works in place
@@ -338,3 +380,25 @@ def hidden(config: ModelConfig, params, tokens: Array, positions: Array, attend:
 def head(config: ModelConfig, params, hidden: Array) -> Array:
     """`Decoder.head` as a function of the parameters."""
     return _merge(config, params).head(hidden)
+
+
+def block(config: ModelConfig, params, x: Array, positions: Array, attend: Attend) -> Array:
+    """One layer: x [B, T, D] -> [B, T, D]; `params` are that layer's, and `attend` is told 0.
+
+    `hidden` in parts, for callers that remake activations layer by layer or scan over layers: embed,
+    every block, final_norm.
+    """
+    graphdef, state = _block_graphdef(config)
+    state = jax.tree.map(lambda x: x, state)  # a copy: replace_by_pure_dict works in place
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graphdef, state)(x, positions, attend)
+
+
+def embed(params, tokens: Array) -> Array:
+    """Input states [B, T, D] of tokens [B, T]."""
+    return params["embed"]["embedding"][tokens]
+
+
+def final_norm(config: ModelConfig, params, x: Array) -> Array:
+    """Output states [B, T, D] of the last layer's x."""
+    return rms_norm(x, params["final_norm"]["scale"], config.rms_norm_eps)

@@ -61,7 +61,7 @@ def _path(path) -> str:
     return "/".join(str(k.key) for k in path)
 
 
-def _hub_name(path: str) -> tuple[str, bool]:
+def hub_name(path: str) -> tuple[str, bool]:
     """(name in the checkpoint, transposed) of one of our parameters."""
     number = re.search(r"layers/(\d+)/", path)
     name, transposed = _NAMES[re.sub(r"layers/\d+/", "layers/{}/", path)]
@@ -241,7 +241,7 @@ def load_params(path: str | Path, config: ModelConfig, dtype, shardings=None) ->
     flat, structure = jax.tree_util.tree_flatten_with_path(abstract_params(config, dtype))
     single = SingleDeviceSharding(jax.devices()[0])
     places = [single] * len(flat) if shardings is None else structure.flatten_up_to(shardings)
-    names = [_hub_name(_path(p)) for p, _ in flat]
+    names = [hub_name(_path(p)) for p, _ in flat]
     shapes = {
         name: tuple(reversed(leaf.shape)) if transposed else tuple(leaf.shape)
         for (name, transposed), (_, leaf) in zip(names, flat, strict=True)
@@ -301,7 +301,7 @@ def _shards(leaves: list[_Leaf], max_bytes: int) -> list[list[_Leaf]]:
 def _write_weights(directory: Path, params, max_bytes: int) -> str:
     """Writes all tensors; returns the dtype's name."""
     leaves = [
-        _Leaf(*_hub_name(_path(path)), leaf)
+        _Leaf(*hub_name(_path(path)), leaf)
         for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
     ]
     shards = _shards(leaves, max_bytes)

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from leafe_jax.errors import UserError
-from leafe_jax.startup import prefer_cpu
+from leafe_jax.startup import keep_freed_memory, prefer_cpu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -613,6 +613,7 @@ def main(argv: Sequence[str]) -> int:
         import jax
 
         jax.config.update("jax_platforms", "cpu")
+    keep_freed_memory()
 
     def log(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -2,49 +2,49 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+import dataclasses
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from leafe_jax.errors import UserError
-from leafe_jax.models.attention import choose_backend
-from leafe_jax.models.decoder import ModelConfig
+from leafe_jax.models.decoder import ModelConfig, abstract_params
+from leafe_jax.training import lora
 from leafe_jax.training.checkpoint import Checkpoints
-from leafe_jax.training.data import Batches, Example, mixing_coefficients
-from leafe_jax.training.sharding import BATCH, make_mesh
-from leafe_jax.training.step import init_state, make_optimizer, make_train_step
+from leafe_jax.training.data import Batches, Example, mixing_coefficients, survey
+from leafe_jax.training.preemption import EXIT_PREEMPTED, Preemption
+from leafe_jax.training.sharding import BATCH, make_mesh, shardings_for
+from leafe_jax.training.step import (
+    init_state,
+    make_optimizer,
+    make_train_step,
+    state_shapes,
+    step_options,
+)  # fmt: skip
 
-EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: run the same command again
+LoadParams = Callable[[Any, Any], Any]
 
 
-class _Preemption:
-    """Notes SIGTERM, so that the loop can save before it exits."""
+def place(params: Any) -> LoadParams:
+    """Parameters that are there already, as `fit` wants them: a copy, cast and placed."""
 
-    def __enter__(self):
-        self.asked = False
-        # Handlers can only be set in the main thread; elsewhere (notebooks, tests) none is needed.
-        self._install = threading.current_thread() is threading.main_thread()
-        if self._install:
-            self._previous = signal.signal(signal.SIGTERM, self._note)
-        return self
+    def load(dtype, shardings):
+        return jax.jit(
+            lambda p: jax.tree.map(lambda x: x.astype(dtype), p), out_shardings=shardings
+        )(jax.tree.map(np.asarray, params))
 
-    def _note(self, *_):
-        self.asked = True
-
-    def __exit__(self, *_):
-        if self._install:
-            signal.signal(signal.SIGTERM, self._previous)
+    return load
 
 
 def fit(
     *,
     model_config: ModelConfig,
-    params: Any,
+    load_params: LoadParams,
     examples: Sequence[Example],
     train_config,
     sources: Sequence[str],
@@ -54,81 +54,176 @@ def fit(
     log: Callable[[int, dict[str, float]], None],
     progress: Callable[[int, int], None],
 ) -> Any:
-    """Trains on `examples` and returns the float32 parameters.
+    """Trains on `examples` and returns what was trained, float32: the parameters or, with
+    train.lora.rank > 0, the adapters.
 
-    Picks up from the newest checkpoint in `directory`, bit-exactly: weights, optimizer state and
-    position in the data come from it.
+    Picks up from the newest checkpoint in `directory`, bit-exactly and whatever the mesh was: weights,
+    optimizer state and position in the data come from it. A signal or maintenance notice saves and
+    leaves. `log` and `progress` are called in the first process only.
 
     Args:
-      model_config, params: the model to start from.
-      examples: training data.
+      model_config: the model.
+      load_params: load_params(dtype, shardings) gives the weights to start from; not asked where
+        a checkpoint has them all. `fit` uses their memory.
+      examples: training data, e.g. an ExampleFile.
       train_config: train section of a config, see configs/default.py.
       sources, source_weights: names and loss weights of the data sources.
       directory: of the checkpoints.
-      seed: of the data order.
-      log: log(step, measurements), every `log_every` steps and at the end.
+      seed: of the data order and of the adapters.
+      log: log(step, measurements), every `log_every` steps, at the end, and for a skipped step.
       progress: progress(step, total).
 
     Raises:
-      UserError: a setting is out of range, or `max_nonfinite` steps in a row were not finite.
-      SystemExit: EXIT_PREEMPTED after SIGTERM, once the state is saved.
+      UserError: a setting is out of range, the checkpoint is another run's, `max_nonfinite` steps in a
+        row were not finite (the last batch is saved beside the checkpoints), another process died.
+      OSError: the disk is full; the last checkpoint is intact.
+      SystemExit: EXIT_PREEMPTED, once the state is saved.
     """
     mesh = make_mesh(train_config.mesh)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    if train_config.batch_size % rows:
-        raise UserError(
-            f"train.batch_size = {train_config.batch_size}: must be a multiple of {rows}, the"
-            " devices along data and fsdp"
-        )
+    model_config = lora.with_adapters(model_config, train_config.lora)
+    options = step_options(train_config, model_config, mesh)
+    shardings_for(abstract_params(model_config), mesh)  # refused before anything is written
+    facts = survey(examples, len(sources))
+    place_rows = NamedSharding(mesh, BATCH)
+    shape = (train_config.batch_size, train_config.seq_len)
     batches = Batches(
-        examples, train_config.seq_len, train_config.batch_size, train_config.num_epochs, seed
+        examples, facts.lengths, train_config.seq_len, train_config.batch_size,
+        train_config.num_epochs, seed, _own_rows(place_rows, shape),
+    )  # fmt: skip
+    tx = make_optimizer(train_config, batches.num_steps)
+    identity = _identity(model_config, train_config, facts.digest, seed)
+    checkpoints = Checkpoints(directory, identity)
+    frozen, step, state, data_state = _start(
+        model_config, load_params, tx, mesh, checkpoints, seed, options.compute_dtype
     )
-    total = batches.num_steps()
-    tx = make_optimizer(train_config, total)
-    state = init_state(params, tx, mesh)
-    train_step = make_train_step(
-        model_config,
-        tx,
-        sources=sources,
-        coefficients=mixing_coefficients(examples, source_weights),
-        compute_dtype=train_config.compute_dtype,
-        loss_chunk=train_config.loss_chunk,
-        remat=train_config.remat,
-        attention=choose_backend(
-            train_config.attention, model_config, train_config.compute_dtype, mesh
-        ),
-        mesh=mesh,
-        state_shapes=state,
-    )
-    checkpoints = Checkpoints(directory)
     iterator = iter(batches)
-    step = 0
-    restored = checkpoints.restore(state)
-    if restored is not None:
-        step, state, data_state = restored
+    if data_state is not None:
         iterator.set_state(data_state)
-    placement = NamedSharding(mesh, BATCH)
-    nonfinite = 0
-    with _Preemption() as preemption:
-        progress(step, total)
-        while step < total:
-            batch = {k: jax.device_put(v, placement) for k, v in next(iterator).items()}
-            state, measurements = train_step(state, batch)
-            step += 1
-            # Reading `finite` waits for the step; on one host that costs little beside the step.
-            nonfinite = 0 if float(measurements["finite"]) else nonfinite + 1
-            if nonfinite >= train_config.max_nonfinite:
-                raise UserError(
-                    f"train: loss or gradient was not finite for {nonfinite} steps in a row (step"
-                    f" {step}); lower train.learning_rate = {train_config.learning_rate}"
-                )
-            if step % train_config.log_every == 0 or step == total:
-                log(step, {k: float(np.asarray(v)) for k, v in measurements.items()})
-            progress(step, total)
-            if step % train_config.checkpoint_every == 0 or step == total or preemption.asked:
-                checkpoints.save(step, state, iterator.get_state())
-            if preemption.asked:
-                checkpoints.close()
-                raise SystemExit(EXIT_PREEMPTED)
+    train_step = make_train_step(
+        model_config, tx, sources=sources,
+        coefficients=mixing_coefficients(facts.masses, source_weights),
+        options=options, mesh=mesh, state=state, frozen=frozen,
+    )  # fmt: skip
+    run = _Run(train_config, batches.num_steps, Path(directory), checkpoints, log, progress)
+    try:
+        with Preemption(train_config.notice_url) as preemption:
+            state = run.steps(step, state, frozen, iterator, train_step, place_rows, preemption)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise UserError(
+            "train: another process of this run has died or cannot be reached"
+            f" ({str(error).splitlines()[0]}); start all of them again to go on from the last"
+            " checkpoint"
+        ) from error
     checkpoints.close()
     return state["params"]
+
+
+def _own_rows(sharding: NamedSharding, shape: tuple[int, int]) -> list[int]:
+    """Rows of a batch that this process's devices hold, ascending."""
+    rows = set()
+    for index in sharding.addressable_devices_indices_map(shape).values():
+        rows |= set(range(*index[0].indices(shape[0])))
+    return sorted(rows)
+
+
+def _identity(config: ModelConfig, train, digest: str, seed: int) -> dict[str, Any]:
+    """What has to be the same for a checkpoint to be this run's."""
+    model = {f"model.{k}": v for k, v in dataclasses.asdict(config).items()}
+    settings = {f"train.{k}": getattr(train, k) for k in ("seq_len", "batch_size", "num_epochs")}
+    data = {"data": digest, "data order": seed}
+    return json.loads(json.dumps({**model, **settings, **data}))  # tuples as JSON has them
+
+
+def _start(
+    config: ModelConfig,
+    load_params: LoadParams,
+    tx,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    seed: int,
+    compute_dtype: str,
+) -> tuple[Any, int, Any, dict[str, Any] | None]:
+    """(frozen weights, step, state, data state): from the newest checkpoint, or from the start."""
+    base = dataclasses.replace(config, lora=None)
+    places = shardings_for(abstract_params(base), mesh)
+    frozen = {}
+    if config.lora is not None:
+        frozen = load_params(compute_dtype, places)
+        trained = jax.eval_shape(lambda: lora.init_adapters(config, jax.random.key(seed)))
+    else:
+        trained = abstract_params(base)
+    shapes = state_shapes(trained, tx)
+    like = jax.tree.map(
+        lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to),
+        shapes, shardings_for(shapes, mesh),
+    )  # fmt: skip
+    restored = checkpoints.restore(like)
+    if restored is not None:
+        return frozen, *restored
+    if config.lora is not None:
+        params = lora.init_adapters(config, jax.random.key(seed))
+    else:
+        params = load_params("float32", places)
+    return frozen, 0, init_state(params, tx, mesh), None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    train_config: Any
+    total: int
+    directory: Path
+    checkpoints: Checkpoints
+    log: Callable[[int, dict[str, float]], None]
+    progress: Callable[[int, int], None]
+
+    def steps(self, step, state, frozen, iterator, train_step, place_rows, preemption):
+        """From `step` to the end; returns the last state."""
+        train = self.train_config
+        shape = (train.batch_size, train.seq_len)
+
+        def next_batch():
+            rows = next(iterator, None)
+            if rows is None:
+                return None, None
+            make = jax.make_array_from_process_local_data
+            return rows, {k: make(place_rows, v, shape) for k, v in rows.items()}
+
+        self._show(step)
+        rows, batch = next_batch()
+        while step < self.total:
+            state, measurements = train_step(state, frozen, batch)
+            step += 1
+            data_state = iterator.get_state()
+            used, (rows, batch) = rows, next_batch()  # while the devices are at it
+            self._check(step, measurements, used)
+            self._show(step)
+            asked = preemption.asked(step)
+            last = step == self.total
+            if step % train.checkpoint_every == 0 or last or asked:
+                self.checkpoints.save(step, state, data_state, must=last or asked)
+            if asked and not last:
+                self.checkpoints.close()
+                raise SystemExit(EXIT_PREEMPTED)
+        return state
+
+    def _show(self, step: int) -> None:
+        if jax.process_index() == 0:
+            self.progress(step, self.total)
+
+    def _check(self, step: int, measurements, rows) -> None:
+        """Logs, and stops the run after too many steps that were skipped."""
+        train = self.train_config
+        skipped = int(measurements["nonfinite_in_a_row"])
+        if skipped or step % train.log_every == 0 or step == self.total:
+            if jax.process_index() == 0:
+                self.log(step, {k: float(np.asarray(v)) for k, v in measurements.items()})
+        if skipped >= train.max_nonfinite:
+            file = self.directory / f"nonfinite_step{step}_process{jax.process_index()}.npz"
+            np.savez(file, **rows)
+            self.checkpoints.close()
+            raise UserError(
+                f"train: loss or gradient was not finite for {skipped} steps in a row (step {step});"
+                f" its batch is in {file}; lower train.learning_rate = {train.learning_rate}"
+            )

@@ -1,4 +1,5 @@
-"""Mesh and sharding rules: one list of (regex, spec) for parameters, optimizer state and export."""
+"""Mesh and sharding rules: one list of (regex, spec) for parameters, optimizer state, adapters, caches
+and batches; and the way of the weights from the trainer to the sampler."""
 
 from __future__ import annotations
 
@@ -11,11 +12,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from leafe_jax.errors import UserError
+from leafe_jax.models.decoder import ModelConfig
 
 AXES = ("data", "fsdp", "tensor")
 
 # Matched against the path of a leaf with re.search; the optimizer state's paths contain the
 # parameter's, so its moments are placed like the parameter itself.
+BATCH = P(("data", "fsdp"))
 RULES: tuple[tuple[str, P], ...] = (
     (r"embed/embedding$", P("tensor", "fsdp")),
     (r"lm_head/kernel$", P("fsdp", "tensor")),
@@ -24,10 +27,18 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"attn/o_proj/kernel$", P("tensor", "fsdp")),
     (r"mlp/(gate|up)_proj/kernel$", P("fsdp", "tensor")),
     (r"mlp/down_proj/kernel$", P("tensor", "fsdp")),
+    (r"mlp/(gate|up)_proj/bias$", P("tensor")),
+    (r"(o|down)_proj/bias$", P()),
+    # Adapters: the side of the rank is whole, the other one like the kernel's.
+    (r"(o|down)_proj/lora/lora_a$", P("tensor")),
+    (r"(o|down)_proj/lora/lora_b$", P(None, "fsdp")),
+    (r"lora/lora_a$", P("fsdp")),
+    (r"lora/lora_b$", P(None, "tensor")),
     (r"norm/scale$", P()),
-    (r"(^|/)(count|step)$", P()),  # scalars of the optimizer and the train state
+    (r"(^|/)(count|step|nonfinite)$", P()),  # scalars of the optimizer and the train state
+    (r"(^|/)pool/[kv]/\d+$", P(None, "tensor")),  # pages of keys and values, divided by heads
+    (r"^batch/", BATCH),  # rows
 )
-BATCH = P(("data", "fsdp"))
 
 
 def make_mesh(sizes: dict[str, int], devices=None) -> Mesh:
@@ -53,8 +64,56 @@ def _path(path) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
+def check_mesh(config: ModelConfig, mesh: Mesh) -> None:
+    """Refuses a mesh that would cut heads in two.
+
+    Raises:
+      UserError: tensor does not divide the number of (key-value) heads.
+    """
+    tensor = mesh.shape["tensor"]
+    for name in ("num_heads", "num_kv_heads"):
+        if getattr(config, name) % tensor:
+            raise UserError(
+                f"train.mesh.tensor = {tensor}: must divide the model's {name} ="
+                f" {getattr(config, name)}"
+            )
+
+
+def stacked_shardings(layers: Any, mesh: Mesh) -> Any:
+    """Shardings of a layer's parameters with all layers stacked in front: [layers, ...]."""
+
+    def place(path, leaf) -> NamedSharding:
+        name = _path(path)
+        return NamedSharding(mesh, P(None, *_spec(name, leaf.shape[1:], mesh)))
+
+    return jax.tree_util.tree_map_with_path(place, layers)
+
+
+def hand_over(params: Any, dtype, shardings: Any) -> Any:
+    """The trainer's parameters for the sampler: cast where they lie, then moved between devices.
+
+    Nothing passes through the host: on the same devices it is one program with other output
+    shardings, else transfers from device to device of weights that are cast already.
+
+    Args:
+      params: float32 masters.
+      dtype: the sampler's.
+      shardings: tree of shardings like the parameters, or one for all.
+    """
+
+    def cast(params):
+        return jax.tree.map(lambda x: x.astype(dtype), params)
+
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, params)
+    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(shardings), strict=True)
+    if all(x.sharding.device_set == target.device_set for x, target in leaves):
+        return jax.jit(cast, out_shardings=shardings)(params)
+    return jax.device_put(jax.jit(cast)(params), shardings)
+
+
 def shardings_for(tree: Any, mesh: Mesh) -> Any:
-    """A tree of NamedShardings for parameters or a whole train state.
+    """A tree of NamedShardings for parameters, a whole train state, {"pool": ...} or {"batch": ...}.
 
     Raises:
       ValueError: a leaf that no rule matches.
@@ -62,20 +121,22 @@ def shardings_for(tree: Any, mesh: Mesh) -> Any:
     """
 
     def place(path, leaf) -> NamedSharding:
-        name = _path(path)
-        for pattern, spec in RULES:
-            if re.search(pattern, name):
-                _check(name, leaf.shape, spec, mesh)
-                return NamedSharding(mesh, spec)
-        raise ValueError(f"no sharding rule matches {name}")
+        return NamedSharding(mesh, _spec(_path(path), leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def _check(name: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> None:
-    for size, axis in zip(shape, spec, strict=False):
-        if axis is not None and size % mesh.shape[axis]:
-            raise UserError(
-                f"train.mesh.{axis} = {mesh.shape[axis]}: does not divide {name}, whose shape is"
-                f" {tuple(shape)}"
-            )
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The first rule that matches."""
+    for pattern, spec in RULES:
+        if re.search(pattern, name):
+            for size, axes in zip(shape, spec, strict=False):
+                axes = axes if isinstance(axes, tuple) else (axes,) if axes else ()
+                share = int(np.prod([mesh.shape[axis] for axis in axes]))
+                if size % share:
+                    raise UserError(
+                        f"train.mesh: {', '.join(f'{a} = {mesh.shape[a]}' for a in axes)} does not"
+                        f" divide {name}, whose shape is {tuple(shape)}"
+                    )
+            return spec
+    raise ValueError(f"no sharding rule matches {name}")

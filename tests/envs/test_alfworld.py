@@ -94,7 +94,7 @@ def test_live_against_the_real_package():
     for name, data in oracle.generated(30):
         real_game = oracle.Real(data)
         for kind in ("random", "expert"):
-            for command, real, ours in oracle.play_beside(data, f"{name}/{kind}/live", real_game):
+            for command, real, ours in oracle.play_beside(data, f"live/{name}/{kind}", real_game):
                 assert ours == real, (name, command)
                 steps += 1
     assert steps > 1000

@@ -1,0 +1,389 @@
+"""Memory and time of a run before the job starts: compiles its train step and its decode step for a
+TPU topology, on a machine without any TPU.
+
+    python -m leafe_jax.plan --config=configs/household_instruct.py --model=Qwen2.5-72B-Instruct \\
+        --topology=v5p:4x4x4 [--json]
+
+Topologies: v4, v5e, v5p and v6e with their shape, e.g. v5e:4x4, or cpu:8 for eight devices of this
+machine. Without --model the model is config.model.path: a directory with config.json, or the name of
+one of the paper's models. Bytes are the compiler's own count, per chip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Published figures of a chip.
+
+    Attributes:
+      platform: jax's name of the platform.
+      memory: bytes.
+      flops: bfloat16 operations a second; 0 is unknown.
+      bandwidth: of the memory, bytes a second; 0 is unknown.
+    """
+
+    platform: str
+    memory: int
+    flops: float
+    bandwidth: float
+
+
+# cloud.google.com/tpu/docs, "System architecture" of each version.
+CHIPS = {
+    "v4": Chip("tpu", 32 * GIB, 275e12, 1228e9),
+    "v5e": Chip("tpu", 16 * GIB, 197e12, 819e9),
+    "v5p": Chip("tpu", 95 * GIB, 459e12, 2765e9),
+    "v6e": Chip("tpu", 32 * GIB, 918e12, 1640e9),
+}
+
+# The paper's models: hidden, intermediate, layers, heads, key-value heads, vocabulary (config.json of
+# each on the hub; heads are 128 wide).
+_QWEN = {
+    "Qwen2.5-7B": (3584, 18944, 28, 28, 4, 152064),
+    "Qwen2.5-14B": (5120, 13824, 48, 40, 8, 152064),
+    "Qwen2.5-32B": (5120, 27648, 64, 40, 8, 152064),
+    "Qwen2.5-72B": (8192, 29568, 80, 64, 8, 152064),
+}
+_LLAMA = {
+    "Llama-3.1-8B": (4096, 14336, 32, 32, 8, 128256),
+    "Llama-3-70B": (8192, 28672, 80, 64, 8, 128256),
+}
+
+
+def parse_topology(text: str) -> tuple[str, str, int]:
+    """(kind, shape, number of chips) of e.g. "v5p:4x4x4" or "cpu:8".
+
+    Raises:
+      ValueError: neither.
+    """
+    match = re.fullmatch(r"(cpu|v4|v5e|v5p|v6e):(\d+(?:x\d+){0,2})", text)
+    count = math.prod(map(int, match.group(2).split("x"))) if match else 0
+    if count < 1 or (match.group(1) == "cpu") != ("x" not in match.group(2)):
+        raise ValueError(
+            f"--topology={text}: must be cpu:N, or v4, v5e, v5p or v6e with a shape, as in v5e:4x4"
+        )
+    return match.group(1), match.group(2), count
+
+
+def find_model(name: str):
+    """The ModelConfig of a directory with config.json, or of one of the paper's models.
+
+    Raises:
+      UserError: neither.
+    """
+    from leafe_jax.errors import UserError
+    from leafe_jax.models.decoder import ModelConfig
+    from leafe_jax.models.hf_config import read_config
+
+    if (Path(name) / "config.json").is_file():
+        return read_config(name)
+    short = Path(name).name.removesuffix("-Instruct")
+    known = {**_QWEN, **_LLAMA}
+    if short not in known:
+        raise UserError(
+            f"--model={name}: no directory with config.json, nor one of {', '.join(known)}"
+        )
+    hidden, wide, layers, heads, kv_heads, vocabulary = known[short]
+    qwen = short in _QWEN
+    return ModelConfig(
+        model_type="qwen2" if qwen else "llama", vocab_size=vocabulary, hidden_size=hidden,
+        intermediate_size=wide, num_layers=layers, num_heads=heads, num_kv_heads=kv_heads,
+        head_dim=128, rope_theta=1e6 if qwen else 5e5, rms_norm_eps=1e-6 if qwen else 1e-5,
+        tie_word_embeddings=False, max_position_embeddings=32768 if qwen else 8192,
+    )  # fmt: skip
+
+
+def _device_bytes(tree: Any) -> int:
+    """Bytes on each chip of a tree of sharded ShapeDtypeStructs."""
+    import jax
+
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    import jax
+
+    return jax.tree.map(
+        lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, shardings
+    )
+
+
+def _needed(compiled) -> tuple[int, int]:
+    """(bytes in all, bytes beside arguments and results) of a program on each chip."""
+    memory = compiled.memory_analysis()
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    kept -= memory.alias_size_in_bytes  # donated arguments are results
+    return kept + memory.temp_size_in_bytes, memory.temp_size_in_bytes
+
+
+def matmul_flops(config, tokens: int, pairs: int) -> float:
+    """Operations of one forward pass.
+
+    Args:
+      config: the model.
+      tokens: tokens that pass through it, each with logits.
+      pairs: query-key pairs of a layer's attention.
+    """
+    c, wide = config, config.num_heads * config.head_dim
+    attention = c.hidden_size * (2 * wide + 2 * c.num_kv_heads * c.head_dim)
+    layer = attention + 3 * c.hidden_size * c.intermediate_size
+    weights = c.num_layers * layer + c.hidden_size * c.vocab_size
+    return 2.0 * weights * tokens + 4.0 * wide * pairs * c.num_layers
+
+
+def _roofline(chip: Chip, flops: float, traffic: float) -> float | None:
+    """Seconds at least: the longer of arithmetic and memory, per chip; None where unknown."""
+    return max(flops / chip.flops, traffic / chip.bandwidth) if chip.flops else None
+
+
+def plan_training(config, train, devices, chip: Chip) -> dict[str, Any]:
+    """Compiles the train step of a config's train section; figures per chip.
+
+    Args:
+      config: the model, without adapters.
+      train: train section.
+      devices: of the topology.
+      chip: its kind.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from leafe_jax.models.decoder import abstract_params
+    from leafe_jax.training import lora
+    from leafe_jax.training.sharding import make_mesh, shardings_for
+    from leafe_jax.training.step import (
+        make_optimizer,
+        make_train_step,
+        state_shapes,
+        step_options,
+    )
+
+    mesh = make_mesh(train.mesh, devices)
+    base = abstract_params(config, train.compute_dtype)
+    config = lora.with_adapters(config, train.lora)
+    options = step_options(train, config, mesh)
+    trained, frozen = base, {}
+    if config.lora is not None:
+        trained = jax.eval_shape(lambda: lora.init_adapters(config, jax.random.key(0)))
+        frozen = _placed(base, shardings_for(base, mesh))
+    tx = make_optimizer(train, 1000)
+    state = state_shapes(trained, tx)
+    state = _placed(state, shardings_for(state, mesh))
+    shape = (train.batch_size, train.seq_len)
+    names = ("tokens", "targets", "positions", "segment_ids", "source", "mass")
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "mass" else jnp.int32)
+        for name in names
+    }
+    batch = _placed(batch, shardings_for({"batch": batch}, mesh)["batch"])
+    step = make_train_step(
+        config, tx, sources=("a", "b"), coefficients=np.ones(2, np.float32), options=options,
+        mesh=mesh, state=state, frozen=frozen,
+    )  # fmt: skip
+    total, temporary = _needed(step.lower(state, frozen, batch).compile())
+    tokens = train.batch_size * train.seq_len
+    passes = 4 if train.remat == "full" else 3  # a backward pass is two forward ones
+    pairs = train.batch_size * train.seq_len * (train.seq_len + 1) // 2
+    flops = passes * matmul_flops(config, tokens, pairs) / len(devices)
+    weights = _device_bytes(state["params"]) + _device_bytes(frozen)
+    optimizer = _device_bytes(state["opt_state"])
+    # Masters and moments are read and written once; activations are not counted.
+    traffic = 2.0 * (_device_bytes(state["params"]) + optimizer)
+    return {
+        "mesh": dict(mesh.shape),
+        "tokens": tokens,
+        "parameters": weights,
+        "optimizer": optimizer,
+        "activations": temporary,
+        "total": total,
+        "fits": total <= chip.memory,
+        "flops": flops,
+        "roofline_seconds": _roofline(chip, flops, traffic),
+    }
+
+
+def decode_program(config, sampler, mesh, slots: int):
+    """The sampler's turn of one token for `slots` sessions of max_len, lowered, with weights and pages.
+
+    Returns:
+      (lowered program, weights, pages), the latter two as sharded ShapeDtypeStructs.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from leafe_jax.models.decoder import abstract_params
+    from leafe_jax.sampling.engine import make_storage, plan_programs
+    from leafe_jax.training.sharding import shardings_for
+
+    weights = abstract_params(config, jnp.bfloat16)
+    weights = _placed(weights, shardings_for(weights, mesh))
+    shapes, programs, pool = plan_programs(
+        config, weights, make_storage(sampler.attention, config, mesh), num_slots=slots,
+        max_len=sampler.max_len, turn_chunk=sampler.turn_chunk,
+        prefill_chunk=sampler.prefill_chunk,
+        max_new_tokens=max(sampler.max_action_tokens, sampler.max_reflection_tokens),
+        stop_ids=(0,), page_size=sampler.page_size,
+        num_pages=slots * (-(-sampler.max_len // sampler.page_size) + 1), options=False,
+    )  # fmt: skip
+    program = next(
+        p
+        for p in programs.listed
+        if (p.kind, p.rows, p.pages) == ("turn", slots, shapes.contexts[-1])
+        and p.tokens == min(shapes.turns)
+    )
+    with jax.set_mesh(mesh):
+        return programs.lower(program), weights, pool
+
+
+def plan_decoding(config, sampler, devices, chip: Chip) -> dict[str, Any]:
+    """Compiles a sampler's turn; figures per chip.
+
+    The model is divided by its key-value heads over the fewest chips that have room for it, and groups
+    of that many chips share the sessions. The room is estimated: a turn's buffers are taken for a
+    quarter of the pages, which are read where they are. Whether it fits is the compiler's word.
+
+    Args:
+      config: the model.
+      sampler: sampler section; num_slots sessions on the whole topology.
+      devices, chip: the topology.
+    """
+    import jax
+
+    from leafe_jax.models.decoder import abstract_params
+    from leafe_jax.training.sharding import make_mesh
+
+    bytes_all = 2 * sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config)))
+    token = 4 * config.num_layers * config.num_kv_heads * config.head_dim  # bytes, keys and values
+    pages = sampler.num_slots * sampler.max_len * token / len(devices)
+    sizes = [n for n in (1, 2, 4, 8) if config.num_kv_heads % n == 0 and n <= len(devices)]
+    room = 0.8 * chip.memory
+    group = next((n for n in sizes if bytes_all / n + 1.25 * pages <= room), sizes[-1])
+    slots = -(-sampler.num_slots // (len(devices) // group))
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": group}, devices[:group])
+    result: dict[str, Any] = {"chips": group, "sessions": slots, "length": sampler.max_len}
+    lowered, weights, cache = decode_program(config, sampler, mesh, slots)
+    weights, cache = _device_bytes(weights), _device_bytes(cache)
+    try:
+        total, temporary = _needed(lowered.compile())
+    except jax.errors.JaxRuntimeError as error:
+        # The compiler gives up where arguments alone are too much, and says so.
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        total = temporary = None
+    pairs = slots * sampler.max_len
+    flops = matmul_flops(config, slots, pairs) / group
+    return {
+        **result,
+        "parameters": weights,
+        "cache": cache,
+        "activations": temporary,
+        "total": total,
+        "fits": total is not None and total <= chip.memory,
+        "flops": flops,  # of one token of every session, at full length
+        "roofline_seconds": _roofline(chip, flops, weights + cache),
+    }
+
+
+def _table(name: str, part: dict[str, Any]) -> str:
+    lines = [f"{name}"]
+    for key, value in part.items():
+        if key in ("parameters", "optimizer", "activations", "cache", "total"):
+            value = "out of memory at compile time" if value is None else f"{value / GIB:.2f} GiB"
+        elif key == "flops":
+            value = f"{value:.3e}"
+        elif key == "roofline_seconds":
+            value = "unknown" if value is None else f"{value * 1e3:.2f} ms"
+        elif key == "mesh":
+            value = ", ".join(f"{axis} {size}" for axis, size in value.items())
+        elif key == "fits":
+            value = "yes" if value else "NO"
+        lines.append(f"  {key:18}{value}")
+    return "\n".join(lines)
+
+
+def _devices(kind: str, shape: str, count: int):
+    import jax
+
+    if kind == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return jax.devices()[:count], Chip("cpu", memory // count, 0.0, 0.0)
+    from jax.experimental import topologies
+
+    topology = topologies.get_topology_desc(
+        platform="tpu", topology_name=f"{'v5' if kind == 'v5p' else kind}:{shape}"
+    )
+    return topology.devices, CHIPS[kind]
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def main(argv: list[str]) -> int:
+    """Prints the plan; 0 if everything fits, 1 if not, 2 with one line on stderr for bad flags."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    config_flag = config_flags.DEFINE_config_file(
+        "config", None, "Config file.", flag_values=values
+    )
+    flags.DEFINE_string("topology", None, "e.g. v5p:4x4x4 or cpu:8", flag_values=values)
+    flags.DEFINE_string("model", "", "Directory, or name of a paper's model.", flag_values=values)
+    flags.DEFINE_boolean("json", False, "Figures as JSON.", flag_values=values)
+    try:
+        values(argv)
+        config = values[config_flag.name].value
+        if config is None or values["topology"].value is None:
+            return _fail("--config and --topology are needed; see docs/SCALING.md")
+        config.keys()
+        kind, shape, count = parse_topology(values["topology"].value)
+    except (flags.Error, AttributeError, TypeError, ValueError, OSError, ImportError) as error:
+        return _fail(" ".join(str(error).strip().splitlines()[-1].split()))
+    # Before jax is imported: no accelerator of this machine is used.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    if kind == "cpu":
+        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+
+    from leafe_jax.errors import UserError
+
+    try:
+        model = find_model(values["model"].value or config.model.path)
+        devices, chip = _devices(kind, shape, count)
+        result = {
+            "topology": values["topology"].value,
+            "chips": count,
+            "memory_per_chip": chip.memory,
+            "train": plan_training(model, config.distill.train, devices, chip),
+            "decode": plan_decoding(model, config.sampler, devices, chip),
+        }
+    except UserError as error:
+        return _fail(str(error))
+    if values["json"].value:
+        print(json.dumps(result))
+    else:
+        print(f"{result['topology']}: {count} chips of {chip.memory / GIB:.0f} GiB; per chip:")
+        print(_table("train step", result["train"]))
+        print(_table("decode, one token of every session", result["decode"]))
+    return 0 if result["train"]["fits"] and result["decode"]["fits"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

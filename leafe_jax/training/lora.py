@@ -1,0 +1,126 @@
+"""Low-rank adapters: which parameters are trained, merging, and PEFT's file format.
+
+The layer is Flax's nnx.LoRA (models/decoder.py): the model is Flax's anyway, and it is an ordinary
+module, so that scan, remat and shard_map need not know of it. qwix, the alternative, exchanges JAX's
+dot products while the model is traced; it would be the choice for a quantised base.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from leafe_jax.errors import UserError
+from leafe_jax.models import hf
+from leafe_jax.models.decoder import LoRA, ModelConfig, init_params
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def with_adapters(config: ModelConfig, settings) -> ModelConfig:
+    """The model with the adapters of a config's train.lora section; as it is where rank = 0.
+
+    Raises:
+      UserError: a setting is out of range.
+    """
+    if settings.rank == 0:
+        return config
+    if settings.rank < 0 or not settings.alpha > 0:
+        raise UserError(
+            f"train.lora.rank = {settings.rank}, train.lora.alpha = {settings.alpha}: must be >= 0"
+            " and > 0"
+        )
+    targets = tuple(settings.targets)
+    strange = [name for name in targets if name not in TARGETS]
+    if strange or not targets:
+        raise UserError(f"train.lora.targets = {targets}: must be some of {', '.join(TARGETS)}")
+    return dataclasses.replace(config, lora=LoRA(settings.rank, settings.alpha, targets))
+
+
+def _adapters_only(tree: dict) -> dict:
+    kept = {}
+    for name, value in tree.items():
+        if name == "lora":
+            kept[name] = value
+        elif isinstance(value, dict) and (own := _adapters_only(value)):
+            kept[name] = own
+    return kept
+
+
+def init_adapters(config: ModelConfig, key: jax.Array) -> dict:
+    """Fresh adapters (A as nnx.LoRA draws it, B zero), float32, at their places in the parameters.
+
+    The other weights are drawn in the program only, where nobody asks for them.
+    """
+    return jax.jit(lambda key: _adapters_only(init_params(config, key)))(key)
+
+
+def join(frozen: dict, trained: dict) -> dict:
+    """Both trees in one; they share no leaf."""
+    joined = dict(frozen)
+    for name, value in trained.items():
+        joined[name] = join(joined[name], value) if name in joined else value
+    return joined
+
+
+def merge(config: ModelConfig, params: dict, adapters: dict) -> dict:
+    """The weights with the adapters added: W + alpha / rank * A B, in float32, in W's dtype."""
+    scale = config.lora.alpha / config.lora.rank
+
+    @jax.jit
+    def add(kernel, a, b):
+        wide = kernel.astype(jnp.float32) + scale * jnp.matmul(a, b, precision="highest")
+        return wide.astype(kernel.dtype)
+
+    def walk(params, adapters):
+        merged = dict(params)
+        for name, own in adapters.items():
+            if "lora" in own:
+                pair = own["lora"]["lora_a"], own["lora"]["lora_b"]
+                merged[name] = {**params[name], "kernel": add(params[name]["kernel"], *pair)}
+            else:
+                merged[name] = walk(params[name], own)
+        return merged
+
+    return walk(params, adapters)
+
+
+def save_adapter(path: str | Path, config: ModelConfig, adapters: dict, base: str) -> None:
+    """Writes adapter_model.safetensors and adapter_config.json as PEFT reads them.
+
+    Args:
+      path: directory to make.
+      config, adapters: the model with its adapters.
+      base: the base model's directory or name, for the config.
+    """
+    directory = Path(path)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for where, leaf in jax.tree_util.tree_flatten_with_path(adapters)[0]:
+        *parts, _, matrix = [str(k.key) for k in where]
+        name, _ = hf.hub_name("/".join([*parts, "kernel"]))
+        letter = matrix[-1].upper()
+        tensors[f"base_model.model.{name.removesuffix('weight')}lora_{letter}.weight"] = (
+            np.ascontiguousarray(np.asarray(leaf).T)  # [out, in], as torch's linear layers
+        )
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    fields: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": config.lora.rank,
+        "lora_alpha": config.lora.alpha,
+        "target_modules": sorted(config.lora.targets),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    (directory / "adapter_config.json").write_text(json.dumps(fields, indent=2) + "\n")

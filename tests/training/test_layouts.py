@@ -1,0 +1,153 @@
+"""Eight (fake) devices, or two processes with two each, compute what one device computes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_loop import ROOT, child, finish
+
+LAYOUTS = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2))
+# Heads, width and vocabulary that 8 and 2 divide; the loss in pieces on every device, with a rest.
+MODEL = dict(vocab_size=48, hidden_size=32, num_layers=2)
+# Adam divides gradients of the size of rounding errors by themselves: with its usual epsilon those
+# weights move by the learning rate this way or that. This epsilon lies above them.
+SETTINGS = dict(count=60, batch_size=8, num_epochs=2, eps=1e-6, learning_rate=1e-3, loss_chunk=10,
+                model=MODEL, checkpoint_every=3)  # fmt: skip
+
+_MANY = """
+import json, sys
+sys.path.insert(0, {tests!r})
+import trainer
+for name, mesh, directory in json.loads({runs!r}):
+    print("layout", name, flush=True)
+    trainer.main(directory, directory + ".npz", json.dumps({{**json.loads({settings!r}), "mesh": mesh}}))
+"""
+
+
+def mesh(layout):
+    return dict(zip(("data", "fsdp", "tensor"), layout, strict=True))
+
+
+def assert_same_training(lines, path, expected_lines, expected_path):
+    losses, expected = ([float(x.split()[1]) for x in some] for some in (lines, expected_lines))
+    assert len(losses) >= 5
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    left, right = np.load(path), np.load(expected_path)
+    for name in right.files:
+        difference = np.abs(left[name] - right[name]).max()
+        assert difference <= 1e-5 * np.abs(right[name]).max(), (name, difference)
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    path = tmp_path_factory.mktemp("one")
+    return path, finish(child(path, "one", **SETTINGS))
+
+
+def test_layouts_on_eight_devices(tmp_path, one_device):
+    path, expected = one_device
+    runs = [("x".join(map(str, x)), mesh(x), str(tmp_path / f"run{i}")) for i, x in enumerate(LAYOUTS)]  # fmt: skip
+    code = _MANY.format(
+        tests=str(ROOT / "tests"), runs=json.dumps(runs), settings=json.dumps(SETTINGS)
+    )
+    flags = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=500, check=False,
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    parts = done.stdout.split("layout ")[1:]
+    assert len(parts) == len(LAYOUTS), done.stderr[-3000:]
+    for part, (name, _, directory) in zip(parts, runs):
+        title, *lines = part.splitlines()
+        assert title == name
+        assert_same_training(lines, directory + ".npz", expected, path / "one.npz")
+
+
+def test_a_checkpoint_of_one_layout_goes_on_under_another(tmp_path, one_device):
+    path, expected = one_device
+    first = child(tmp_path, "run", devices=4, mesh=mesh((1, 2, 2)), slow=0.1, **SETTINGS)
+    for line in first.stdout:
+        if line.startswith("5 "):  # 3 is saved
+            first.send_signal(signal.SIGTERM)
+            break
+    first.communicate(timeout=100)
+    assert first.returncode == 75
+    lines = finish(child(tmp_path, "run", devices=2, mesh=mesh((2, 1, 1)), scan_layers=True, **SETTINGS))  # fmt: skip
+    assert int(lines[0].split()[0]) >= 6
+    rest = expected[-len(lines) :]
+    assert_same_training(lines * 5, tmp_path / "run.npz", rest * 5, path / "one.npz")
+
+
+def two_processes(tmp_path, name, **settings):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    ranks = [
+        {"LEAFE_TEST_RANK": str(i), "LEAFE_TEST_PROCESSES": "2", "LEAFE_TEST_PORT": port}
+        for i in range(2)
+    ]
+    return [child(tmp_path, name, devices=2, environment=e, **settings) for e in ranks]
+
+
+def test_two_processes(tmp_path, one_device):
+    path, expected = one_device
+    first, second = two_processes(tmp_path, "two", mesh=mesh((1, 2, 2)), **SETTINGS)
+    lines = finish(first)
+    assert finish(second) == [], "only the first process logs"
+    assert_same_training(lines, tmp_path / "two.npz", expected, path / "one.npz")
+
+
+def test_one_of_two_processes_is_told_to_stop(tmp_path, one_device):
+    """Both save at the same step; one alone goes on from there, with their parameters."""
+    path, expected = one_device
+    both = two_processes(tmp_path, "two", mesh=mesh((2, 2, 1)), slow=0.2, **SETTINGS)
+    for line in both[0].stdout:
+        if line.startswith("1 "):
+            break
+    both[1].send_signal(signal.SIGTERM)
+    for process in both:
+        process.communicate(timeout=100)
+        assert process.returncode == 75
+    lines = finish(child(tmp_path, "two", **SETTINGS))
+    assert 1 < int(lines[0].split()[0]) < len(expected)
+    rest = expected[-len(lines) :]
+    assert_same_training(lines * 9, tmp_path / "two.npz", rest * 9, path / "one.npz")
+
+
+def test_one_of_two_processes_dies(tmp_path):
+    both = two_processes(tmp_path, "two", mesh=mesh((2, 2, 1)), slow=0.2, **SETTINGS)
+    for line in both[0].stdout:
+        if line.startswith("5 "):
+            both[1].kill()
+            break
+    left = both[0].communicate(timeout=100)[0].splitlines()
+    # Where a collective fails, the loop says so. A survivor that waits at a barrier of the runtime
+    # instead (in a save) is ended by the runtime when the other one's heartbeat is missed.
+    assert both[0].returncode in (2, -signal.SIGABRT)
+    if both[0].returncode == 2:
+        assert left[-1].startswith("error: train: another process of this run has died"), left
+    lines = finish(child(tmp_path, "two", **SETTINGS))
+    assert int(lines[0].split()[0]) >= 4, "the last good checkpoint is used"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(mesh=mesh((3, 1, 1))), "train.mesh: data = 3"),
+        (dict(mesh=mesh((1, 1, 4))), "train.mesh.tensor = 4: must divide the model's num_kv_heads = 2"),
+        (dict(mesh=mesh((4, 1, 1)), batch_size=6), "train.batch_size = 6: must be a multiple of 4"),
+        (dict(mesh=mesh((1, 4, 1)), model=dict(hidden_size=34)), "train.mesh: fsdp = 4 does not divide"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_wrong_meshes(tmp_path, changes, message):
+    process = child(tmp_path, "bad", devices=4, **changes)
+    out = process.communicate(timeout=100)[0]
+    assert process.returncode == 2 and f"error: {message}" in out, out
+    assert len(out.splitlines()) == 1 and not Path(tmp_path / "bad").exists()

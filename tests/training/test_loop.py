@@ -1,0 +1,209 @@
+"""Interrupted runs end with the same bits; errors; what is told to stop saves first."""
+
+import dataclasses
+import http.server
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import trainer
+from trainer import equal, run_fit
+
+from leafe_jax.errors import UserError
+from leafe_jax.training import checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def child(tmp_path, name, out=None, devices=1, environment=None, **settings):
+    """tests/trainer.py in a process of its own, with its checkpoints in tmp_path/name."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tests/trainer.py"), str(tmp_path / name),
+         str(tmp_path / f"{out or name}.npz"), json.dumps(settings)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), **(environment or {})},
+    )  # fmt: skip
+
+
+def finish(process) -> list[str]:
+    """Its lines, a step each (Gloo writes some of its own)."""
+    lines = process.communicate(timeout=300)[0].splitlines()
+    assert process.returncode == 0, lines
+    return [line for line in lines if line[:1].isdigit()]
+
+
+def same_file(a, b) -> bool:
+    left, right = np.load(a), np.load(b)
+    return left.files == right.files and all(np.array_equal(left[k], right[k]) for k in left.files)
+
+
+class Killed(Exception):
+    pass
+
+
+def stop_at(wanted, pause=0.0):
+    def progress(step, total):
+        time.sleep(pause)
+        if step == wanted:
+            raise Killed
+
+    return progress
+
+
+def test_interrupted_training_ends_with_the_same_bits(tmp_path):
+    whole = run_fit(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run_fit(tmp_path / "cut", progress=stop_at(5))
+    steps = []
+    resumed = run_fit(tmp_path / "cut", log=lambda step, _: steps.append(step))
+    assert steps[0] in (3, 5) and equal(whole, resumed)  # 4 was saved, or left out for 2's sake
+    # A finished run is not trained again.
+    again = run_fit(tmp_path / "cut", log=lambda step, _: steps.append(-1))
+    assert -1 not in steps and equal(whole, again)
+
+
+def test_old_checkpoints_go_and_half_written_ones_do_not_count(tmp_path):
+    whole = run_fit(tmp_path / "whole", num_epochs=4)
+    kept = {path.name for path in (tmp_path / "whole").iterdir() if path.name.isdigit()}
+    assert len(kept) <= checkpoint.KEPT
+    with pytest.raises(Killed):
+        run_fit(tmp_path / "cut", num_epochs=4, progress=stop_at(9, 0.1))
+    time.sleep(1)  # for a save in flight
+    newest = max(int(p.name) for p in (tmp_path / "cut").iterdir() if p.name.isdigit())
+    # As a kill in the middle of writing leaves it: under the temporary name, with some content.
+    half = tmp_path / "cut" / f"{newest + 2}.orbax-checkpoint-tmp"
+    (half / "state").mkdir(parents=True)
+    (half / "state" / "manifest.ocdbt").write_bytes(b"half")
+    steps = []
+    resumed = run_fit(tmp_path / "cut", num_epochs=4, log=lambda step, _: steps.append(step))
+    assert steps[0] == newest + 1 and equal(whole, resumed)
+
+
+def test_a_save_in_progress_is_not_waited_for(tmp_path, monkeypatch):
+    saved = checkpoint.Checkpoints(tmp_path, {})
+    state = {"x": jax.numpy.ones(3)}
+    monkeypatch.setattr(saved._manager, "is_saving_in_progress", lambda: True)
+    saved.save(1, state, {}, must=False)
+    assert saved._manager.latest_step() is None
+    saved.save(2, state, {}, must=True)
+    saved.close()
+    assert checkpoint.Checkpoints(tmp_path, {}).restore(state)[0] == 2
+
+
+def test_loop_errors(tmp_path):
+    with pytest.raises(UserError, match="not finite for 3 steps in a row") as error:
+        run_fit(tmp_path / "nan", config=trainer.CONFIG, b1=float("nan"))
+    saved = np.load(str(error.value).split("its batch is in ")[1].split(";")[0])
+    assert saved["tokens"].shape == (4, 24) and saved["segment_ids"].max() > 0
+    with pytest.raises(UserError, match="train.mesh: data = 3"):
+        run_fit(tmp_path / "mesh", mesh=dict(data=3, fsdp=1, tensor=1))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(num_layers=1), "model.num_layers = 2, here 1"),
+        (dict(hidden_size=16), "model.hidden_size = 32, here 16"),
+    ],
+)
+def test_checkpoint_of_another_model(tmp_path, changes, message):
+    with pytest.raises(Killed):
+        run_fit(tmp_path, progress=stop_at(3))
+    with pytest.raises(UserError, match=f"checkpoint of step 2 is of another run: {message}"):
+        run_fit(tmp_path, config=dataclasses.replace(trainer.CONFIG, **changes))
+    with pytest.raises(UserError, match="is of another run: data = '[0-9a-f]+', here"):
+        run_fit(tmp_path, made=trainer.examples(seed=1))
+    with pytest.raises(UserError, match="train.batch_size = 4, here 2"):
+        run_fit(tmp_path, batch_size=2)
+
+
+def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    usage = checkpoint.shutil.disk_usage
+
+    def full(path):
+        steps = [p for p in tmp_path.iterdir() if p.name.isdigit()]
+        return usage(path)._replace(free=0) if steps else usage(path)
+
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        run_fit(tmp_path, progress=lambda *_: time.sleep(0.1))
+    monkeypatch.undo()
+    steps = []
+    resumed = run_fit(tmp_path, log=lambda step, _: steps.append(step))
+    assert steps[0] == 3 and equal(resumed, run_fit(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1])
+def test_killed_process_resumes_to_the_same_bits(tmp_path, sent):
+    # Slow enough to be hit in the middle.
+    process = child(tmp_path, "cut", slow=0.05, count=100, num_epochs=4)
+    for line in process.stdout:
+        if int(line.split()[0]) >= 7:
+            process.send_signal(sent)
+            break
+    process.communicate(timeout=60)
+    assert process.returncode == (-9 if sent == signal.SIGKILL else 75)
+    assert not (tmp_path / "cut.npz").exists()
+    lines = finish(child(tmp_path, "cut", count=100, num_epochs=4))
+    assert int(lines[0].split()[0]) > 2, "it did not start over"
+    finish(child(tmp_path, "whole", count=100, num_epochs=4))
+    assert same_file(tmp_path / "cut.npz", tmp_path / "whole.npz")
+
+
+@pytest.mark.slow
+def test_twenty_kills(tmp_path):
+    """kill -9 at 20 random moments, of starting, compiling, stepping and saving."""
+    settings = dict(count=200, num_epochs=8, checkpoint_every=3)
+    finish(child(tmp_path, "whole", **settings))
+    rng, kills, longest = random.Random(0), 0, 0
+    while kills < 20:
+        process = child(tmp_path, "cut", slow=0.05, **settings)
+        first = process.stdout.readline()
+        # From the first step on: a process needs some seconds to get there.
+        time.sleep(rng.uniform(0.0, 1.2))
+        process.send_signal(signal.SIGKILL)
+        rest = process.communicate(timeout=60)[0].splitlines()
+        longest = max(longest, int([first, *rest][-1].split()[0]))
+        kills += 1
+        assert process.returncode == -9, "the run must be longer than the kills take"
+    lines = finish(child(tmp_path, "cut", **settings))
+    assert int(lines[0].split()[0]) <= longest + 1
+    assert same_file(tmp_path / "cut.npz", tmp_path / "whole.npz")
+
+
+def test_a_maintenance_notice_saves_and_leaves(tmp_path, monkeypatch):
+    from leafe_jax.training import preemption
+
+    answers = ["NONE", "TERMINATE_ON_HOST_MAINTENANCE"]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.headers["Metadata-Flavor"] == "Google"
+            body = (answers.pop(0) if len(answers) > 1 else answers[0]).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(preemption, "_POLL_SECONDS", 0.2)
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/"
+    with pytest.raises(SystemExit) as left:
+        run_fit(tmp_path / "cut", num_epochs=50, notice_url=url, checkpoint_every=1000,
+                progress=lambda *_: time.sleep(0.05))  # fmt: skip
+    server.shutdown()
+    assert left.value.code == preemption.EXIT_PREEMPTED
+    assert [p for p in (tmp_path / "cut").iterdir() if p.name.isdigit()]

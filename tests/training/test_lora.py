@@ -1,0 +1,116 @@
+"""Adapters: the base stays as it is, the merged export and PEFT compute the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import trainer
+from trainer import CONFIG, equal, run_fit
+
+from leafe_jax.errors import UserError
+from leafe_jax.models import decoder, hf
+from leafe_jax.models.attention import segment_attend
+from leafe_jax.training import lora
+from leafe_jax.training.loop import place
+
+SETTINGS = dict(rank=3, alpha=12.0, targets=lora.TARGETS)
+
+
+def trained(directory, seen=None):
+    """(config, base parameters, adapters after some steps)."""
+    base = trainer.params()
+    adapters = run_fit(directory, lora=SETTINGS, log=lambda _, m: (seen or []).append(m["loss"]))
+    return lora.with_adapters(CONFIG, trainer.train_config(lora=SETTINGS).lora), base, adapters
+
+
+def logits(config, params, tokens):
+    attend = segment_attend(jnp.ones_like(tokens))
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden = decoder.hidden(config, params, tokens, positions, attend)
+    return decoder.head(config, params, hidden)
+
+
+def test_fresh_adapters_change_nothing_and_training_learns(tmp_path):
+    config = lora.with_adapters(CONFIG, trainer.train_config(lora=SETTINGS).lora)
+    fresh = lora.init_adapters(config, jax.random.key(1))
+    tokens = jnp.arange(1, 13).reshape(2, 6)
+    joined = lora.join(trainer.params(), fresh)
+    plain = logits(CONFIG, trainer.params(), tokens)
+    np.testing.assert_array_equal(logits(config, joined, tokens), plain)
+    losses = []
+    run_fit(tmp_path, made=trainer.examples(6), lora=SETTINGS, num_epochs=30,
+            log=lambda _, m: losses.append(m["loss_counterfactual"]))  # fmt: skip
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_base_is_untouched(tmp_path):
+    handed = []
+
+    def load(dtype, shardings):
+        handed.append(place(trainer.params())(dtype, shardings))
+        return handed[-1]
+
+    from leafe_jax.training.loop import fit
+
+    adapters = fit(
+        model_config=CONFIG, load_params=load, examples=trainer.examples(),
+        train_config=trainer.train_config(lora=SETTINGS), sources=trainer.SOURCES,
+        source_weights=(1.0, 1.0), directory=tmp_path, seed=0, log=lambda *_: None,
+        progress=lambda *_: None,
+    )  # fmt: skip
+    assert equal(handed[0], trainer.params()), "bit for bit"
+    names = {str(path[-1].key) for path, _ in jax.tree_util.tree_flatten_with_path(adapters)[0]}
+    assert names == {"lora_a", "lora_b"}
+
+
+def test_interrupted_training_of_adapters(tmp_path):
+    from test_loop import Killed, stop_at
+
+    whole = run_fit(tmp_path / "whole", lora=SETTINGS)
+    with pytest.raises(Killed):
+        run_fit(tmp_path / "cut", lora=SETTINGS, progress=stop_at(5))
+    assert equal(whole, run_fit(tmp_path / "cut", lora=SETTINGS))
+    with pytest.raises(UserError, match="is of another run: model.lora"):
+        run_fit(tmp_path / "cut")
+
+
+def test_merged_export_and_peft_agree_with_adapter_plus_base(tmp_path):
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    import transformers
+
+    config, base, adapters = trained(tmp_path / "run")
+    assert max(np.abs(x).max() for x in jax.tree.leaves(adapters)) > 0.01
+    tokens = jnp.arange(1, 25).reshape(2, 12)
+    expected = np.asarray(logits(config, lora.join(base, adapters), tokens))
+    assert np.abs(expected - logits(CONFIG, base, tokens)).max() > 0.05, "it learned something"
+
+    hf.save(tmp_path / "base", CONFIG, base)
+    lora.save_adapter(tmp_path / "adapter", config, adapters, str(tmp_path / "base"))
+    hf.save(tmp_path / "merged", CONFIG, lora.merge(config, base, adapters))
+
+    def torch_logits(model):
+        with torch.no_grad():
+            return model.eval()(torch.from_numpy(np.array(tokens)).long()).logits.numpy()
+
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    merged = torch_logits(load(tmp_path / "merged", dtype=torch.float32))
+    np.testing.assert_allclose(merged, expected, atol=2e-5)
+    start = load(tmp_path / "base", dtype=torch.float32)
+    with_adapter = peft.PeftModel.from_pretrained(start, tmp_path / "adapter")
+    np.testing.assert_allclose(torch_logits(with_adapter), expected, atol=2e-5)
+    np.testing.assert_allclose(torch_logits(with_adapter.merge_and_unload()), merged, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(rank=-1), "train.lora.rank = -1"),
+        (dict(rank=2, alpha=0.0), "train.lora.alpha = 0.0"),
+        (dict(rank=2, targets=("query",)), "train.lora.targets = ..query.,.: must be some of q_proj"),
+        (dict(rank=2, targets=()), "train.lora.targets"),
+    ],
+)  # fmt: skip
+def test_bad_settings(changes, message):
+    with pytest.raises(UserError, match=message):
+        lora.with_adapters(CONFIG, trainer.train_config(lora=changes).lora)

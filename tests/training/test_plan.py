@@ -1,0 +1,125 @@
+"""The plan tool: figures against published and counted ones, and programs compiled for TPUs."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+import trainer
+
+from leafe_jax import plan
+from leafe_jax.errors import UserError
+from leafe_jax.models import decoder
+from leafe_jax.models.attention import segment_attend
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_papers_models_have_their_published_sizes():
+    published = {
+        "Qwen2.5-7B-Instruct": 7615616512, "Qwen2.5-14B": 14770033664, "Qwen2.5-32B": 32763876352,
+        "Qwen2.5-72B": 72706203648, "Llama-3.1-8B-Instruct": 8030261248, "Llama-3-70B": 70553706496,
+    }  # fmt: skip
+    for name, count in published.items():
+        shapes = decoder.abstract_params(plan.find_model(name))
+        assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == count, name
+
+
+def test_flops_are_the_compilers():
+    """Counted by XLA for one unrolled forward pass, where the rest is small beside the products."""
+    config = dataclasses.replace(
+        trainer.CONFIG, hidden_size=128, intermediate_size=384, vocab_size=512
+    )
+    tokens = jax.ShapeDtypeStruct((2, 64), jnp.int32)
+
+    def forward(params, tokens):
+        attend = segment_attend(jnp.ones_like(tokens))
+        positions = jnp.broadcast_to(jnp.arange(64), (2, 64))
+        return decoder.head(
+            config, params, decoder.hidden(config, params, tokens, positions, attend)
+        )
+
+    compiled = jax.jit(forward).lower(decoder.abstract_params(config), tokens).compile()
+    counted = compiled.cost_analysis()["flops"]
+    # The reference attention computes all pairs, not the causal half.
+    assert plan.matmul_flops(config, 128, 2 * 64 * 64) == pytest.approx(counted, rel=0.06)
+
+
+@pytest.mark.parametrize("text", ["v5p", "v5p:", "v7x:2x2", "cpu:2x2", "v5e:0x4", "v5e:8", "cpu:x"])
+def test_bad_topologies(text):
+    with pytest.raises(ValueError, match="must be cpu:N, or v4"):
+        plan.parse_topology(text)
+
+
+def test_topologies_and_models():
+    assert plan.parse_topology("v5p:4x4x4") == ("v5p", "4x4x4", 64)
+    assert plan.parse_topology("cpu:8") == ("cpu", "8", 8)
+    with pytest.raises(UserError, match="--model=GPT-2: no directory with config.json, nor one of"):
+        plan.find_model("GPT-2")
+    assert plan.find_model(str(ROOT / "leafe_jax/assets/base")).num_layers == 4
+
+
+def run(*arguments, timeout=500):
+    return subprocess.run(
+        [sys.executable, "-m", "leafe_jax.plan", *arguments],
+        capture_output=True, text=True, timeout=timeout, check=False, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+QUICKSTART = ("--config=configs/quickstart.py", "--model=leafe_jax/assets/base", "--json")
+
+
+def test_plan_on_fake_devices():
+    done = run(*QUICKSTART, "--topology=cpu:2", "--config.distill.train.mesh.data=1",
+               "--config.distill.train.mesh.fsdp=2")  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads(done.stdout)["train"]
+    config = plan.find_model(str(ROOT / "leafe_jax/assets/base"))
+    leaves = jax.tree_util.tree_flatten_with_path(decoder.abstract_params(config))[0]
+    # fsdp = 2: half of each matrix, all of each norm; float32.
+    share = sum(math.prod(x.shape) * 4 / (1 if x.ndim == 1 else 2) for _, x in leaves)
+    assert figures["parameters"] == share
+    assert 2 * share <= figures["optimizer"] <= 2 * share + 64
+    assert figures["mesh"] == {"data": 1, "fsdp": 2, "tensor": 1}
+    assert figures["roofline_seconds"] is None
+    assert figures["total"] > figures["parameters"] + figures["optimizer"] + figures["activations"]
+
+
+def test_errors_are_one_line():
+    for arguments, message in (
+        (("--topology=v5e:4x4",), "--config and --topology are needed"),
+        ((*QUICKSTART, "--topology=v5e"), "--topology=v5e: must be"),
+        ((*QUICKSTART, "--topology=cpu:2", "--config.distill.train.mesh.data=3"), "train.mesh: data = 3"),
+    ):  # fmt: skip
+        done = run(*arguments)
+        assert done.returncode == 2 and done.stderr.count("error:") == 1
+        assert message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_plan_on_a_small_tpu():
+    done = run(*QUICKSTART, "--topology=v5e:2x2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads(done.stdout)
+    assert figures["train"]["fits"] and figures["decode"]["fits"]
+    assert figures["train"]["roofline_seconds"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model, topology, rows, sessions",
+    [("Qwen2.5-7B", "v5e:4x4", 16, 16), ("Qwen2.5-72B", "v5p:4x4x4", 64, 64)],
+)
+def test_the_papers_models_fit(model, topology, rows, sessions):
+    done = run("--config=configs/household_instruct.py", f"--model={model}", f"--topology={topology}",
+               "--config.distill.train.seq_len=4096", f"--config.distill.train.batch_size={rows}",
+               f"--config.sampler.num_slots={sessions}", "--json", timeout=3000)  # fmt: skip
+    figures = json.loads(done.stdout)
+    assert figures["train"]["fits"] and figures["decode"]["fits"], figures
