@@ -115,10 +115,14 @@ class Player(abc.ABC):
         played.success = state.success
         return played
 
-    def ideal_action(self, task_id: str, actions: Sequence[str]) -> str:
-        """What a player aware of everything does after `actions`."""
-        state, memory = self._after(task_id, actions)
-        return self.decide(state, memory, self.all_aware)[0]
+    def next_action(self, task_id: str, actions: Sequence[str], aware: frozenset[str]) -> str:
+        """What a player aware of `aware` does after `actions`."""
+        state, observation = self.env.reset(task_id)
+        memory = self.start(task_id, observation)
+        for action in actions:
+            state, result = self.env.step(state, action)
+            self.update(memory, action, state, result.observation)
+        return self.decide(state, memory, aware)[0]
 
     def diagnose(
         self, task_id: str, actions: Sequence[str], told: Mapping[int, str]
@@ -154,11 +158,3 @@ class Player(abc.ABC):
     def differs(self, action: str, ideal: str) -> bool:
         """Whether an action is another than the aware player's."""
         return action != ideal
-
-    def _after(self, task_id: str, actions: Sequence[str]) -> tuple[Any, Any]:
-        state, observation = self.env.reset(task_id)
-        memory = self.start(task_id, observation)
-        for action in actions:
-            state, result = self.env.step(state, action)
-            self.update(memory, action, state, result.observation)
-        return state, memory
