@@ -178,6 +178,11 @@ def layouts(kind: str) -> tuple[tuple[str, ...], ...]:
     return tuple(found)
 
 
+def fewest_receptacles() -> int:
+    """Of all layouts."""
+    return min(len(layout) for kind in ROOMS for layout in layouts(kind))
+
+
 # -- one game --------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class GameSpec:

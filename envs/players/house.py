@@ -112,8 +112,10 @@ def decide(
     )
     if wanted:
         place = memory.seen[wanted[0]]
-        if room.family == "heat" and place == "microwave 1" and "heat" not in aware:
-            return GIVE_UP, "heat"  # believes that lying in the microwave is enough
+        if room.family == "heat" and place == "microwave 1":
+            habit = "heat"
+            if "heat" not in aware:
+                return GIVE_UP, habit  # believes that lying in the microwave is enough
         if here == place:
             return f"take {wanted[0]} from {place}", habit
         return f"go to {place}", habit
