@@ -70,7 +70,9 @@ class Alfworld(Environment):
     ):
         super().__init__(horizon)
         fewest = generator.fewest_receptacles()
-        if type(max_receptacles) is not int or not (max_receptacles == 0 or max_receptacles >= fewest):
+        if type(max_receptacles) is not int or not (
+            max_receptacles == 0 or max_receptacles >= fewest
+        ):
             raise EnvDataError(
                 f"env.options.max_receptacles = {max_receptacles!r}: must be 0 (all rooms) or at"
                 f" least {fewest}, as many as the smallest room has"

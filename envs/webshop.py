@@ -112,8 +112,8 @@ class WebShop(Environment):
     "valid", the rest "train"; with fewer than 4,000 goals each of the two gets at most a quarter. A
     task id `test/fashion/00042` ends with the goal's place in that order, the original's session
     number. The generated catalogue has a split "bootstrap" as well: other instructions about its
-    products, for scripted corpora only. Several goals may be about one product, on both sides of the split too: that is the
-    benchmark's, and the log says how many.
+    products, for scripted corpora only. Several goals may be about one product, on both sides of the
+    split too: that is the benchmark's, and the log says how many.
 
     Args:
       horizon: steps per episode (verl-agent: 15).
@@ -230,6 +230,10 @@ class WebShop(Environment):
         raise EnvDataError(
             f"webshop task {task_id!r}: must be split/category/number of a task in env.tasks"
         )
+
+    def wanted(self, task_id: str) -> Goal:
+        """What a task asks for; EnvDataError if there is no such task."""
+        return self._goal(task_id)
 
     def goal(self, first_observation: str) -> str:
         """The instruction, where later observations leave it out; else ""."""

@@ -78,9 +78,7 @@ class AlfworldPlayer(Player):
     def start(self, task_id: str, observation: str) -> _Memory:
         return _Memory(task=self._task(task_id, observation))
 
-    def update(
-        self, memory: _Memory, action: str, state: AlfworldState, observation: str
-    ) -> None:
+    def update(self, memory: _Memory, action: str, state: AlfworldState, observation: str) -> None:
         verb, _, rest = action.partition(" ")
         if observation == "Nothing happens.":
             place = rest.removeprefix("to ")

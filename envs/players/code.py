@@ -1,12 +1,12 @@
 """The player of `code`'s drills. It falls into the trap of each unless it is aware of it.
 
-    habit    unaware player                            experience that mends it
-    int      computes with the text that was read      turn the input into numbers with int.
-    floor    divides with /                            use // to round down.
-    part     forgets what comes last                   do not forget the last part: {plus 3}.
-    end      lets range end too soon                   range leaves out its end: add 1 to it.
-    list     prints a list with its brackets           print with * to leave out the brackets.
-    order    sorts from small to large                 sort with reverse=True.
+habit    unaware player                            experience that mends it
+int      computes with the text that was read      turn the input into numbers with int.
+floor    divides with /                            use // to round down.
+part     forgets what comes last                   do not forget the last part: {plus 3}.
+end      lets range end too soon                   range leaves out its end: add 1 to it.
+list     prints a list with its brackets           print with * to leave out the brackets.
+order    sorts from small to large                 sort with reverse=True.
 """
 
 from __future__ import annotations

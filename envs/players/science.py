@@ -1,15 +1,15 @@
 """The player of six task types of the `science` laboratory.
 
-    habit    unaware player                                  experience that mends it
-    kind     takes the air for the thing that is asked for   look for an animal outside. /
-                                                             take the picture in the hallway.
-    focus    never focuses on what it is told to             focus on it first. / focus on the
-                                                             thermometer and then on the substance.
-    box      puts the thing down in the right room           move it to the {color} box.
-    span     takes the first animal that is listed           the {animal} lives longest. / shortest.
-    measure  guesses the box                                 use the thermometer on it first.
-    open     gives up on what is not in sight                open the (large) cupboard.
-    mix      pours the colors together and no more           mix the jug.
+habit    unaware player                                  experience that mends it
+kind     takes the air for the thing that is asked for   look for an animal outside. /
+                                                         take the picture in the hallway.
+focus    never focuses on what it is told to             focus on it first. / focus on the
+                                                         thermometer and then on the substance.
+box      puts the thing down in the right room           move it to the {color} box.
+span     takes the first animal that is listed           the {animal} lives longest. / shortest.
+measure  guesses the box                                 use the thermometer on it first.
+open     gives up on what is not in sight                open the (large) cupboard.
+mix      pours the colors together and no more           mix the jug.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ class SciencePlayer(Player):
         _plan_of(lab.world)
         return _Memory({lab.here})
 
-    def update(
-        self, memory: _Memory, action: str, state: ScienceState, observation: str
-    ) -> None:
+    def update(self, memory: _Memory, action: str, state: ScienceState, observation: str) -> None:
         here = state.things[AGENT].place
         if action == "look around":
             memory.looked.add(here)

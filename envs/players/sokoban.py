@@ -132,7 +132,8 @@ class SokobanPlayer(Player):
         free = [
             name
             for name in MOVES
-            if (ahead := _next_to(state.player, name)) not in level.walls and ahead not in state.boxes
+            if (ahead := _next_to(state.player, name)) not in level.walls
+            and ahead not in state.boxes
         ]
         return rng.choice(free) if free else None
 

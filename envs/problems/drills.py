@@ -94,8 +94,8 @@ _OPERATIONS = (("plus", "+"), ("minus", "-"), ("times", "*"))
 def _more(family: str, asked: str, value: str, make: Make) -> Iterator[Drill]:
     """A value with something more to do, which is what is forgotten."""
     whole_value = f"({value})" if " " in value and "(" not in value else value
-    for word, sign in _OPERATIONS:
-        for k in range(2, 10):
+    for word, sign in (("plus", "+"), ("times", "*")):
+        for k in (2, 3, 5, 7):
             used = whole_value if sign == "*" else value
             yield _drill(
                 family, f"{asked}, {word} {k}", f"{used} {sign} {k}", value, "part", make,
@@ -105,13 +105,16 @@ def _more(family: str, asked: str, value: str, make: Make) -> Iterator[Drill]:
 
 def _of_numbers() -> Iterator[Drill]:
     make = whole(11, 60)
-    for k in range(2, 10):
+    for k in range(2, 16):
         for word, sign in _OPERATIONS:
             yield _drill("numbers", f"n {word} {k}", f"n {sign} {k}", f"n {sign} {k}", "int", make)
-        yield _drill("numbers", f"the rest of n divided by {k}", f"n % {k}", f"n % {k}", "int", make)
+        yield _drill(
+            "numbers", f"the rest of n divided by {k}", f"n % {k}", f"n % {k}", "int", make
+        )
         yield _drill(
             "numbers", f"n divided by {k}, rounded down", f"n // {k}", f"n / {k}", "floor", make
         )
+    for k in range(2, 10):
         yield from _more("numbers", f"n times {k}", f"n * {k}", make)
     short = whole(12, 16)
     for k in range(1, 10):
@@ -131,7 +134,9 @@ def _of_pairs() -> Iterator[Drill]:
         yield from _more("pairs", asked, value, make)
     yield _drill("pairs", "a divided by b, rounded down", "a // b", "a / b", "floor", make)
     near = row(whole(1, 9), whole(12, 18))
-    yield _drill("pairs", "the numbers from a to b", "*range(a, b + 1)", "*range(a, b)", "end", near)
+    yield _drill(
+        "pairs", "the numbers from a to b", "*range(a, b + 1)", "*range(a, b)", "end", near
+    )
     yield _drill("pairs", "the sum of the numbers from a to b", "sum(range(a, b + 1))",
                  "sum(range(a, b))", "end", near)  # fmt: skip
 
