@@ -152,6 +152,9 @@ ROOMS = {
         tuple("Candle Cloth DishSponge SoapBar SoapBottle SprayBottle TissueBox ToiletPaper".split()),
     ),
 }  # fmt: skip
+CLASSES = frozenset(
+    {LAMP, *(c for room in ROOMS.values() for c in (*room.receptacles, *room.objects))}
+)
 _LAYOUTS = 30  # of each kind of room
 _UNSEEN = 6  # the first of them are valid_unseen's, as in ALFRED
 _FAMILY_ROOMS = {

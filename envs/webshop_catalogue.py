@@ -25,7 +25,7 @@ NUM_PRODUCTS = 2400
 MAX_PRODUCTS = 1_000_000
 _BOOTSTRAP_DRAWS = 12  # of other instructions per product
 _BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_SYLLABLES = (
+SYLLABLES = (
     "bra dor fen gal hol jun kel lor mar nex ost pel quin rov sal tor uma vex wil zan".split()
 )
 
@@ -89,7 +89,7 @@ def _some(rng: random.Random, items: Sequence, number: int) -> list:
 
 
 def _brand(rng: random.Random) -> str:
-    return "".join(_pick(rng, _SYLLABLES) for _ in range(2)).capitalize()
+    return "".join(_pick(rng, SYLLABLES) for _ in range(2)).capitalize()
 
 
 def _asin(number: int) -> str:

@@ -1,9 +1,9 @@
 """What a model does unasked, when told, and how good its reflections are, measured.
 
-The diagnosis of the environment's scripted player (envs/players) is the yardstick: it knows the first step that a
-bad habit spoilt and what should have been done instead. Unaided: plain rollouts. Told: stage-1
-trees in which the diagnosis answers in place of the model's reflections. Reflections: stage-1 trees
-as the method grows them, each reply beside the diagnosis of the same history.
+The diagnosis of the environment's scripted player (envs/players) is the yardstick: it knows the first
+step that a bad habit spoilt and what should have been done instead. Unaided: plain rollouts. Told:
+stage-1 trees in which the diagnosis answers in place of the model's reflections. Reflections: stage-1
+trees as the method grows them, each reply beside the diagnosis of the same history.
 """
 
 from __future__ import annotations

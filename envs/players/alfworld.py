@@ -12,6 +12,7 @@ import random
 import re
 
 from envs.alfworld import AlfworldState
+from envs.alfworld_games import CLASSES
 from envs.players import house
 from envs.players.base import Player
 
@@ -64,6 +65,8 @@ class AlfworldPlayer(Player):
     """
 
     habits = house.HABITS
+    units = house.names(name.lower() for name in CLASSES)
+    spelt = house.GOAL
 
     def _task(self, task_id: str, observation: str = "") -> _Task:
         spec = self.env.spec(task_id)

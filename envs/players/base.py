@@ -42,6 +42,9 @@ class Player(abc.ABC):
     """
 
     habits: tuple[str, ...] = ()
+    # For the tokenizer of a model that learns from the player (leafe_jax/vocabulary.py).
+    units: str = ""  # regular expression: names that are one token each and end a phrase
+    spelt: str = ""  # regular expression: stretches that are read word by word
 
     def __init__(self, env: Environment):
         self.env = env

@@ -25,6 +25,7 @@ class CodePlayer(Player):
     """
 
     habits = drills.TRAPS
+    spelt = r"Read [^\n]*|print\([^\n]*"
 
     def _drill(self, task_id: str) -> drills.Drill:
         found = drills.drills(task_id.partition("/")[0]).get(task_id)

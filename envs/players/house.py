@@ -16,14 +16,14 @@ saw.
 from __future__ import annotations
 
 import dataclasses
-
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from envs.household import APPLIANCE, OPENABLE, class_of
 
 HABITS = ("closed", "target", "clean", "heat", "cool", "lamp", "second")
 GIVE_UP = "inventory"
+GOAL = r"Your task is to:.*"  # is read word by word, so that new ones can be read
 
 
 class House(Protocol):
@@ -44,6 +44,11 @@ class Situation(Protocol):
     cleaned: frozenset[str]
     hot: frozenset[str]
     cool: frozenset[str]
+
+
+def names(classes: Iterable[str]) -> str:
+    """A regular expression for things and receptacles with their numbers (` mug 2`)."""
+    return rf" ?\b(?:{'|'.join(sorted(classes))}) \d+"
 
 
 def shut(state: Situation) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from envs.household import HouseholdState, Room, make_room
+from envs.household import OBJECTS, RECEPTACLES, HouseholdState, Room, class_of, make_room
 from envs.players import house
 from envs.players.base import Player
 
@@ -13,6 +13,8 @@ class HouseholdPlayer(Player):
     """The player of `household`; its habits are those of envs/players/house.py."""
 
     habits = house.HABITS
+    units = house.names({*OBJECTS, *map(class_of, RECEPTACLES)})
+    spelt = house.GOAL
 
     def start(self, task_id: str, observation: str) -> house.Memory:
         return house.Memory()

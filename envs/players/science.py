@@ -22,9 +22,14 @@ from envs.players.base import Player
 from envs.science import ScienceState
 from envs.science_lab import Lab
 from envs.science_player import Expert
-from envs.science_world import AGENT, ROOMS, World
+from envs.science_tasks import AGES, BOXES, CUPS, LIFE_SPANS, THINGS
+from envs.science_world import AGENT, PAINTS, ROOMS, World
 
 GIVE_UP = "inventory"
+_COLORS = {*BOXES, *(paint.removesuffix(" paint") for mixed in PAINTS for paint in mixed)}
+_COLORS |= {paint.removesuffix(" paint") for paint in PAINTS.values()}
+_NAMES = {*ROOMS, *CUPS, *LIFE_SPANS, *_COLORS, *AGES, *THINGS, "jug", "picture", "book"}
+_NAMES |= {f"unknown substance {letter}" for letter in "ABCDEFGHabcdefgh"}
 Decision = tuple[str, str | None]
 
 
@@ -48,6 +53,7 @@ class SciencePlayer(Player):
       EnvDataError: on first use, for a task of another type than TASK_TYPES.
     """
 
+    units = rf" ?\b(?:{'|'.join(sorted(_NAMES, key=lambda n: (-len(n), n)))})\b"
     habits = ("kind", "focus", "box", "span", "measure", "open", "mix")
 
     def start(self, task_id: str, observation: str) -> _Memory:

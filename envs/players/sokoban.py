@@ -48,6 +48,7 @@ class SokobanPlayer(Player):
     """
 
     habits = ("side", "on", "turn")
+    units = r" [#_OX√PS] \t"
 
     def __init__(self, env: Environment):
         super().__init__(env)

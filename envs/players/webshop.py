@@ -17,10 +17,24 @@ import re
 from envs.base import EnvDataError
 from envs.players.base import Player
 from envs.webshop import WebShopState
-from envs.webshop_catalogue import KINDS
+from envs.webshop_catalogue import KINDS, SYLLABLES
 from envs.webshop_data import Goal
 
 _NOUNS = sorted({kind.noun for kinds in KINDS.values() for kind in kinds}, key=len, reverse=True)
+
+
+def _units() -> str:
+    """What products are called and said to be, in either case, brands and product codes."""
+    texts = {text.strip() for kinds in KINDS.values() for kind in kinds
+             for text in (kind.noun, *kind.attributes, *kind.uses,
+                          *(value for values in kind.options.values() for value in values))}  # fmt: skip
+    texts |= {text.title() for text in texts}
+    listed = "|".join(map(re.escape, sorted(texts, key=lambda text: (-len(text), text))))
+    syllable = "|".join(SYLLABLES)
+    brand = f"(?:{syllable.title()})(?:{syllable})"
+    return rf" ?\b(?:{listed}|{brand}|G[0-9A-Z]{{9}})\b"
+
+
 _BUY = "click[buy now]"
 
 
@@ -44,6 +58,7 @@ class WebShopPlayer(Player):
       EnvDataError: on first use, when the environment plays other goals.
     """
 
+    units = _units()
     habits = ("attribute", "price", "option", "second")
 
     def start(self, task_id: str, observation: str) -> _Memory:
@@ -81,7 +96,7 @@ class WebShopPlayer(Player):
         if not listed:
             return "click[back to search]", None
         ideal = _first(listed, goal, frozenset(self.habits))
-        action = f"click[{_first(listed, goal, aware).lower()}]"
+        action = f"click[{_first(listed, goal, aware)}]"  # in capitals, as shown: easier to copy
         for habit in ("attribute", "price"):
             if _first(listed, goal, frozenset(self.habits) - {habit}) != ideal:
                 return action, habit
