@@ -21,6 +21,7 @@ TRAPS = ("int", "floor", "part", "end", "list", "order")
 SPLITS = ("train", "valid", "test", "bootstrap")
 NUM_PUBLIC = 1
 NUM_TESTS = 4
+_MOST_DRAWS = 1000
 _SPLIT_OF = ("test", "valid", "train", "train", *["bootstrap"] * 4)
 _READ = {
     "numbers": ("Read a number n.", "n = int(input())", "n = input()"),
@@ -152,7 +153,7 @@ def _of_lists() -> Iterator[Drill]:
     for k in range(2, 10):
         made += [(f"each of them {w} {k}", f"[x {s} {k} for x in xs]") for w, s in _OPERATIONS]
         made += [(f"those above {k}", f"[x for x in xs if x > {k}]"),
-                 (f"those below {k}", f"[x for x in xs if x < {k}]")]  # fmt: skip
+                 (f"those below {k + 2}", f"[x for x in xs if x < {k + 2}]")]  # fmt: skip
     for asked, values in made:
         if values != "xs":
             yield _drill("lists", asked, f"*{values}", values, "list", make)
@@ -179,16 +180,17 @@ def run(program: str, text: str) -> str | None:
 def problem(drill: Drill) -> Problem:
     """The drill as a problem of `code`; the flawed program fails on its first test."""
     first, inputs = "", []
-    number = 0
-    while not first or len(inputs) < NUM_TESTS - 1:
+    for number in range(_MOST_DRAWS):
+        if first and len(inputs) == NUM_TESTS - 1:
+            break
         rng = random.Random(stable_seed("code-drill", drill.statement, number))
         text = drill.make(rng) + "\n"
-        number += 1
         said = run(drill.flawed, text)
         if not first and (said is None or not _same(said, run(drill.reference, text))):
             first = text
         elif text not in (first, *inputs) and len(inputs) < NUM_TESTS - 1:
             inputs.append(text)
+    assert first, f"{drill.statement}: nobody fails by its trap"
     cases = tuple(Case(text, run(drill.reference, text)) for text in (first, *inputs))
     statement = (
         f"{drill.statement}\n\nExample input:\n{first.rstrip()}\n\n"
