@@ -2,7 +2,9 @@
 
     python -m leafe_jax.main --config=configs/bootstrap.py --workdir=runs/bootstrap
 
-The result, `<workdir>/bootstrap/model`, is what leafe_jax/assets/base holds.
+The result, `<workdir>/bootstrap/model`, is what leafe_jax/assets/base holds. What the corpus is made
+of, without training: `python -m leafe_jax.corpus --config=configs/bootstrap.py`. One game alone:
+`--config=configs/bootstrap.py:household`.
 """
 
 import runpy
@@ -14,33 +16,69 @@ import ml_collections
 DEFAULT = runpy.run_path(str(Path(__file__).with_name("default.py")))
 
 
+def game(conversations: int, horizon: int, rates: dict, **changes) -> ml_collections.ConfigDict:
+    """The section of one game; environment and horizon as in the game's laptop config."""
+    g = ml_collections.ConfigDict()
+    g.weight = float(conversations)  # of the game among all conversations
+    g.horizon = horizon
+    g.prompt_style = "plain"
+    g.slip_rate = 0.02  # random wrong turns per step; they carry no loss
+    # How often a player does unasked what it should: one rate per habit, graded.
+    g.unaided_rates = ml_collections.ConfigDict(rates)
+    g.family_weights = ml_collections.ConfigDict()  # of task families that do not have weight 1
+    g.options = ml_collections.ConfigDict()  # the environment's
+    g.update(changes)
+    return g
+
+
+HOUSE = dict(closed=0.04, target=0.04, clean=0.05, heat=0.03, cool=0.02, lamp=0.04, second=0.03)
+
+
+def games() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        dict(
+            household=game(12000, 20, HOUSE, family_weights=dict(look=1.2, two=2.0)),
+            alfworld=game(6000, 40, HOUSE, options=dict(max_receptacles=22)),
+            sokoban=game(8000, 15, dict(side=0.04, on=0.05, turn=0.03),
+                         options=dict(size=(6, 6), min_moves=4)),
+            science=game(
+                7000, 20,
+                dict(kind=0.04, focus=0.03, box=0.04, span=0.03, measure=0.04, open=0.04, mix=0.05),
+                options=dict(
+                    task_types=("find-living-thing", "find-non-living-thing", "use-thermometer",
+                                "mix-paint", "lifespan-longest-lived", "lifespan-shortest-lived")),
+                family_weights={"use-thermometer": 2.0, "mix-paint": 2.0}),
+            webshop=game(6000, 8, dict(attribute=0.05, price=0.05, option=0.04, second=0.04),
+                         options=dict(num_products=250, show_instruction=False)),
+            code=game(5000, 4,
+                      dict(int=0.03, floor=0.04, part=0.03, end=0.03, list=0.03, order=0.04),
+                      prompt_style="program",
+                      options=dict(layout="drills", num_tests=4, time_limit=2.0)),
+        )
+    )  # fmt: skip
+
+
 def get_config(mode: str = "full"):
+    """`mode`: full, smoke, or the name of a game, which then is the only one."""
     c = DEFAULT["get_config"]()
     c.phases = ("bootstrap", "habits")
     c.bootstrap = b = ml_collections.ConfigDict()
     b.from_scratch = True  # False: train on from the model of model.path, with its tokenizer
-    b.num_conversations = 48000
-    # Share of each family in the corpus; the longer ones are harder to learn.
-    b.family_weights = ml_collections.ConfigDict(
-        dict(pick=1.0, look=1.2, clean=1.0, heat=1.0, cool=1.0, two=2.0)
-    )
+    b.games = games()
+    b.num_conversations = int(sum(g.weight for g in b.games.values()))
     b.min_count = 5  # occurrences of a phrase that make it a token
     b.levels = (0.35, 0.4, 0.25)  # share of conversations with 0, 1, 2 pieces of experience
-    b.slip_rate = 0.02  # random wrong turns per step; they carry no loss
     b.reflect_rate = 0.6  # failed conversations that end with a reflection
+    b.tail = 12  # steps of a failed episode that may follow its first repeated action
     b.observation_mass = 0.2  # loss on tokens that are not replies
-    # How often a player does unasked what it should: one rate per habit, graded.
-    b.rate_scale = 1.0  # multiplies all of them (configs/unaided_sweep.py)
-    b.unaided_rates = ml_collections.ConfigDict(
-        dict(closed=0.04, target=0.04, clean=0.05, heat=0.03, cool=0.02, lamp=0.04, second=0.03)
-    )
+    b.rate_scale = 1.0  # multiplies all unaided rates (configs/unaided_sweep.py)
     b.model = ml_collections.ConfigDict(
-        dict(hidden_size=128, intermediate_size=384, num_layers=4, num_heads=4, num_kv_heads=2,
+        dict(hidden_size=192, intermediate_size=512, num_layers=5, num_heads=6, num_kv_heads=2,
              head_dim=32, rope_theta=10000.0)
     )  # fmt: skip
     b.train = DEFAULT["train_config"]()
-    b.train.seq_len = 320
-    b.train.batch_size = 12
+    b.train.seq_len = 1024
+    b.train.batch_size = 5
     b.train.num_epochs = 1
     b.train.learning_rate = 2e-3
     b.train.schedule = "cosine"
@@ -51,13 +89,21 @@ def get_config(mode: str = "full"):
     b.gate = ml_collections.ConfigDict(
         dict(told=0.6, followed=0.7, parsed=0.95, right_step=0.5, right_advice=0.7)
     )
+    c.sampler.max_len = 1024
     c.evaluate.split = "valid"
     c.evaluate.num_tasks = 48
-    if mode == "smoke":
+    if mode in b.games:
+        for name, section in b.games.items():
+            section.weight *= name == mode
+        b.num_conversations = int(b.games[mode].weight)
+    elif mode == "smoke":
         b.gate = ml_collections.ConfigDict()  # so small a model learns nothing
         b.num_conversations = 400
         b.train.num_epochs = 1
         b.model.num_layers = 1
         c.evaluate.num_tasks = 6
         c.evaluate.num_samples = 4
+    elif mode != "full":
+        allowed = ", ".join(("full", "smoke", *b.games))
+        raise ValueError(f"--config=configs/bootstrap.py:{mode}: the modes are {allowed}")
     return c

@@ -17,8 +17,13 @@ BOOTSTRAP = runpy.run_path(str(Path(__file__).with_name("bootstrap.py")))
 
 
 def get_config(mode: str = "full"):
-    c = BOOTSTRAP["get_config"](mode)
+    if mode not in ("full", "smoke"):
+        raise ValueError(f"--config=configs/unaided_sweep.py:{mode}: the modes are full and smoke")
+    c = BOOTSTRAP["get_config"]("household")
+    c.sampler.max_len = 320  # a household episode is short
     c.bootstrap.from_scratch = False
+    c.bootstrap.train.seq_len = 320
+    c.bootstrap.train.batch_size = 12
     c.bootstrap.num_conversations = 6000
     c.bootstrap.train.learning_rate = 5e-4
     c.explore.max_env_steps = 50  # per task, for both
@@ -35,6 +40,7 @@ def get_config(mode: str = "full"):
     )
     c.sweep.variants = (("leafe", ()), ("rejection", rejection))
     if mode == "smoke":
+        c.bootstrap.gate = ml_collections.ConfigDict()  # so little training changes nothing
         c.bootstrap.num_conversations = 60
         c.explore.num_tasks = 24
         c.evaluate.num_tasks = 6

@@ -43,9 +43,11 @@ class Alfworld(Environment):
       data: ALFWORLD_DATA directory, with json_2.1.1/{train,valid_seen,valid_unseen}; "": none.
       games: game.tw-pddl files or their folders to play instead, as one split "games".
       horizon: most steps per episode.
+      max_receptacles: leaves out generated games in rooms with more receptacles; 0 keeps all.
 
     Raises:
-      EnvDataError: a directory or file is missing or wrong, or both `data` and `games` are given.
+      EnvDataError: a directory or file is missing or wrong, both `data` and `games` are given, or
+        `max_receptacles` is given with either or is fewer than any room has.
     """
 
     name = "alfworld"
@@ -56,11 +58,30 @@ class Alfworld(Environment):
         " you can see or reach what is inside. A command that cannot be carried out is answered with"
         " 'Nothing happens.'"
     )
-    splits = ("train", "valid_seen", "valid_unseen")
+    splits = tuple(generator.GAMES_PER_FAMILY)
     states_goal = True
 
-    def __init__(self, data: str = "", games: Sequence[str] = (), horizon: int = 50):
+    def __init__(
+        self,
+        data: str = "",
+        games: Sequence[str] = (),
+        horizon: int = 50,
+        max_receptacles: int = 0,
+    ):
         super().__init__(horizon)
+        fewest = generator.fewest_receptacles()
+        if type(max_receptacles) is not int or not (
+            max_receptacles == 0 or max_receptacles >= fewest
+        ):
+            raise EnvDataError(
+                f"env.options.max_receptacles = {max_receptacles!r}: must be 0 (all rooms) or at"
+                f" least {fewest}, as many as the smallest room has"
+            )
+        if max_receptacles and (data or games):
+            raise EnvDataError(
+                f"env.options.max_receptacles = {max_receptacles!r}: is for generated games only"
+            )
+        self._most = max_receptacles
         if data and games:
             raise EnvDataError(f"env.options.data = {data!r}: cannot go with env.options.games")
         if isinstance(games, str):
@@ -69,6 +90,8 @@ class Alfworld(Environment):
         self._files: dict[str, Path] = {}  # task id -> game file
         if self._data is not None and not self._data.is_dir():
             raise EnvDataError(f"env.options.data = {data!r}: has no json_2.1.1 folder; {_SOURCE}")
+        if data:
+            self.splits = tuple(OFFICIAL_COUNTS)
         if games:
             self.splits = ("games",)
             self._tasks["games"] = tuple(self._given(Path(path)) for path in games)
@@ -91,11 +114,14 @@ class Alfworld(Environment):
 
     def _list_tasks(self, split: str) -> Sequence[Task]:
         if self._data is None:
-            return [
+            tasks = [
                 Task(f"{split}/{family}/{number:04d}", family, split)
                 for number in range(generator.GAMES_PER_FAMILY[split])
                 for family in generator.FAMILIES
             ]
+            if not self._most:
+                return tasks
+            return [t for t in tasks if len(_generated(t.task_id).receptacles) <= self._most]
         root = self._data / split
         if not root.is_dir():
             raise EnvDataError(f"{root} is missing; {_SOURCE}")
@@ -147,6 +173,12 @@ class Alfworld(Environment):
         if task_id not in self._files:
             raise EnvDataError(f"{self.name} task {task_id!r}: is not in split {split}")
         return str(self._files[task_id])
+
+    def spec(self, task_id: str) -> generator.GameSpec:
+        """What a generated game was made from; EnvDataError for any other."""
+        if self._source(task_id):
+            raise EnvDataError(f"{self.name} task {task_id!r}: is not a generated game")
+        return _generated(task_id)
 
     def game(self, task_id: str) -> Game:
         """The game of a task.

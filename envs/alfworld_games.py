@@ -27,7 +27,8 @@ FAMILIES = (
     "pick_cool_then_place_in_recep",
     "pick_two_obj_and_place",
 )
-GAMES_PER_FAMILY = {"train": 64, "valid_seen": 16, "valid_unseen": 16}
+# Those of "bootstrap" are for scripted corpora only.
+GAMES_PER_FAMILY = {"train": 64, "valid_seen": 16, "valid_unseen": 16, "bootstrap": 512}
 _SENTENCES = {
     "pick_and_place_simple": ("put a {obj} in {recep}", "put some {obj} on {recep}"),
     "look_at_obj_in_light": (
@@ -48,7 +49,7 @@ _CONDITIONS = {
 LAMP = "DeskLamp"
 
 # -- what there is ---------------------------------------------------------------------------------
-_OPENABLE = frozenset({"Fridge", "Cabinet", "Microwave", "Drawer", "Safe"})
+OPENABLE = frozenset({"Fridge", "Cabinet", "Microwave", "Drawer", "Safe"})
 _PROPERTIES: Mapping[str, frozenset[str]] = {
     name: frozenset(classes.split())
     for name, classes in {
@@ -71,7 +72,7 @@ _ON_TABLE = (
 )
 _ON_TABLE += " Laptop Newspaper Pan PepperShaker Pot RemoteControl SaltShaker Statue TissueBox Vase"
 _ON_TABLE += " WateringCan WineBottle"
-_CONTAINS: Mapping[str, frozenset[str]] = {
+CONTAINS: Mapping[str, frozenset[str]] = {
     name: frozenset(classes.split())
     for name, classes in {
         "ArmChair": "Book CellPhone CreditCard KeyChain Laptop Newspaper Pillow RemoteControl",
@@ -151,6 +152,9 @@ ROOMS = {
         tuple("Candle Cloth DishSponge SoapBar SoapBottle SprayBottle TissueBox ToiletPaper".split()),
     ),
 }  # fmt: skip
+CLASSES = frozenset(
+    {LAMP, *(c for room in ROOMS.values() for c in (*room.receptacles, *room.objects))}
+)
 _LAYOUTS = 30  # of each kind of room
 _UNSEEN = 6  # the first of them are valid_unseen's, as in ALFRED
 _FAMILY_ROOMS = {
@@ -175,6 +179,11 @@ def layouts(kind: str) -> tuple[tuple[str, ...], ...]:
         if layout not in found:
             found.append(layout)
     return tuple(found)
+
+
+def fewest_receptacles() -> int:
+    """Of all layouts."""
+    return min(len(layout) for kind in ROOMS for layout in layouts(kind))
 
 
 # -- one game --------------------------------------------------------------------------------------
@@ -215,9 +224,20 @@ def draw(split: str, family: str, number: int) -> GameSpec:
         unseen = split == "valid_unseen"
         scene = rng.randrange(0 if unseen else _UNSEEN, _UNSEEN if unseen else _LAYOUTS)
         spec = _draw_spec(rng, family, kind, scene)
-        if spec is not None and (unseen or _owner(spec) == split):
+        if spec is None or not (unseen or _owner(spec) in (split, _OWNERS.get(split))):
+            continue
+        if split != "bootstrap" or spec not in _stage_1(family):
             return spec
     raise AssertionError(f"no game for {split}/{family}/{number}")
+
+
+_OWNERS = {"bootstrap": "train"}
+
+
+@functools.cache
+def _stage_1(family: str) -> frozenset[GameSpec]:
+    """The games of "train", which a bootstrap game must not be."""
+    return frozenset(draw("train", family, n) for n in range(GAMES_PER_FAMILY["train"]))
 
 
 def _owner(spec: GameSpec) -> str:
@@ -232,9 +252,9 @@ def _draw_spec(rng: random.Random, family: str, kind: str, scene: int) -> GameSp
     if not classes:
         return None
     target = rng.choice(classes)
-    parents = sorted({r for r in layout if target in _CONTAINS[r]} - {_device(family)})
+    parents = sorted({r for r in layout if target in CONTAINS[r]} - {_device(family)})
     parent = "" if family == "look_at_obj_in_light" else rng.choice(parents)
-    places = [i for i, r in enumerate(layout) if target in _CONTAINS[r] and r != parent]
+    places = [i for i, r in enumerate(layout) if target in CONTAINS[r] and r != parent]
     if len(places) < 2:
         return None
     count = rng.randint(2, 3) if family == "pick_two_obj_and_place" else rng.randint(1, 2)
@@ -245,7 +265,7 @@ def _draw_spec(rng: random.Random, family: str, kind: str, scene: int) -> GameSp
     for _ in range(rng.randint(8, 24)):
         other = rng.choice([c for c in room.objects if c != target])
         objects.append(
-            (other, rng.choice([i for i, r in enumerate(layout) if other in _CONTAINS[r]]))
+            (other, rng.choice([i for i, r in enumerate(layout) if other in CONTAINS[r]]))
         )
     sentence = rng.choice(_SENTENCES[family]).format(
         obj=target.lower(), recep=parent.lower(), toggle=LAMP.lower()
@@ -268,7 +288,7 @@ def _place(rng: random.Random, layout) -> tuple[tuple[str, int, bool], ...]:
     for name in layout:
         shared = placed and placed[-1][0] == name and rng.random() < 0.15
         location = placed[-1][1] if shared else len(placed) + 1
-        placed.append((name, location, name in _OPENABLE and rng.random() < 0.05))
+        placed.append((name, location, name in OPENABLE and rng.random() < 0.05))
     return tuple(placed)
 
 
@@ -285,14 +305,14 @@ def problem(spec: GameSpec) -> str:
     for found, (name, location, is_open) in zip(receptacles, spec.receptacles, strict=True):
         facts += [f"(receptacleType {found} {name}Type)",
                   f"(receptacleAtLocation {found} {spots[location]})"]  # fmt: skip
-        facts += [f"(openable {found})"] * (name in _OPENABLE) + [f"(opened {found})"] * is_open
+        facts += [f"(openable {found})"] * (name in OPENABLE) + [f"(opened {found})"] * is_open
     for found, (name, place) in zip(objects, spec.objects, strict=True):
         location = spots[spec.receptacles[place][1]]
         facts += [f"(objectType {found} {name}Type)", f"(inReceptacle {found} {receptacles[place]})",
                   f"(objectAtLocation {found} {location})"]  # fmt: skip
         facts += [f"(pickupable {found})"] * (name != LAMP)
         facts += [f"({p} {found})" for p, classes in _PROPERTIES.items() if name in classes]
-    facts += [f"(canContain {r}Type {o}Type)" for r in types for o in kinds if o in _CONTAINS[r]]
+    facts += [f"(canContain {r}Type {o}Type)" for r in types for o in kinds if o in CONTAINS[r]]
     used = sorted({spots[location] for _, location, _ in spec.receptacles} | {spots[0]})
     listed = (("agent1", "agent"), (" ".join(used), "location"),
               (" ".join(receptacles), "receptacle"), (" ".join(objects), "object"),

@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from envs import code_data, sandbox
 from envs.base import EnvDataError, Environment, State, StepResult, Task
 from envs.code_judge import Judge, Verdict
+from envs.problems import drills
 
+LAYOUTS = (*code_data.LAYOUTS, "drills")
 MAX_PROGRAM_CHARS = 65536
 
 
@@ -44,7 +46,8 @@ class Code(Environment):
     Args:
       horizon: submissions per problem (paper: 4).
       problems: data files; none plays our own set.
-      layout: of these files: own, codecontests, mbpp or humaneval.
+      layout: of these files: own, codecontests, mbpp or humaneval; or drills, without files: short
+        problems for very small models, with a split "bootstrap" for scripted corpora.
       num_tests: how many of a problem's tests decide, the first ones (CTRL: 10); 0 takes all.
       num_public: how many of its public tests are shown; 0 takes all.
       time_limit: processor seconds per test.
@@ -81,13 +84,17 @@ class Code(Environment):
         allow_weak: bool = False,
     ):
         super().__init__(horizon)
-        if layout not in code_data.LAYOUTS:
+        if layout not in LAYOUTS:
             raise EnvDataError(
-                f"env.options.layout = {layout!r}: must be one of {', '.join(code_data.LAYOUTS)}"
+                f"env.options.layout = {layout!r}: must be one of {', '.join(LAYOUTS)}"
             )
         if isinstance(problems, str) or not all(isinstance(p, str) for p in problems):
             raise EnvDataError(f"env.options.problems = {problems!r}: must be a list of paths")
-        if layout != "own" and not problems:
+        if layout == "drills":
+            if problems:
+                raise EnvDataError(f"env.options.problems = {problems!r}: drills have no files")
+            self.splits = drills.SPLITS
+        elif layout != "own" and not problems:
             raise EnvDataError(f"env.options.problems = (): {layout!r} needs at least one file")
         self.files = tuple(problems) or (str(code_data.OWN_SET),)
         self.layout = layout
@@ -106,6 +113,9 @@ class Code(Environment):
 
     # -- problems ------------------------------------------------------------------------------
     def _load(self, split: str) -> dict[str, code_data.Problem]:
+        if split not in self._problems and self.layout == "drills":
+            found = drills.drills(split).values()
+            self._problems[split] = {p.task_id: p for p in map(drills.problem, found)}
         if split not in self._problems:
             problems: dict[str, code_data.Problem] = {}
             for path in self.files:

@@ -41,6 +41,8 @@ _KITCHEN_MORE = ("cabinet 1", "cabinet 2", "drawer 1", "diningtable 1", "shelf 1
 _STUDY_FIXED = ("desk 1", "sidetable 1")
 _STUDY_MORE = ("drawer 1", "drawer 2", "dresser 1", "shelf 1", "bed 1", "safe 1", "cabinet 1")
 _ROOM_SIZE = 7
+RECEPTACLES = tuple(dict.fromkeys((*_KITCHEN_FIXED, *_KITCHEN_MORE, *_STUDY_FIXED, *_STUDY_MORE)))
+OBJECTS = (*KITCHEN_OBJECTS, *STUDY_OBJECTS, "desklamp")
 _TASKS_PER_FAMILY = {"train": 64, "valid": 16, "test": 16, "bootstrap": 4096}
 
 

@@ -17,6 +17,7 @@ from envs.science_player import Expert
 from envs.science_tasks import (
     FAMILIES,
     TASKS_PER_FAMILY,
+    bootstrap_variations,
     first_observation,
     met,
     variations,
@@ -72,9 +73,14 @@ class Science(Environment):
 
     Args:
       horizon: environment steps per episode.
+      task_types: task types to keep; () keeps all.
+
+    Raises:
+      EnvDataError: an option has a value that is not allowed.
     """
 
     name = "science"
+    splits = tuple(TASKS_PER_FAMILY)
     description = (
         "You act in a house with a workshop, a greenhouse and a yard, and do elementary science there"
         " through text commands. OBJ stands for an object that you see or the name of a place: look"
@@ -86,14 +92,20 @@ class Science(Environment):
         " command has several readings you get a numbered list: answer with the number alone."
     )
 
-    def __init__(self, horizon: int = 30):
+    def __init__(self, horizon: int = 30, task_types: Sequence[str] = ()):
         super().__init__(horizon)
+        listed = not isinstance(task_types, str) and isinstance(task_types, Sequence)
+        if not listed or any(family not in FAMILIES for family in task_types):
+            raise EnvDataError(
+                f"env.options.task_types = {task_types!r}: must be a list of {', '.join(FAMILIES)}"
+            )
+        self._families = tuple(f for f in FAMILIES if not task_types or f in task_types)
 
     def _list_tasks(self, split: str) -> Sequence[Task]:
         return [
             Task(f"{split}/{family}/{number:04d}", family, split)
             for number in range(TASKS_PER_FAMILY[split])
-            for family in FAMILIES
+            for family in self._families
         ]
 
     def _world(self, task_id: str) -> World:
@@ -101,16 +113,18 @@ class Science(Environment):
         if (
             len(parts) == 3
             and parts[0] in TASKS_PER_FAMILY
-            and parts[1] in FAMILIES
+            and parts[1] in self._families
             and len(parts[2]) == 4
             and parts[2].isascii()
             and parts[2].isdigit()
             and int(parts[2]) < TASKS_PER_FAMILY[parts[0]]
         ):
+            if parts[0] == "bootstrap":
+                return bootstrap_variations(parts[1])[int(parts[2])]
             return variations(parts[1])[parts[0]][int(parts[2])]
         raise EnvDataError(
             f"science task {task_id!r}: must be split/family/number with split in"
-            f" {tuple(TASKS_PER_FAMILY)}, family in {tuple(FAMILIES)}, number of four digits within"
+            f" {tuple(TASKS_PER_FAMILY)}, family in {self._families}, number of four digits within"
             " the split"
         )
 
@@ -118,7 +132,8 @@ class Science(Environment):
         world = self._world(task_id)
         return ScienceState(task_id, things=world.things), first_observation(world)
 
-    def _lab(self, state: ScienceState) -> Lab:
+    def lab(self, state: ScienceState) -> Lab:
+        """The things of a state, to look at."""
         world = self._world(state.task_id)
         return Lab(world, state.things, state.closed, state.links, state.focus)
 
@@ -128,7 +143,7 @@ class Science(Environment):
 
     # -- rules ---------------------------------------------------------------------------------
     def _step(self, state: ScienceState, action: str) -> tuple[State, StepResult]:
-        lab = self._lab(state)
+        lab = self.lab(state)
         if state.pending:
             number = action.strip()
             chosen = [r for n, r in enumerate(state.pending) if str(n) == number]
@@ -179,7 +194,7 @@ class Science(Environment):
         """
         if state.pending:
             return tuple(str(number) for number in range(len(state.pending)))
-        lab = self._lab(state)
+        lab = self.lab(state)
         seen = lab.visible()
         names = {i: lab.reference(i, seen) for i in seen}
         texts = list(_FREE_VERBS)
@@ -191,7 +206,7 @@ class Science(Environment):
         """The objects that can be named, which with the description's templates make the actions."""
         if state.pending:
             return "Answer with one of the numbers."
-        lab = self._lab(state)
+        lab = self.lab(state)
         seen = lab.visible()
         names = sorted({name for i in seen if (name := lab.reference(i, seen))})
         doors = [f"door to {room}" for room in lab.neighbours()]
@@ -204,7 +219,7 @@ class Science(Environment):
             if current.pending:
                 action = "0"
             else:
-                action = Expert(self._lab(current), current.reached, current.optional).next_action()
+                action = Expert(self.lab(current), current.reached, current.optional).next_action()
             current, _ = self.step(current, action)
             plan.append(action)
         return plan if current.success else None

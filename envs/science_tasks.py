@@ -26,15 +26,19 @@ from envs.science_world import (
     phase,
 )
 
-TASKS_PER_FAMILY = {"train": 32, "valid": 16, "test": 16}
-_BOXES = ("red", "green", "blue", "orange", "yellow", "purple")
+# Those of "bootstrap" are for scripted corpora only.
+TASKS_PER_FAMILY = {"train": 32, "valid": 16, "test": 16, "bootstrap": 256}
+_SPLIT_OF = ("test", "valid", "train", "train")  # by the hash of what the player reads first
+BOXES = ("red", "green", "blue", "orange", "yellow", "purple")
 _LIVING = ("animal", "tree", "seed", "plant")
 _NOT_LIVING = ("object", "container", "thermometer", "wire", "battery", "bulb", "recipe")
 # Typical life spans in years, far enough apart that no order is disputed.
-_LIFE_SPANS = {
+LIFE_SPANS = {
     "butterfly": 0.1, "dragonfly": 0.5, "mouse": 2, "hamster": 3, "rabbit": 9, "wolf": 14,
     "brown bear": 25, "chimpanzee": 40, "elephant": 60, "giant tortoise": 120,
 }  # fmt: skip
+AGES = ("baby", "young", "adult")
+THINGS = ("hammer", "candle", "brick", "umbrella", "key", "bottle")
 _PLANTS = ("apple", "orange", "peach", "lemon", "cherry", "avocado", "banana", "pea", "tomato",
            "pepper")  # fmt: skip
 _CONDUCTS = {
@@ -83,7 +87,7 @@ class House:
 
 
 def _boxes(house: House, rng: random.Random, room: str) -> tuple[str, str]:
-    first, second = _pick(rng, _BOXES, 2)
+    first, second = _pick(rng, BOXES, 2)
     house.add(f"{first} box", "container", room)
     house.add(f"{second} box", "container", room)
     return f"{first} box", f"{second} box"
@@ -104,7 +108,7 @@ def _start(rng: random.Random) -> str:
 
 
 # -- drawing ---------------------------------------------------------------------------------------
-_CUPS = ("glass cup", "tin cup", "ceramic cup", "wood cup")
+CUPS = ("glass cup", "tin cup", "ceramic cup", "wood cup")
 _SHELVES = ("table", "counter", "cupboard", "workbench", "desk")
 _MELTABLE = ("water", "chocolate", "butter", "candle wax", "gallium", "caesium", "lead", "tin",
              "sulfur", "sugar", "coconut oil", "sodium", "glycerol")  # fmt: skip
@@ -122,7 +126,7 @@ def _draw_phase(family: str, rng: random.Random) -> World:
         "freeze": ("freeze", _FREEZABLE, "solid", "freezer", "liquid"),
     }[family]
     name = _one(rng, names)
-    cup = _one(rng, _CUPS)
+    cup = _one(rng, CUPS)
     if name == "water" and start == "liquid":
         house.add(cup, "container", _one(rng, _SHELVES))
     elif name == "water":
@@ -173,7 +177,7 @@ def _draw_melting_point(family: str, rng: random.Random) -> World:
     limit = _one(rng, (80, 100, 150, 200))
     higher = rng.random() < 0.5
     melting = limit + (1 if higher else -1) * (15 + rng.randrange(45))
-    house.filled(_one(rng, _CUPS), name, _one(rng, ("table", "counter", "cupboard", "fridge")))
+    house.filled(_one(rng, CUPS), name, _one(rng, ("table", "counter", "cupboard", "fridge")))
     house.add("thermometer", "thermometer", _one(rng, ("table", "counter", "cupboard")))
     above, below = _boxes(house, rng, "kitchen")
     return World(
@@ -206,7 +210,7 @@ def _draw_conductivity(family: str, rng: random.Random) -> World:
     house.add("battery", "battery", "workbench")
     for color in _pick(rng, ("black", "blue", "orange", "red", "yellow"), 3):
         house.add(f"{color} wire", "wire", "workbench")
-    house.add(f"{_one(rng, _BOXES)} light bulb", "bulb", "workbench")
+    house.add(f"{_one(rng, BOXES)} light bulb", "bulb", "workbench")
     yes, no = _boxes(house, rng, "workshop")
     right, wrong = (yes, no) if conducts else (no, yes)
     return World(
@@ -225,12 +229,12 @@ def _draw_conductivity(family: str, rng: random.Random) -> World:
 
 def _draw_find(family: str, rng: random.Random) -> World:
     house = House(_start(rng))
-    for animal in _pick(rng, sorted(_LIFE_SPANS), 3):
-        house.add(f"{_one(rng, ('baby', 'young', 'adult'))} {animal}", "animal", "outside")
-    for thing in _pick(rng, ("hammer", "candle", "brick", "umbrella", "key", "bottle"), 3):
+    for animal in _pick(rng, sorted(LIFE_SPANS), 3):
+        house.add(f"{_one(rng, AGES)} {animal}", "animal", "outside")
+    for thing in _pick(rng, THINGS, 3):
         house.add(thing, "object", _one(rng, ("living room", "workshop", "outside", "desk")))
     room = _one(rng, tuple(r for r in ROOMS if r != "outside"))
-    box = f"{_one(rng, _BOXES)} box"
+    box = f"{_one(rng, BOXES)} box"
     house.add(box, "container", room)
     living = family == "find-living-thing"
     return World(
@@ -267,7 +271,7 @@ def _draw_grow(family: str, rng: random.Random) -> World:
 def _draw_mix(family: str, rng: random.Random) -> World:
     house = House(_start(rng))
     ingredients, product = _one(rng, sorted((sorted(k), v) for k, v in RECIPES.items()))
-    cups = _pick(rng, (*_CUPS, "glass jar"), 3)
+    cups = _pick(rng, (*CUPS, "glass jar"), 3)
     for cup, name in zip(cups, ingredients, strict=False):
         house.filled(cup, name, _one(rng, ("table", "counter", "cupboard", "fridge")))
     others = [n for n in ("olive", "milk", "soap", "sugar", "lemonade") if n in SUBSTANCES]
@@ -291,9 +295,7 @@ def _draw_paint(family: str, rng: random.Random) -> World:
     colors = sorted({color for mixed in PAINTS for color in mixed} - set(parts))
     paints = [*parts, *_pick(rng, colors, 1 + rng.randrange(2))]
     for number, paint in enumerate(_pick(rng, paints, len(paints))):
-        cup = house.add(
-            f"{_CUPS[number]}", "container", _one(rng, ("art studio", "large cupboard"))
-        )
+        cup = house.add(f"{CUPS[number]}", "container", _one(rng, ("art studio", "large cupboard")))
         house.add(paint, "paint", cup)
     house.add("jug", "container", _one(rng, ("easel", "large cupboard", "art studio")))
     return World(
@@ -308,13 +310,12 @@ def _draw_paint(family: str, rng: random.Random) -> World:
 
 def _draw_lifespan(family: str, rng: random.Random) -> World:
     house = House("outside")
-    animals = _pick(rng, sorted(_LIFE_SPANS), 3 + rng.randrange(2))
-    ages = ("baby", "young", "adult")
-    names = {animal: f"{_one(rng, ages)} {animal}" for animal in animals}
+    animals = _pick(rng, sorted(LIFE_SPANS), 3 + rng.randrange(2))
+    names = {animal: f"{_one(rng, AGES)} {animal}" for animal in animals}
     for name in names.values():
         house.add(name, "animal", "outside")
     longest = family == "lifespan-longest-lived"
-    best = (max if longest else min)(animals, key=_LIFE_SPANS.__getitem__)
+    best = (max if longest else min)(animals, key=LIFE_SPANS.__getitem__)
     word = "longest" if longest else "shortest"
     return World(
         family,
@@ -419,7 +420,7 @@ def variations(family: str) -> dict[str, tuple[World, ...]]:
     A variation's split is decided by the hash of what the player reads first, so that no held-out
     task begins with the same words as a training task; worlds are all different.
     """
-    splits: dict[str, list[World]] = {split: [] for split in TASKS_PER_FAMILY}
+    splits: dict[str, list[World]] = {split: [] for split in dict.fromkeys(_SPLIT_OF)}
     seen: set[str] = set()
     attempt = 0
     while any(len(worlds) < TASKS_PER_FAMILY[split] for split, worlds in splits.items()):
@@ -428,11 +429,27 @@ def variations(family: str) -> dict[str, tuple[World, ...]]:
         world = FAMILIES[family](family, rng)
         content = repr(world)
         text = first_observation(world)
-        split = ("test", "valid", "train", "train")[stable_seed("science-split", text) % 4]
+        split = _SPLIT_OF[stable_seed("science-split", text) % 4]
         if content not in seen and len(splits[split]) < TASKS_PER_FAMILY[split]:
             seen.add(content)
             splits[split].append(world)
-    return {split: tuple(worlds) for split, worlds in splits.items()}
+    return {split: tuple(splits[split]) for split in TASKS_PER_FAMILY if split in splits}
+
+
+@functools.cache
+def bootstrap_variations(family: str) -> tuple[World, ...]:
+    """Worlds for scripted corpora: none begins with the words of a task in another split."""
+    taken = {first_observation(w) for worlds in variations(family).values() for w in worlds}
+    worlds: list[World] = []
+    attempt = 0
+    while len(worlds) < TASKS_PER_FAMILY["bootstrap"]:
+        rng = random.Random(stable_seed("science-bootstrap", family, attempt))
+        attempt += 1
+        world = FAMILIES[family](family, rng)
+        text = first_observation(world)
+        if text not in taken and _SPLIT_OF[stable_seed("science-split", text) % 4] == "train":
+            worlds.append(world)  # the same words may come again: some types have few of them
+    return tuple(worlds)
 
 
 # -- goals -----------------------------------------------------------------------------------------

@@ -20,11 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from envs.base import EnvDataError, Environment, State, StepResult, Task
-from envs.sokoban_generator import make_level
+from envs.sokoban_generator import TASKS, make_level
 from envs.sokoban_levels import MOVES, Cell, Level, parse_levels
 from envs.sokoban_solver import solve_level
 
-_TASKS = {"train": 512, "valid": 64, "test": 128}
 INVALID_ACTION = ("reply", "step", "end")
 FEEDBACK = ("invalid", "blocked", "deadlock")
 STILL = "still"  # verl-agent's name for doing nothing
@@ -121,6 +120,8 @@ class Sokoban(Environment):
       horizon: steps per episode (verl-agent: 15, gym-sokoban: 120).
       size: (width, height) of generated levels, walls included.
       num_boxes: boxes of generated levels.
+      min_moves: leaves out generated levels that fewer moves solve; 0 keeps all. (Half of 6x6
+        levels with one box need at most four.)
       levels: level files; when given, their levels are the tasks instead of generated ones. A file
         belongs to one split: the one its directory or name says (Boxoban's `medium/train/000.txt`,
         `unfiltered_test_000.txt`), "test" when neither says one. So no level is in two splits.
@@ -138,6 +139,7 @@ class Sokoban(Environment):
     """
 
     name = "sokoban"
+    splits = tuple(TASKS)
     description = _INSTRUCTIONS
 
     def __init__(
@@ -145,6 +147,7 @@ class Sokoban(Environment):
         horizon: int = 15,
         size: tuple[int, int] = (6, 6),
         num_boxes: int = 1,
+        min_moves: int = 0,
         levels: Sequence[str] | None = None,
         invalid_action: str = "reply",
         max_replies: int = 0,
@@ -158,6 +161,10 @@ class Sokoban(Environment):
             )
         if type(num_boxes) is not int or not 1 <= num_boxes <= 8:
             raise EnvDataError(f"env.options.num_boxes = {num_boxes!r}: must be 1 to 8")
+        if type(min_moves) is not int or not 0 <= min_moves <= horizon:
+            raise EnvDataError(
+                f"env.options.min_moves = {min_moves!r}: must be 0 to env.horizon = {horizon}"
+            )
         _one_of("invalid_action", invalid_action, INVALID_ACTION)
         if type(max_replies) is not int or max_replies < 0:
             raise EnvDataError(
@@ -174,6 +181,7 @@ class Sokoban(Environment):
             raise EnvDataError(f"env.options.levels = {levels!r}: must be a list of paths")
         self.invalid_action, self.feedback = invalid_action, frozenset(feedback)
         self.max_replies = max_replies or horizon
+        self._min_moves = min_moves
         self._family = f"sokoban-{size[0]}x{size[1]}-{num_boxes}"
         self._files = self._read(paths) if paths else None
         if self._files is not None:
@@ -194,9 +202,18 @@ class Sokoban(Environment):
 
     def _list_tasks(self, split: str) -> Sequence[Task]:
         if self._files is None:
-            return [
+            tasks = [
                 Task(f"{split}/{self._family}/{number:04d}", self._family, split)
-                for number in range(_TASKS[split])
+                for number in range(TASKS[split])
+            ]
+            if not self._min_moves:
+                return tasks
+            # A level whose plan is not found in time is no short one.
+            plans = [self.solve(self._reset(task.task_id)[0]) for task in tasks]
+            return [
+                task
+                for task, plan in zip(tasks, plans, strict=True)
+                if plan is None or len(plan) >= self._min_moves
             ]
         return [
             Task(f"{split}/{stem}/{number:04d}", stem, split)
@@ -219,7 +236,7 @@ class Sokoban(Environment):
                     levels = self._files.get((parts[0], parts[1]), [])
                     if number < len(levels):
                         return levels[number]
-                elif parts[1] == self._family and number < _TASKS.get(parts[0], 0):
+                elif parts[1] == self._family and number < TASKS.get(parts[0], 0):
                     return make_level(task_id, min(self.horizon, self.max_replies))
         raise EnvDataError(f"sokoban task {task_id!r}: not in any split of this environment")
 

@@ -15,9 +15,11 @@ import random
 from collections.abc import Sequence
 
 from envs.base import EnvDataError, stable_seed
-from envs.sokoban_levels import MOVES, Cell, Level, level_split
+from envs.sokoban_levels import MOVES, Cell, Level, canonical_board, level_split
 from envs.sokoban_solver import Grid, grid_of, solve_level
 
+# Generated tasks of a size by split; those of "bootstrap" are for scripted corpora only.
+TASKS = {"train": 512, "valid": 64, "test": 128, "bootstrap": 2048}
 _MAX_POSITIONS = 30_000  # of one reverse search (gym-sokoban: 300,000)
 _MAX_STEPS = 300  # on the way to one of them
 _MAX_NODES = 20_000  # of the solver
@@ -170,11 +172,19 @@ def _fits(level: Level, horizon: int) -> bool:
     return False
 
 
+@functools.cache
+def _train_boards(family: str, horizon: int) -> frozenset[str]:
+    """The boards of stage 1, which a bootstrap level must not have."""
+    names = (f"train/{family}/{number:04d}" for number in range(TASKS["train"]))
+    return frozenset(canonical_board(make_level(name, horizon)) for name in names)
+
+
 @functools.lru_cache(maxsize=8192)
 def make_level(task_id: str, horizon: int) -> Level:
     """The generated level of `split/sokoban-WxH-B/number`: solvable within `horizon` moves.
 
     The horizon only rejects levels: a task is the same level under every horizon it fits in.
+    Levels of "bootstrap" have the boards that `level_split` gives to "train", less those in use there.
 
     Raises:
       EnvDataError: no such level was found.
@@ -184,8 +194,11 @@ def make_level(task_id: str, horizon: int) -> Level:
     width, height = (int(x) for x in size.split("x"))
     for attempt in range(20_000):
         rng = random.Random(stable_seed("sokoban", task_id, attempt))
-        level = draw_level(height, width, int(boxes), rng, split)
-        if level is not None and _fits(level, horizon):
+        owner = "train" if split == "bootstrap" else split
+        level = draw_level(height, width, int(boxes), rng, owner)
+        if level is None or not _fits(level, horizon):
+            continue
+        if owner == split or canonical_board(level) not in _train_boards(family, horizon):
             return level
     raise EnvDataError(
         f"sokoban {family}: no level solvable within env.horizon = {horizon} steps was found; raise"

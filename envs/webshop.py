@@ -27,7 +27,7 @@ import re
 from collections.abc import Sequence
 
 from envs.base import EnvDataError, Environment, State, StepResult, Task, stable_seed
-from envs.webshop_catalogue import NUM_PRODUCTS, records
+from envs.webshop_catalogue import NUM_PRODUCTS, bootstrap_instructions, records
 from envs.webshop_data import Catalogue, Goal, Goals, Product, find_files, read_records
 from envs.webshop_reward import count_options, noun_finder, score
 from envs.webshop_search import SearchIndex, cache_directory
@@ -73,6 +73,15 @@ class Shop:
     index: SearchIndex
     goals: Goals
 
+    @functools.cached_property
+    def bootstrap(self) -> Goals:
+        """Other goals about the generated products, for scripted corpora only."""
+        human = {
+            product.asin: bootstrap_instructions(product, self.catalogue.human[product.asin])
+            for product in self.catalogue.products
+        }
+        return Goals(self.catalogue, "human", human)
+
 
 @functools.lru_cache(maxsize=2)
 def _open_shop(files: tuple | None, num_products: int, kind: str) -> Shop:
@@ -102,8 +111,9 @@ class WebShop(Environment):
     Splits are the original's over the shuffled goals: the first 500 are "test", the next 1,000
     "valid", the rest "train"; with fewer than 4,000 goals each of the two gets at most a quarter. A
     task id `test/fashion/00042` ends with the goal's place in that order, the original's session
-    number. Several goals may be about one product, on both sides of the split too: that is the
-    benchmark's, and the log says how many.
+    number. The generated catalogue has a split "bootstrap" as well: other instructions about its
+    products, for scripted corpora only. Several goals may be about one product, on both sides of the
+    split too: that is the benchmark's, and the log says how many.
 
     Args:
       horizon: steps per episode (verl-agent: 15).
@@ -169,6 +179,8 @@ class WebShop(Environment):
                 f" {data or 'the generated catalogue'} have no such goal"
             )
         self._bounds = self._split_bounds(len(self._shop.goals))
+        if not data and goals == "human":
+            self.splits = (*self.splits, "bootstrap")
         self._search = functools.lru_cache(maxsize=4096)(self._find)
         self._goal = functools.lru_cache(maxsize=4096)(self._make_goal)
         _announce(
@@ -188,30 +200,40 @@ class WebShop(Environment):
             "test": range(test),
         }
 
+    def _goals(self, split: str) -> Goals:
+        return self._shop.bootstrap if split == "bootstrap" else self._shop.goals
+
+    def _range(self, split: str) -> range:
+        return range(len(self._shop.bootstrap)) if split == "bootstrap" else self._bounds[split]
+
     def _overlap(self) -> tuple[int, int]:
         place = self._shop.goals.place
         trained = {place(number) for number in self._bounds["train"]}
         return sum(place(n) in trained for n in self._bounds["test"]), len(self._bounds["test"])
 
     def _task(self, split: str, number: int) -> Task:
-        category = self._shop.catalogue.products[self._shop.goals.place(number)].category
+        category = self._shop.catalogue.products[self._goals(split).place(number)].category
         family = re.sub(r"[^a-z0-9]+", "-", category.lower()).strip("-") or "other"
         return Task(f"{split}/{family}/{number:05d}", family, split)
 
     def _list_tasks(self, split: str) -> Sequence[Task]:
-        return [self._task(split, number) for number in self._bounds[split]]
+        return [self._task(split, number) for number in self._range(split)]
 
     def _make_goal(self, task_id: str) -> Goal:
         split, _, rest = task_id.partition("/")
         number = rest.rpartition("/")[2]
         if split in self.splits and re.fullmatch(r"[0-9]{5,9}", number):
             place = int(number)
-            in_split = place in self._bounds[split]
+            in_split = place in self._range(split)
             if in_split and self._task(split, place).task_id == task_id:
-                return self._shop.goals[place]
+                return self._goals(split)[place]
         raise EnvDataError(
             f"webshop task {task_id!r}: must be split/category/number of a task in env.tasks"
         )
+
+    def wanted(self, task_id: str) -> Goal:
+        """What a task asks for; EnvDataError if there is no such task."""
+        return self._goal(task_id)
 
     def goal(self, first_observation: str) -> str:
         """The instruction, where later observations leave it out; else ""."""

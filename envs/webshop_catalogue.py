@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import stable_seed
-from envs.webshop_data import HUMAN_FILE
+from envs.webshop_data import HUMAN_FILE, Instruction, Product
 
 NUM_PRODUCTS = 2400
 MAX_PRODUCTS = 1_000_000
+_BOOTSTRAP_DRAWS = 12  # of other instructions per product
 _BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_SYLLABLES = (
+SYLLABLES = (
     "bra dor fen gal hol jun kel lor mar nex ost pel quin rov sal tor uma vex wil zan".split()
 )
 
@@ -88,7 +89,7 @@ def _some(rng: random.Random, items: Sequence, number: int) -> list:
 
 
 def _brand(rng: random.Random) -> str:
-    return "".join(_pick(rng, _SYLLABLES) for _ in range(2)).capitalize()
+    return "".join(_pick(rng, SYLLABLES) for _ in range(2)).capitalize()
 
 
 def _asin(number: int) -> str:
@@ -170,6 +171,27 @@ def _instruction(rng: random.Random, kind: Kind, attributes: list[str], options:
         "instruction": text, "attributes": attributes, "options": named,
         "instruction_attributes": wanted, "instruction_options": values,
     }  # fmt: skip
+
+
+def bootstrap_instructions(product: Product, known: Sequence[Instruction]) -> list[Instruction]:
+    """Other instructions about a generated product, for scripted corpora only.
+
+    Args:
+      product: the product.
+      known: its instructions in the other splits; none that asks for the same comes again.
+    """
+    kind = next(k for k in KINDS[product.category] if k.query == product.query)
+    options = {name: [{"value": v} for v in values] for name, values in product.options}
+    asked = {(frozenset(i.attributes), frozenset(i.options)) for i in known}
+    found = []
+    for number in range(_BOOTSTRAP_DRAWS):
+        rng = random.Random(stable_seed("webshop-bootstrap", product.asin, number))
+        drawn = _instruction(rng, kind, list(product.attributes), options)
+        wanted = tuple(drawn["instruction_attributes"]), tuple(drawn["instruction_options"])
+        if (frozenset(wanted[0]), frozenset(wanted[1])) not in asked:
+            asked.add((frozenset(wanted[0]), frozenset(wanted[1])))
+            found.append(Instruction(drawn["instruction"], *wanted))
+    return found
 
 
 _UNCOUNTED = frozenset(

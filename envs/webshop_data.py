@@ -15,7 +15,7 @@ import dataclasses
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -400,14 +400,21 @@ class Goals(Sequence):
     Args:
       catalogue: the products.
       kind: "human" or "synthetic".
+      human: instructions by asin, other than the catalogue's own.
     """
 
-    def __init__(self, catalogue: Catalogue, kind: str):
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        kind: str,
+        human: Mapping[str, Sequence[Instruction]] | None = None,
+    ):
         self._catalogue, self._kind = catalogue, kind
+        self._human = catalogue.human if human is None else human
         self._keys: list[tuple[int, int]] = []  # (product, instruction or combination)
         for place, product in enumerate(catalogue.products):
             if kind == "human":
-                instructions = catalogue.human.get(product.asin, ())
+                instructions = self._human.get(product.asin, ())
                 numbers = [n for n, found in enumerate(instructions) if found.attributes]
             else:
                 combinations = 1 if product.asin in catalogue.synthetic else 0
@@ -428,7 +435,7 @@ class Goals(Sequence):
         place, index = self._keys[number]
         product = self._catalogue.products[place]
         if self._kind == "human":
-            found = self._catalogue.human[product.asin][index]
+            found = self._human[product.asin][index]
             limit, words = price_limit(product.price, product.asin, index)
             text = found.text.strip(".") + words
             return Goal(product.asin, text, found.attributes, found.options, limit)

@@ -1,9 +1,9 @@
-"""What a household model does unasked, when told, and how good its reflections are, measured.
+"""What a model does unasked, when told, and how good its reflections are, measured.
 
-The scripted diagnosis (envs/household_player.py) is the yardstick: it knows the first step that a
-bad habit spoilt and what should have been done instead. Unaided: plain rollouts. Told: stage-1
-trees in which the diagnosis answers in place of the model's reflections. Reflections: stage-1 trees
-as the method grows them, each reply beside the diagnosis of the same history.
+The diagnosis of the environment's scripted player (envs/players) is the yardstick: it knows the first
+step that a bad habit spoilt and what should have been done instead. Unaided: plain rollouts. Told:
+stage-1 trees in which the diagnosis answers in place of the model's reflections. Reflections: stage-1
+trees as the method grows them, each reply beside the diagnosis of the same history.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from envs.base import Environment, Task
-from envs.household import make_room
-from envs.household_player import ALL_AWARE, Memory, advice, decide, diagnose
+from envs.players import make_player
+from envs.players.base import Player
 from envs.prompts import Prompts
-from leafe_jax.errors import UserError
 from leafe_jax.evaluate import evaluate
 from leafe_jax.explore import ExploreConfig, explore
 from leafe_jax.rollout import Episode, RolloutConfig
@@ -38,22 +37,20 @@ def _told(turns: Sequence[Turn]) -> dict[int, str]:
     return {t.step: t.experience for t in turns if t.experience is not None}
 
 
-def _diagnosis(env: Environment, task_id: str, turns: Sequence[Turn]) -> tuple[int, str] | None:
+def _diagnosis(player: Player, task_id: str, turns: Sequence[Turn]) -> tuple[int, str] | None:
     """(tau, advice) of a played history, or None."""
-    mistake = diagnose(env, task_id, [t.action for t in turns], _told(turns))
-    return None if mistake is None else (mistake[0], advice(mistake[1], make_room(task_id)))
+    mistake = player.diagnose(task_id, [t.action for t in turns], _told(turns))
+    return None if mistake is None else (mistake[0], player.advice(mistake[1], task_id))
 
 
-def _follows(env: Environment, tree: Tree, node: Node) -> bool:
+def _follows(player: Player, tree: Tree, node: Node) -> bool:
     """Whether a branch's first action is what a player aware of everything does at h_tau."""
-    room, memory = make_room(tree.task_id), Memory()
-    state, _ = env.reset(tree.task_id)
-    for turn in tree.path(node):
-        if turn.step == node.branch_step:
-            return turn.action == decide(room, state, memory, ALL_AWARE)[0]
-        state, _ = env.step(state, turn.action)
-        memory.update(room, state)
-    return False
+    turns = tree.path(node)
+    actions = [t.action for t in turns if t.step <= node.branch_step]
+    if len(actions) < node.branch_step:
+        return False
+    ideal = player.next_action(tree.task_id, actions[:-1], player.all_aware)
+    return not player.differs(actions[-1], ideal)
 
 
 def _search(reflect_every: int, num_roots: int, max_depth: int) -> ExploreConfig:
@@ -78,7 +75,7 @@ def measure(
 
     Args:
       make_policy: gives the model's policy with an empty cache.
-      env, prompts: the household and its prompts.
+      env, prompts: an environment that has a scripted player, and its prompts.
       tasks: tasks to measure on (the validation split).
       num_samples: plain rollouts per task.
       reflect_every: K of the measured reflections.
@@ -89,10 +86,9 @@ def measure(
       {"all" or family: {column: rate}}, columns as in COLUMNS.
 
     Raises:
-      UserError: the environment is not the household.
+      EnvDataError: the environment has no scripted player.
     """
-    if env.name != "household":
-        raise UserError(f"env.name = {env.name!r}: habits are diagnosed in the household only")
+    player = make_player(env)
     records, _ = evaluate(
         make_policy(), env, prompts, tasks, num_samples,
         dataclasses.replace(rollout_config, purpose="habits/unaided"), max_active, lambda: None,
@@ -101,7 +97,7 @@ def measure(
     explore(
         make_policy(), env, prompts, tasks, _search(reflect_every, _TOLD_ROOTS, 3),
         dataclasses.replace(rollout_config, purpose="habits/told"), max_active, told.append,
-        adviser=lambda episode: _advise(env, prompts, episode),
+        adviser=lambda episode: _advise(player, prompts, episode),
     )  # fmt: skip
     reflected: list[Tree] = []
     explore(
@@ -124,11 +120,11 @@ def measure(
             if node.parent is None:
                 count(tree.family, "told", _line_succeeds(tree, node))
             elif node.turns:
-                count(tree.family, "followed", _follows(env, tree, node))
+                count(tree.family, "followed", _follows(player, tree, node))
     for tree in reflected:
         for node in tree.nodes:
             for record in node.reflections:
-                _judge(env, tree, node, record, count)
+                _judge(player, tree, node, record, count)
     return {
         family: {
             **{c: _rate(tallies[family].get(c, [])) for c in COLUMNS[:-1]},
@@ -142,8 +138,8 @@ def _rate(values: list[bool]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def _advise(env: Environment, prompts: Prompts, episode: Episode) -> str:
-    mistake = _diagnosis(env, episode.owner.task_id, episode.turns)
+def _advise(player: Player, prompts: Prompts, episode: Episode) -> str:
+    mistake = _diagnosis(player, episode.owner.task_id, episode.turns)
     return "no mistake." if mistake is None else prompts.format_reflection(*mistake)
 
 
@@ -153,9 +149,9 @@ def _line_succeeds(tree: Tree, node: Node) -> bool:
     )
 
 
-def _judge(env, tree: Tree, node: Node, record, count: Callable[[str, str, bool], None]) -> None:
+def _judge(player, tree: Tree, node: Node, record, count: Callable[[str, str, bool], None]) -> None:
     turns = [t for t in tree.path(node) if t.step < record.step]
-    mistake = _diagnosis(env, tree.task_id, turns)
+    mistake = _diagnosis(player, tree.task_id, turns)
     count(tree.family, "parsed", record.status != "unparsable")
     if record.tau is None:
         if record.status == "no_mistake" and mistake is not None:

@@ -22,7 +22,7 @@ METHODS = ("base", "leafe")
 # The config sections that a phase's result depends on.
 _SAMPLING = ("seed", "model", "env", "context", "sampler")
 DEPENDS = {
-    "bootstrap": ("seed", "env", "model", "sampler.max_len", "bootstrap"),
+    "bootstrap": ("seed", "model", "sampler.max_len", "bootstrap"),
     "habits": (*_SAMPLING, "bootstrap", "explore.reflect_every", "evaluate"),
     "explore": (*_SAMPLING, "explore"),
     "distill": (*_SAMPLING, "explore", "distill"),

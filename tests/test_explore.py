@@ -6,8 +6,8 @@ import re
 import pytest
 from scripted import ScriptedPolicy
 
-from envs.household import Household, make_room
-from envs.household_player import Memory, advice, decide, diagnose
+from envs.household import Household
+from envs.players.household import HouseholdPlayer
 from envs.prompts import Prompts
 from leafe_jax.distill import DistillConfig, make_examples
 from leafe_jax.errors import UserError
@@ -17,6 +17,7 @@ from leafe_jax.types import Sampling, Tree
 
 ENV = Household(horizon=20)
 PROMPTS = Prompts(ENV.description)
+PLAYER = HouseholdPlayer(ENV)
 HABIT_OF = {"closed": "open what is closed."}
 
 
@@ -42,33 +43,21 @@ def player_reply(task_id):
 
     It reads nothing but the conversation, as a model would.
     """
-    room = make_room(task_id)
-
-    def replay(turns):
-        state, _ = ENV.reset(task_id)
-        memory, told, actions = Memory(), {}, []
-        for step, (text, action) in enumerate(turns, start=1):
-            if "\nExperience: " in text:
-                told[step] = text.split("\nExperience: ")[1].split("\n")[0]
-            state, _ = ENV.step(state, action)
-            memory.update(room, state)
-            actions.append(action)
-        return state, memory, told, actions
 
     def reply(turns, text, seed):
-        state, memory, told, actions = replay(turns)
+        actions = [action for _, action in turns]
+        told = {
+            step: said.split("\nExperience: ")[1].split("\n")[0]
+            for step, said in enumerate([*(said for said, _ in turns), text], start=1)
+            if "\nExperience: " in said
+        }
         if "Reflect:" in text:
-            mistake = diagnose(ENV, task_id, actions, told)
-            return (
-                "no mistake." if mistake is None else f"[{mistake[0]}] {advice(mistake[1], room)}"
-            )
-        if "\nExperience: " in text:
-            told[len(turns) + 1] = text.split("\nExperience: ")[1]
-        aware = frozenset(
-            h for h in ("closed", "target", "clean", "heat", "cool", "lamp", "second")
-            if advice(h, room) in told.values()
-        )  # fmt: skip
-        return decide(room, state, memory, aware)[0]
+            mistake = PLAYER.diagnose(task_id, actions, told)
+            if mistake is None:
+                return "no mistake."
+            return f"[{mistake[0]}] {PLAYER.advice(mistake[1], task_id)}"
+        aware = frozenset(h for h in PLAYER.habits if PLAYER.advice(h, task_id) in told.values())
+        return PLAYER.next_action(task_id, actions, aware)
 
     return reply
 

@@ -15,7 +15,7 @@ from envs.household import (
     reached_goal,
     room_split,
 )
-from envs.household_player import ALL_AWARE, HABITS, Memory, advice, decide, diagnose
+from envs.players.household import HouseholdPlayer
 
 KITCHEN = Room(
     "heat", "put a hot mug in shelf", "mug", "shelf",
@@ -194,39 +194,25 @@ def test_held_out_rooms_are_nowhere_else():
         assert not rooms & held_out and {room_split(r) for r in rooms} == {split}
 
 
-def play(env, state, memory, aware, max_steps) -> list[str]:
-    """Actions of a player from `state` on, until done or `max_steps`."""
-    room, actions = make_room(state.task_id), []
-    while not state.done and len(actions) < max_steps:
-        action, _ = decide(room, state, memory, aware)
-        actions.append(action)
-        state, _ = env.step(state, action)
-        memory.update(room, state)
-    return actions
-
-
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_aware_players_win_and_unaware_ones_fail_by_a_diagnosed_habit(split):
     env = Household()
+    player = HouseholdPlayer(env)
     for task in env.list_tasks(split):
-        start, _ = env.reset(task.task_id)
         told: list[str] = []
         for _ in range(4):
-            aware = frozenset(told)
-            actions = play(env, start, Memory(), aware, 20)
-            state = start
-            for action in actions:
-                state, _ = env.step(state, action)
-            room = make_room(task.task_id)
-            heard = {step: advice(habit, room) for step, habit in enumerate(told, start=1)}
-            mistake = diagnose(env, task.task_id, actions, heard)
-            if state.success:
+            played = player.play(task.task_id, frozenset(told))
+            heard = {
+                step: player.advice(habit, task.task_id) for step, habit in enumerate(told, start=1)
+            }
+            mistake = player.diagnose(task.task_id, played.actions, heard)
+            if played.success:
                 break
-            assert mistake is not None and mistake[1] in HABITS
+            assert mistake is not None and mistake[1] in player.habits
             told.append(mistake[1])
-        assert state.success, (task.task_id, told)
-        actions = play(env, start, Memory(), ALL_AWARE, 20)
-        assert diagnose(env, task.task_id, actions, {}) is None
+        assert played.success, (task.task_id, told)
+        ideal = player.play(task.task_id, player.all_aware)
+        assert ideal.success and player.diagnose(task.task_id, ideal.actions, {}) is None
     assert set(FAMILIES) == {t.family for t in env.list_tasks(split)}
 
 

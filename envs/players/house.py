@@ -1,9 +1,7 @@
-"""Scripted household players with known bad habits, and the diagnosis of what went wrong.
+"""What the players of houses (`household`, `alfworld`) do, and their bad habits.
 
-The embedded base model learns from these players (leafe_jax/bootstrap.py), and its reflections are
-judged by the same diagnosis (leafe_jax/habits.py). A player sees only what a text player sees: it
-searches the receptacles in the order in which the room lists them and remembers what it saw. Each
-habit is a thing it fails to do unless it is aware of it; a piece of experience makes it aware.
+A player searches the receptacles in the order in which the room lists them and remembers what it
+saw.
 
     habit    unaware player                                   experience that mends it
     closed   walks past closed receptacles while searching    open what is closed.
@@ -18,23 +16,48 @@ habit is a thing it fails to do unless it is aware of it; a piece of experience 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-from envs.household import (
-    APPLIANCE,
-    OPENABLE,
-    Household,
-    HouseholdState,
-    Room,
-    class_of,
-    make_room,
-)
+from envs.household import APPLIANCE, OPENABLE, class_of
 
 HABITS = ("closed", "target", "clean", "heat", "cool", "lamp", "second")
-ALL_AWARE = frozenset(HABITS)
 GIVE_UP = "inventory"
+GOAL = r"Your task is to:.*"  # is read word by word, so that new ones can be read
 
 
-def advice(habit: str, room: Room) -> str:
+class House(Protocol):
+    """What the task and the first observation tell; see envs.household.Room."""
+
+    family: str
+    object_class: str
+    target_class: str
+    receptacles: Sequence[str]
+
+
+class Situation(Protocol):
+    """How things stand; see envs.household.HouseholdState."""
+
+    location: str
+    holding: str
+    opened: frozenset[str]
+    cleaned: frozenset[str]
+    hot: frozenset[str]
+    cool: frozenset[str]
+
+
+def names(classes: Iterable[str]) -> str:
+    """A regular expression for things and receptacles with their numbers (` mug 2`)."""
+    return rf" ?\b(?:{'|'.join(sorted(classes))}) \d+"
+
+
+def shut(state: Situation) -> bool:
+    """The agent stands at something closed."""
+    here = state.location
+    return bool(here) and class_of(here) in OPENABLE and here not in state.opened
+
+
+def advice(habit: str, room: House) -> str:
     """The experience text e that makes a player aware of `habit`."""
     return {
         "closed": "open what is closed.",
@@ -59,32 +82,29 @@ class Memory:
     visited: list[str] = dataclasses.field(default_factory=list)
     seen: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def update(self, room: Room, state: HouseholdState) -> None:
-        """Takes in the state after a step: only what is visible from where the agent stands."""
-        here = state.location
-        if not here:
-            return
+    def arrive(self, here: str, names: Sequence[str] | None, holding: str) -> None:
+        """Takes in where the agent stands and what is there; None: what is there is not seen."""
         if here not in self.visited:
             self.visited.append(here)
-        if class_of(here) in OPENABLE and here not in state.opened:
+        if names is None:
             return
         self.seen = {name: place for name, place in self.seen.items() if place != here}
-        for name in state.contents[room.receptacles.index(here)]:
+        for name in names:
             self.seen[name] = here
-        self.seen.pop(state.holding, None)
+        self.seen.pop(holding, None)
 
 
 def decide(
-    room: Room, state: HouseholdState, memory: Memory, aware: frozenset[str]
+    room: House, state: Situation, memory: Memory, aware: frozenset[str]
 ) -> tuple[str, str | None]:
     """The player's next action and the habit that it hangs on (None: any player does the same)."""
     here, held = state.location, state.holding
-    shut = bool(here) and class_of(here) in OPENABLE and here not in state.opened
+    closed = shut(state)
     target = next((r for r in room.receptacles if class_of(r) == room.target_class), "")
     if held and class_of(held) == room.object_class:
-        return _carrying(room, state, memory, aware, target, shut)
+        return _carrying(room, state, memory, aware, target, closed)
     if held:  # something else in hand: put it back where one stands
-        return (f"open {here}", None) if shut else (f"move {held} to {here}", None)
+        return (f"open {here}", None) if closed else (f"move {held} to {here}", None)
 
     placed = [n for n, place in memory.seen.items() if _is_goal_object(room, n) and place == target]
     if room.family == "two" and placed and "second" not in aware:
@@ -97,22 +117,24 @@ def decide(
     )
     if wanted:
         place = memory.seen[wanted[0]]
-        if room.family == "heat" and place == "microwave 1" and "heat" not in aware:
-            return GIVE_UP, "heat"  # believes that lying in the microwave is enough
+        if room.family == "heat" and place == "microwave 1":
+            habit = "heat"
+            if "heat" not in aware:
+                return GIVE_UP, habit  # believes that lying in the microwave is enough
         if here == place:
             return f"take {wanted[0]} from {place}", habit
         return f"go to {place}", habit
-    if shut and here != target and "closed" in aware:
+    if closed and here != target and "closed" in aware:
         return f"open {here}", "closed"
     action = _next_receptacle(room, memory, target)
-    return action, "closed" if shut and here != target else habit
+    return action, "closed" if closed and here != target else habit
 
 
-def _is_goal_object(room: Room, name: str) -> bool:
+def _is_goal_object(room: House, name: str) -> bool:
     return class_of(name) == room.object_class
 
 
-def _next_receptacle(room: Room, memory: Memory, target: str) -> str:
+def _next_receptacle(room: House, memory: Memory, target: str) -> str:
     """Search in listed order; the target itself is no place to search."""
     for place in room.receptacles:
         if place not in memory.visited and place != target:
@@ -121,12 +143,12 @@ def _next_receptacle(room: Room, memory: Memory, target: str) -> str:
 
 
 def _carrying(
-    room: Room,
-    state: HouseholdState,
+    room: House,
+    state: Situation,
     memory: Memory,
     aware: frozenset[str],
     target: str,
-    shut: bool,
+    closed: bool,
 ) -> tuple[str, str | None]:
     """With the goal object in hand: treat it as the family asks, then bring it to the target."""
     here, held, family = state.location, state.holding, room.family
@@ -140,7 +162,7 @@ def _carrying(
         if family == "heat":
             if here != device:
                 return f"go to {device}", None
-            return (f"open {device}" if shut else f"move {held} to {device}"), "heat"
+            return (f"open {device}" if closed else f"move {held} to {device}"), "heat"
         if family == "cool":
             if here != "sinkbasin 1":
                 return "go to sinkbasin 1", "cool"
@@ -155,13 +177,13 @@ def _carrying(
     habit = family if family == "clean" and held not in state.cleaned else None
     if here != target:
         return f"go to {target}", habit
-    if shut:
+    if closed:
         return (f"open {target}" if "target" in aware else f"move {held} to {target}"), "target"
     return f"move {held} to {target}", habit
 
 
 def _unfinished(
-    room: Room, state: HouseholdState, name: str, target: str, aware: frozenset[str]
+    room: House, state: Situation, name: str, target: str, aware: frozenset[str]
 ) -> tuple[str, str | None]:
     """The object lies at the target and the task is not done: it was brought untreated."""
     if room.family in aware:
@@ -169,32 +191,3 @@ def _unfinished(
             return f"go to {target}", room.family
         return f"take {name} from {target}", room.family
     return GIVE_UP, room.family if room.family in APPLIANCE else None
-
-
-def diagnose(
-    env: Household, task_id: str, actions: list[str], told: dict[int, str]
-) -> tuple[int, str] | None:
-    """The first step that a bad habit spoilt, and which habit.
-
-    Args:
-      task_id: the task.
-      actions: actions taken, step 1 first.
-      told: experience shown, by the step from which it was in the context.
-
-    Returns:
-      (tau, habit): at 1-based step tau the action was not the aware player's, and the aware
-      player's own action hangs on `habit`; or None when no habit spoilt anything.
-    """
-    room = make_room(task_id)
-    state, _ = env.reset(task_id)
-    memory = Memory()
-    heard: set[str] = set()
-    for step, action in enumerate(actions, start=1):
-        if step in told:
-            heard.add(told[step])
-        ideal, habit = decide(room, state, memory, ALL_AWARE)
-        if habit is not None and action != ideal and advice(habit, room) not in heard:
-            return step, habit
-        state, _ = env.step(state, action)
-        memory.update(room, state)
-    return None
