@@ -2,10 +2,12 @@
 
     python -m leafe_jax.main --config=configs/alfworld.py --workdir=runs/alfworld
 
-The base model must have learnt the game (configs/bootstrap.py, docs/BASE_MODEL.md): one that knows the
-household alone solves nothing here. With the official games, whose rooms are larger than the context of the embedded model:
-    --config.env.options.data=$ALFWORLD_DATA --config.env.options.max_receptacles=0
-    --config.evaluate.split=valid_unseen --config.context.mode=window
+The base model must have learnt the game (configs/bootstrap.py, docs/BASE_MODEL.md);
+one that knows the household alone solves nothing here. With the official games, whose episodes are
+longer than the context of the embedded model:
+
+    --config.env.options.data=$ALFWORLD_DATA --config.env.options.max_receptacles=0 \
+    --config.context.mode=window
 """
 
 import runpy

@@ -2,11 +2,13 @@
 
     python -m leafe_jax.main --config=configs/science.py --workdir=runs/science
 
-The base model must have learnt the game (configs/bootstrap.py, docs/BASE_MODEL.md): one that knows the
-household alone solves nothing here. The laboratory is not ScienceWorld (envs/science.py says what it is). All fifteen task types, with an
-instruct checkpoint:
-    --config.model.path=DIR --config.env.prompt_style=react --config.sampler.max_action_tokens=256
-    --config.env.options.task_types="()" --config.env.horizon=30 --config.context.mode=window
+The base model must have learnt the game (configs/bootstrap.py, docs/BASE_MODEL.md);
+one that knows the household alone solves nothing here. The laboratory is not ScienceWorld
+(envs/science.py says what it is). All fifteen task types, with an instruct checkpoint:
+
+    --config.model.path=DIR --config.env.prompt_style=react --config.context.mode=window \
+    --config.env.options.task_types="()" --config.env.horizon=30 \
+    --config.sampler.max_len=8192 --config.sampler.max_action_tokens=256
 """
 
 import runpy
