@@ -73,7 +73,7 @@ def get_config(mode: str = "full"):
     b.observation_mass = 0.2  # loss on tokens that are not replies
     b.rate_scale = 1.0  # multiplies all unaided rates (configs/unaided_sweep.py)
     b.model = ml_collections.ConfigDict(
-        dict(hidden_size=192, intermediate_size=512, num_layers=5, num_heads=6, num_kv_heads=2,
+        dict(hidden_size=192, intermediate_size=512, num_layers=4, num_heads=6, num_kv_heads=2,
              head_dim=32, rope_theta=10000.0)
     )  # fmt: skip
     b.train = DEFAULT["train_config"]()

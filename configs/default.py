@@ -92,6 +92,37 @@ def get_config() -> ml_collections.ConfigDict:
     return c
 
 
+def laptop_config(name: str, mode: str) -> ml_collections.ConfigDict:
+    """The fields that the small games have in common: dialogue, in a context of 1,024 tokens."""
+    c = get_config()
+    c.env.name = name
+    c.sampler.num_slots = 48
+    c.sampler.max_len = 1024
+    c.sampler.turn_chunk = 32
+    c.sampler.prefill_chunk = 128
+    c.explore.num_tasks = 96
+    c.explore.block_size = 24
+    c.explore.max_attempts = 6
+    c.explore.reflect_every = 5
+    t = c.distill.train
+    t.seq_len = 1024
+    t.batch_size = 3
+    c.evaluate.num_tasks = 36
+    c.evaluate.num_samples = 32
+    if mode == "smoke":
+        c.explore.num_tasks = c.evaluate.num_tasks = 4
+        c.explore.block_size = c.evaluate.block_size = 4
+        c.explore.num_roots = 1
+        c.explore.max_attempts = 2
+        c.evaluate.num_samples = 2
+        c.evaluate.methods = ("base",)
+        c.phases = ("explore", "evaluate", "report")
+        c.sampler.num_slots = 8
+    elif mode != "full":
+        raise ValueError(f"--config=configs/{name}.py:{mode}: the modes are full and smoke")
+    return c
+
+
 def train_config() -> ml_collections.ConfigDict:
     """Fields of one SFT run."""
     t = ml_collections.ConfigDict()

@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import random
+import re
 import runpy
 import time
 from pathlib import Path
@@ -381,10 +382,36 @@ def test_planner_from_the_middle_of_an_episode():
 
 
 # -- files and options -----------------------------------------------------------------------------
+def test_goals_of_the_corpus_are_in_no_other_split():
+    def goals(split):
+        return {
+            (spec.scene, spec.target, spec.parent, family)
+            for family in generator.FAMILIES
+            for number in range(generator.GAMES_PER_FAMILY[split])
+            for spec in (generator.draw(split, family, number),)
+        }
+
+    taken = goals("train") | goals("valid_seen") | goals("valid_unseen")
+    assert len(goals("bootstrap")) > 1000 and not goals("bootstrap") & taken
+
+
+def test_rooms_can_be_kept_small():
+    env = envs.make("alfworld", max_receptacles=12)
+    kept = {task.task_id for task in env.list_tasks("train")}
+    for task in Alfworld().list_tasks("train")[:90]:
+        intro = env.reset(task.task_id)[1].partition("Your task")[0]
+        named = re.findall(r"\ba (\w+ \d+)", intro)
+        assert (task.task_id in kept) == (len(named) <= 12)
+    assert 0 < len(kept) < 384
+    for bad in (-1, 3, True, 2.5):
+        with pytest.raises(EnvDataError, match="env.options.max_receptacles = .*at least 6"):
+            envs.make("alfworld", max_receptacles=bad)
+
+
 def test_placements_are_pinned():
     """Task hashes see first observations only; this one sees whole problems."""
     digest = hashlib.sha256()
-    for split in generator.GAMES_PER_FAMILY:
+    for split in ("train", "valid_seen", "valid_unseen"):
         for family in generator.FAMILIES:
             digest.update(generator.problem(generator.draw(split, family, 1)).encode())
     assert digest.hexdigest()[:16] == "d23682537dd45697"

@@ -43,18 +43,31 @@ def test_there_are_enough_tasks_and_they_differ():
     assert len(FAMILIES) >= 10
     for family in FAMILIES:
         splits = variations(family)
-        assert {s: len(w) for s, w in splits.items()} == TASKS_PER_FAMILY
+        counts = {**{s: len(w) for s, w in splits.items()}, "bootstrap": 256}
+        assert counts == TASKS_PER_FAMILY
+        corpus = {ENV.reset(f"bootstrap/{family}/{n:04d}")[1] for n in range(256)}
         worlds = [world for split in splits.values() for world in split]
         assert len(worlds) == len({repr(world) for world in worlds}) >= 30
         texts = [{ENV.reset(f"{s}/{family}/{n:04d}")[1] for n in range(len(w))} for s, w in splits.items()]  # fmt: skip
         assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
+        assert corpus and not corpus & set.union(*texts)
+
+
+def test_task_types_can_be_chosen():
+    env = envs.make("science", task_types=["melt", "boil"])
+    assert {task.family for task in env.tasks} == {"boil", "melt"}
+    with pytest.raises(EnvDataError, match="science task"):
+        env.reset("train/freeze/0000")
+    for bad in ("boil", ["simmer"], [3]):
+        with pytest.raises(EnvDataError, match="env.options.task_types"):
+            envs.make("science", task_types=bad)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_expert_solves_every_variation(family):
     env = envs.make("science")
     for task in env.tasks:
-        if task.family != family:
+        if task.family != family or task.split == "bootstrap":
             continue
         state, _ = env.reset(task.task_id)
         plan = env.solve(state)

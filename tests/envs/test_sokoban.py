@@ -237,3 +237,16 @@ def test_all_boxoban_levels():
             assert plan is None or state.success
             solved += state.success
         assert solved >= 0.8 * len(tasks[::100])
+
+
+def test_short_levels_can_be_left_out():
+    whole, kept = Sokoban(), Sokoban(min_moves=6)
+    listed = {task.task_id for task in kept.list_tasks("test")}
+    for task in whole.list_tasks("test"):
+        plan = whole.solve(whole.reset(task.task_id)[0])
+        assert (task.task_id in listed) == (len(plan) >= 6)
+        assert kept.reset(task.task_id) == whole.reset(task.task_id)
+    assert 0 < len(listed) < 128
+    for bad in (-1, 16, True, 2.5):
+        with pytest.raises(EnvDataError, match="env.options.min_moves"):
+            Sokoban(min_moves=bad)
