@@ -55,7 +55,10 @@ def start_two(workdir, changes=({}, {}), workdirs=None, **settings):
 
 def finish(process):
     """(exit code, stdout without Gloo's lines, stderr)."""
-    out, err = process.communicate(timeout=500)
+    try:
+        out, err = process.communicate(timeout=900)
+    finally:
+        process.kill()
     ours = [line for line in out.splitlines(keepends=True) if not line.startswith("[Gloo]")]
     return process.returncode, "".join(ours), err
 
