@@ -16,28 +16,21 @@ import traceback
 from leafe_jax.startup import keep_freed_memory, prefer_cpu
 
 
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+class _BadFlags(Exception):
+    """The message is one line."""
 
 
-def main(argv: list[str]) -> int:
-    """Runs an experiment; 0 on success, 2 with one line on stderr for what the user can mend."""
-    # Before jax is imported: compiled programs are kept, so the second run starts at once.
-    cache = os.path.join(os.path.expanduser("~"), ".cache", "leafe_jax", "xla")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    if prefer_cpu():
-        os.environ["JAX_PLATFORMS"] = "cpu"
-    keep_freed_memory()
-
+def _define_flags(values) -> None:
     from absl import flags
     from ml_collections import config_flags
 
-    from envs.base import EnvDataError
-    from leafe_jax.errors import UserError
-
-    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file, e.g. configs/quickstart.py or configs/quickstart.py:smoke.",
+        lock_config=True, flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "workdir", None, "Directory of the run; made if missing.", flag_values=values
+    )
     flags.DEFINE_string(
         "coordinator", None, "Several processes without SLURM or a TPU slice: host:port of process 0.",
         flag_values=values,
@@ -47,29 +40,32 @@ def main(argv: list[str]) -> int:
     flags.DEFINE_float(
         "join_timeout", 300.0, "Seconds to wait for the other processes.", flag_values=values
     )
-    config_flag = config_flags.DEFINE_config_file(
-        "config", None, "Config file, e.g. configs/quickstart.py or configs/quickstart.py:smoke.",
-        lock_config=True, flag_values=values,
-    )  # fmt: skip
-    workdir_flag = flags.DEFINE_string(
-        "workdir", None, "Directory of the run; made if missing.", flag_values=values
-    )
+
+
+def _parse(argv: list[str]):
+    """The flags' values; raises _BadFlags."""
+    from absl import flags
+
+    values = flags.FlagValues()
+    _define_flags(values)
     try:
         rest = values(argv)
         if len(rest) > 1:
-            return _fail(f"unexpected argument {rest[1]!r}; arguments are --name=value")
-        config, workdir = values[config_flag.name].value, workdir_flag.value
-        if config is None or workdir is None:
-            missing = "--config" if config is None else "--workdir"
-            return _fail(f"{missing} is missing; see README.md for the commands")
-        config.keys()  # a config file that cannot be loaded complains on first use
+            raise _BadFlags(f"unexpected argument {rest[1]!r}; arguments are --name=value")
+        for name in ("config", "workdir"):
+            if values[name].value is None:
+                raise _BadFlags(f"--{name} is missing; see README.md for the commands")
+        values["config"].value.keys()  # a config file that cannot be loaded complains on first use
     except AttributeError as error:  # ml_collections says which field, and what may be meant
         text = str(error).replace("\\n", " ").replace("\\'", "'").replace("'", "")
-        return _fail(f"--config has no such field: {text}")
+        raise _BadFlags(f"--config has no such field: {text}") from error
     except (flags.Error, TypeError, ValueError, OSError, ImportError) as error:
         # A config file's own complaint comes wrapped in its traceback: the last line says it.
-        return _fail(" ".join(str(error).strip().splitlines()[-1].split()))
+        raise _BadFlags(" ".join(str(error).strip().splitlines()[-1].split())) from error
+    return values
 
+
+def _set_up_notes() -> None:
     for name in ("leafe_jax", "envs"):
         notes = logging.getLogger(name)
         notes.setLevel(logging.INFO)
@@ -82,13 +78,33 @@ def main(argv: list[str]) -> int:
     complain = threading.excepthook
     threading.excepthook = lambda args: None if _disk_full(args.exc_value) else complain(args)
 
-    from leafe_jax import experiment, processes, sweep
 
+def main(argv: list[str]) -> int:
+    """Runs an experiment; 0 on success, 2 with one line on stderr for what the user can mend."""
+    # Before jax is imported: compiled programs are kept, so the second run starts at once.
+    cache = os.path.join(os.path.expanduser("~"), ".cache", "leafe_jax", "xla")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    if prefer_cpu():
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    keep_freed_memory()
+    try:
+        values = _parse(argv)
+    except _BadFlags as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    _set_up_notes()
+
+    from envs.base import EnvDataError
+    from leafe_jax import experiment, processes, sweep
+    from leafe_jax.errors import UserError
+
+    config, workdir = values["config"].value, values["workdir"].value
     try:
         processes.join(
-            values["coordinator"].value, values["num_processes"].value,
-            values["process_id"].value, values["join_timeout"].value,
-        )  # fmt: skip
+            *(values[name].value for name in ("coordinator", "num_processes", "process_id")),
+            values["join_timeout"].value,
+        )
         if not processes.first():
             logging.getLogger("leafe_jax").setLevel(logging.WARNING)
             logging.getLogger("envs").setLevel(logging.WARNING)

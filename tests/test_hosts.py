@@ -55,7 +55,10 @@ def start_two(workdir, changes=({}, {}), workdirs=None, **settings):
 
 def finish(process):
     """(exit code, stdout without Gloo's lines, stderr)."""
-    out, err = process.communicate(timeout=500)
+    try:
+        out, err = process.communicate(timeout=900)
+    finally:
+        process.kill()
     ours = [line for line in out.splitlines(keepends=True) if not line.startswith("[Gloo]")]
     return process.returncode, "".join(ours), err
 
@@ -118,18 +121,10 @@ def test_two_processes_make_the_same_run(tmp_path, alone):
     assert not list(workdir.glob(".writable*"))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"explore__reflect_every": 4},
-            "explore.reflect_every = 4 in process 1, 8 in process 0: all need the same config",
-        ),
-        ({"env__name": "chess"}, "env.name = 'chess': must be one of"),
-    ],
-)
-def test_processes_that_do_not_fit_together(tmp_path, changes, message):
-    for code, out, err in map(finish, start_two(tmp_path / "run", changes=({}, changes))):
+def test_different_configs(tmp_path):
+    changes = ({}, {"explore__reflect_every": 4})
+    message = "explore.reflect_every = 4 in process 1, 8 in process 0: all need the same config"
+    for code, out, err in map(finish, start_two(tmp_path / "run", changes=changes)):
         assert code == 2 and out == ""
         assert len(errors(err)) == 1 and message in errors(err)[0], err[-3000:]
     assert not list(tmp_path.glob("run/*/phase.json"))
@@ -190,11 +185,12 @@ def test_adapters(tmp_path, alone):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_stopped_while_training(tmp_path, alone, how):
-    changes = {"distill.train.num_epochs": 200, "distill.train.checkpoint_every": 5}
+    changes = {"distill.train.num_epochs": 120, "distill.train.checkpoint_every": 3}
     workdir = with_trees(alone, tmp_path / "run")
     changed = {k.replace(".", "__"): v for k, v in changes.items()}
     both = start_two(workdir, phases="('explore','distill')", **changed)
-    while not list((workdir / "distill").glob("checkpoints/[0-9]*")):
+    # One that is being written has a longer name, and does not count.
+    while not any(p.name.isdigit() for p in (workdir / "distill").glob("checkpoints/*")):
         time.sleep(0.05)
         assert all(process.poll() is None for process in both)
     both[1].send_signal(how)
