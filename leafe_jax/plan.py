@@ -288,9 +288,9 @@ def _num_pages(sampler) -> int:
     return sampler.num_pages or sampler.num_slots * pages
 
 
-def _copy_devices(config, sampler, devices, chip: Chip) -> list:
+def _copy_devices(config, sampler, host, chip: Chip) -> list:
     """The devices of one copy of the model: sampler.tensor of them; where that is 1, the fewest that
-    divide the key-value heads and have room. They are one host's: a process samples on its own.
+    divide the key-value heads and have room. They are of one `host`: a process samples on its own.
 
     The room is estimated, with a tenth on top for what a turn computes; whether it fits is for the
     compiler to say.
@@ -303,22 +303,21 @@ def _copy_devices(config, sampler, devices, chip: Chip) -> list:
     from leafe_jax.errors import UserError
     from leafe_jax.models.decoder import abstract_params
 
-    own = [d for d in devices if d.process_index == devices[0].process_index]
     if sampler.tensor > 1:
-        if config.num_kv_heads % sampler.tensor or sampler.tensor > len(own):
+        if config.num_kv_heads % sampler.tensor or sampler.tensor > len(host):
             raise UserError(
                 f"sampler.tensor = {sampler.tensor}: must divide the model's {config.num_kv_heads}"
-                f" key-value heads and be at most {len(own)}, the devices of a host"
+                f" key-value heads and be at most {len(host)}, the devices of a host"
             )
-        return own[: sampler.tensor]
+        return host[: sampler.tensor]
     weights = 2 * sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config)))
     token = 4 * config.num_layers * config.num_kv_heads * config.head_dim  # bytes, keys and values
     needed = 1.1 * (weights + _num_pages(sampler) * sampler.page_size * token)
-    sizes = [n for n in (1, 2, 4, 8) if config.num_kv_heads % n == 0 and n <= len(own)]
-    return own[: next((n for n in sizes if needed / n <= chip.memory), sizes[-1])]
+    sizes = [n for n in (1, 2, 4, 8) if config.num_kv_heads % n == 0 and n <= len(host)]
+    return host[: next((n for n in sizes if needed / n <= chip.memory), sizes[-1])]
 
 
-def plan_decoding(config, sampler, devices, chip: Chip) -> dict[str, Any]:
+def plan_decoding(config, sampler, host, hosts: int, chip: Chip) -> dict[str, Any]:
     """Compiles a sampler's turn; figures per chip.
 
     Its layers are alike and in a row, and a deep model would take the compiler ten minutes: above
@@ -328,15 +327,15 @@ def plan_decoding(config, sampler, devices, chip: Chip) -> dict[str, Any]:
       config: the model.
       sampler: sampler section; num_slots sessions a copy of the model, and as many copies as there is
         room for beside each other on every host (sampler.copies = 0).
-      devices, chip: the topology.
+      host, hosts: devices of one host, and how many hosts there are.
+      chip: their kind.
 
     Raises:
       UserError: sampler.tensor is out of range.
     """
     from leafe_jax.training.sharding import make_mesh
 
-    own = _copy_devices(config, sampler, devices, chip)
-    hosts = len({d.process_index for d in devices})
+    own = _copy_devices(config, sampler, host, chip)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": len(own)}, own)
     weights, cache = (_device_bytes(x) for x in decode_program(config, sampler, mesh)[1:])
 
@@ -356,7 +355,7 @@ def plan_decoding(config, sampler, devices, chip: Chip) -> dict[str, Any]:
     flops = matmul_flops(config, slots, slots * sampler.max_len) / len(own)
     return {
         "tensor": len(own),
-        "copies": hosts * (sampler.copies or len(devices) // hosts // len(own)),
+        "copies": hosts * (sampler.copies or len(host) // len(own)),
         "sessions": slots,
         "length": sampler.max_len,
         "compiled_layers": min(_DEPTHS[-1], config.num_layers),
@@ -383,6 +382,19 @@ def _table(name: str, part: dict[str, Any]) -> str:
             value = "yes" if value else "NO"
         lines.append(f"  {key:18}{value}")
     return "\n".join(lines)
+
+
+def _host(kind: str, devices) -> tuple[list, int]:
+    """Devices of one host of a topology, as a topology of its own, and the number of hosts.
+
+    The compiler counts devices of a program from 0 without a gap, so that a host's corner of a larger
+    topology (0, 1, 4, 5 of 4x4) cannot have one for itself.
+    """
+    hosts = len({d.process_index for d in devices})
+    if hosts == 1:
+        return list(devices), 1
+    alone, _ = _devices(kind, "2x2" if kind in ("v5e", "v6e") else "2x2x1", 4)
+    return list(alone), hosts
 
 
 def _devices(kind: str, shape: str, count: int):
@@ -445,7 +457,7 @@ def main(argv: list[str]) -> int:
             "chips": count,
             "memory_per_chip": chip.memory,
             "train": plan_training(model, config.distill.train, devices, chip),
-            "decode": plan_decoding(model, config.sampler, devices, chip),
+            "decode": plan_decoding(model, config.sampler, *_host(kind, devices), chip),
         }
     except UserError as error:
         return _fail(str(error))
