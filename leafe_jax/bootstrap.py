@@ -16,11 +16,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from leafe_jax import processes
 from leafe_jax.chat import ChatFormat, load_chat
-from leafe_jax.corpus import Turn, open_games, write_corpus
+from leafe_jax.corpus import Game, Turn, open_games, write_corpus
 from leafe_jax.errors import UserError
 from leafe_jax.models import hf
 from leafe_jax.models.decoder import ModelConfig, init_params
+from leafe_jax.progress import Progress
 from leafe_jax.seeds import seed_for
 from leafe_jax.training.data import Example, ExampleFile, write_examples
 from leafe_jax.training.loop import fit, place
@@ -72,10 +74,25 @@ def _fresh_model(config, tokenizer):
     return model_config, init_params(model_config, key)
 
 
+def _write(path: Path, config, games: list[Game]) -> None:
+    """The corpus of a run, unless it is there already: half the games take their time."""
+    if path.exists():
+        return
+    unfinished = path.with_suffix(".tmp")
+    with (
+        open(unfinished, "w") as file,
+        Progress(config.bootstrap.num_conversations, "conversation", "bootstrap") as bar,
+    ):
+        for game, turns in write_corpus(config, games, config.seed):
+            file.write(json.dumps({"game": game.name, "turns": turns}) + "\n")
+            bar.update(1)
+    unfinished.replace(path)
+
+
 def run(
     config, start_from: Path | None, directory: Path, log: Callable, progress: Callable
 ) -> None:
-    """Writes `directory`/corpus.jsonl and trains `directory`/model (HF format).
+    """Writes `directory`/corpus.jsonl, once, and trains `directory`/model (HF format).
 
     Args:
       config: the whole config, with its `bootstrap` section.
@@ -89,11 +106,12 @@ def run(
       UserError: a field of `bootstrap.games` is wrong, or `sampler.max_len`.
       EnvDataError: an option of a game is.
     """
-    conversations: list[list[Turn]] = []
-    with open_games(config) as games, open(directory / "corpus.jsonl", "w") as file:
-        for game, turns in write_corpus(config, games, config.seed):
-            file.write(json.dumps({"game": game.name, "turns": turns}) + "\n")
-            conversations.append(turns)
+    corpus = directory / "corpus.jsonl"
+    with open_games(config) as games:
+        processes.together(
+            "bootstrap: corpus", decide=lambda _: _write(corpus, config, games), seconds=None
+        )
+    conversations = [json.loads(line)["turns"] for line in corpus.open()]
     if start_from is None:
         tokenizer = build_tokenizer(conversations, config.bootstrap.min_count, games)
         model_config, params = _fresh_model(config, tokenizer)
@@ -112,9 +130,8 @@ def run(
             f"sampler.max_len = {max_len}: must be 1 to bootstrap.train.seq_len ="
             f" {config.bootstrap.train.seq_len}, for conversations are as long"
         )
-    examples = [to_example(turns, chat, mass, max_len) for turns in conversations]
     records = directory / "examples.array_record"
-    write_examples(records, examples)
+    write_examples(records, [to_example(turns, chat, mass, max_len) for turns in conversations])
     params = fit(
         model_config=model_config,
         load_params=load_params,
