@@ -21,9 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 Attend = Callable[[int, Array, Array, Array], Array]
 MODEL_TYPES = ("qwen2", "qwen3", "llama")
+PROJECTED = "projected"  # what checkpoint policies know the results of linear maps by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +282,10 @@ class _Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         y = self._dense(x)
-        return y if self.lora is None else y + (self.scale * self.lora(x)).astype(x.dtype)
+        if self.lora is not None:
+            y = y + (self.scale * self.lora(x)).astype(x.dtype)
+        # By name, for remat's sake: no policy sees the product inside project's own gradient rule.
+        return checkpoint_name(y, PROJECTED)
 
     def _dense(self, x: Array) -> Array:
         if self.bias is None:

@@ -15,7 +15,7 @@ from leafe_jax.training.sharding import BATCH, stacked_shardings
 # What a layer keeps for the backward pass; the rest is computed again.
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # of projections, not scores
+    "dots": jax.checkpoint_policies.save_only_these_names(decoder.PROJECTED),  # and no scores
     "full": jax.checkpoint_policies.nothing_saveable,  # the layer's input alone
 }
 

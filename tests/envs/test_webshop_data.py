@@ -235,8 +235,8 @@ def test_written_and_generated_catalogues_are_the_same_shop(tmp_path):
     for goals in ("human", "synthetic"):
         made = envs.make("webshop", num_products=60, goals=goals)
         read = envs.make("webshop", data=str(tmp_path), nouns="guess", goals=goals)
-        assert made.tasks == read.tasks
-        assert [made.reset(t.task_id) for t in made.tasks] == [
-            read.reset(t.task_id) for t in read.tasks
-        ]
+        # Goals for scripted players are no part of a catalogue.
+        tasks = tuple(t for t in made.tasks if t.split != "bootstrap")
+        assert tasks == read.tasks
+        assert [made.reset(t.task_id) for t in tasks] == [read.reset(t.task_id) for t in tasks]
         assert made.split_hash("test") == read.split_hash("test")
