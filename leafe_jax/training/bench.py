@@ -17,6 +17,7 @@ harnesses: it is made with (model, batch, seq), and `step` gives the loss.
 
 from __future__ import annotations
 
+import abc
 import argparse
 import dataclasses
 import json
@@ -47,7 +48,7 @@ PEAKS = {
 }
 
 
-class Engine:
+class Engine(abc.ABC):
     """What the benchmark runs.
 
     Args:
@@ -67,13 +68,13 @@ class Engine:
         self.ids = rng.integers(10, self.config.vocab_size, (batch, seq), dtype=np.int32)
         self.load()
 
+    @abc.abstractmethod
     def load(self) -> None:
         """Model and optimizer."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def step(self) -> float:
         """One step; the mean loss of the next tokens before it."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

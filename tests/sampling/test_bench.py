@@ -9,7 +9,16 @@ import pytest
 from leafe_jax.models import decoder, hf
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.sampling import bench
-from leafe_jax.sampling.bench import Branch, Inputs, Leafe, Plain, Play, Ragged, Script, Turns
+from leafe_jax.sampling.workloads import (
+    Branch,
+    Inputs,
+    Leafe,
+    Plain,
+    Play,
+    Ragged,
+    Script,
+    Turns,
+)
 
 CONFIG = ModelConfig(
     model_type="qwen2", vocab_size=96, hidden_size=32, intermediate_size=64, num_layers=2,

@@ -45,7 +45,11 @@ def test_figures_by_hand():
         name = "fixed"
 
         def __init__(self):
-            self.config, self.dtype = dataclasses.replace(CONFIG), "float32"
+            self.dtype = "float32"
+            self.load()
+
+        def load(self):
+            self.config = dataclasses.replace(CONFIG)
             self.ids = np.zeros((4, 8), np.int32)
 
         def step(self):
