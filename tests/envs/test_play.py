@@ -1,9 +1,12 @@
 """The terminal player, through pipes and a pseudo-terminal, as a person starts it."""
 
+import fcntl
 import os
 import pty
+import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -161,10 +164,16 @@ def test_control_characters_of_an_environment_do_not_reach_the_terminal(monkeypa
 
 def test_at_a_terminal_with_an_interrupt():
     controller, terminal = pty.openpty()
+
+    def own_terminal():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        # Ignored, and inherited so, where the tests themselves run in the background.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     game = subprocess.Popen(
         [sys.executable, "-m", "envs.play", "--env=sokoban"], stdin=terminal, stdout=terminal,
         stderr=terminal, cwd=ROOT, env={**os.environ, "PYTHONPATH": ROOT}, start_new_session=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+        preexec_fn=own_terminal,
     )  # fmt: skip
     os.close(terminal)
 
