@@ -378,8 +378,10 @@ class _Peers:
 
     def stop(self, message: str, code: int) -> None:
         """See `stop`; does not return."""
+        # Before the others hear of it: the first process sends what it is told to all, and they end too.
+        self._last_words.acquire()
         self._tell({"stop": f"process {self.number} of {self.count} has stopped: {message}"})
-        self.end(message, code)
+        self._end(message, code)
 
     def leave(self) -> None:
         """See `leave`."""
@@ -390,6 +392,9 @@ class _Peers:
     def end(self, message: str, code: int = 2) -> None:
         """Prints the one line and ends this process; does not return."""
         self._last_words.acquire()  # never released: a second one waits for the end
+        self._end(message, code)
+
+    def _end(self, message: str, code: int) -> None:
         sys.stdout.flush()
         os.write(2, f"error: {message}\n".encode())
         # jax's runtime may be about to print the stack of what has just been said.
