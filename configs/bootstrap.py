@@ -37,20 +37,20 @@ HOUSE = dict(closed=0.04, target=0.04, clean=0.05, heat=0.03, cool=0.02, lamp=0.
 def games() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
-            household=game(12000, 20, HOUSE, family_weights=dict(look=1.2, two=2.0)),
-            alfworld=game(6000, 40, HOUSE, options=dict(max_receptacles=22)),
+            household=game(9000, 20, HOUSE, family_weights=dict(look=1.2, two=2.0)),
+            alfworld=game(8000, 40, HOUSE, options=dict(max_receptacles=22)),
             sokoban=game(8000, 15, dict(side=0.04, on=0.05, turn=0.03),
                          options=dict(size=(6, 6), min_moves=4)),
             science=game(
                 7000, 20,
-                dict(kind=0.04, focus=0.03, box=0.04, span=0.03, measure=0.04, open=0.04, mix=0.05),
+                dict(kind=0.04, focus=0.5, box=0.05, span=0.04, measure=0.04, open=0.5, mix=0.05),
                 options=dict(
                     task_types=("find-living-thing", "find-non-living-thing", "use-thermometer",
                                 "mix-paint", "lifespan-longest-lived", "lifespan-shortest-lived")),
                 family_weights={"use-thermometer": 2.0, "mix-paint": 2.0}),
-            webshop=game(6000, 8, dict(attribute=0.05, price=0.05, option=0.04, second=0.04),
+            webshop=game(8000, 8, dict(attribute=0.05, price=0.4, option=0.05, second=0.5),
                          options=dict(num_products=250, show_instruction=False)),
-            code=game(5000, 4,
+            code=game(6000, 4,
                       dict(int=0.03, floor=0.04, part=0.03, end=0.03, list=0.03, order=0.04),
                       prompt_style="program",
                       options=dict(layout="drills", num_tests=4, time_limit=2.0)),
@@ -67,9 +67,9 @@ def get_config(mode: str = "full"):
     b.games = games()
     b.num_conversations = int(sum(g.weight for g in b.games.values()))
     b.min_count = 5  # occurrences of a phrase that make it a token
-    b.levels = (0.35, 0.4, 0.25)  # share of conversations with 0, 1, 2 pieces of experience
+    b.levels = (0.3, 0.28, 0.22, 0.12, 0.08)  # share of conversations with 0, 1, .. pieces of experience
     b.reflect_rate = 0.6  # failed conversations that end with a reflection
-    b.tail = 12  # steps of a failed episode that may follow its first repeated action
+    b.tail = 6  # steps of a failed episode that may follow its first repeated action
     b.observation_mass = 0.2  # loss on tokens that are not replies
     b.rate_scale = 1.0  # multiplies all unaided rates (configs/unaided_sweep.py)
     b.model = ml_collections.ConfigDict(
@@ -79,7 +79,7 @@ def get_config(mode: str = "full"):
     b.train = DEFAULT["train_config"]()
     b.train.seq_len = 1024
     b.train.batch_size = 5
-    b.train.num_epochs = 1
+    b.train.num_epochs = 2
     b.train.learning_rate = 2e-3
     b.train.schedule = "cosine"
     b.train.warmup_steps = 50
