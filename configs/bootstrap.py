@@ -67,7 +67,13 @@ def get_config(mode: str = "full"):
     b.games = games()
     b.num_conversations = int(sum(g.weight for g in b.games.values()))
     b.min_count = 5  # occurrences of a phrase that make it a token
-    b.levels = (0.3, 0.28, 0.22, 0.12, 0.08)  # share of conversations with 0, 1, .. pieces of experience
+    b.levels = (
+        0.3,
+        0.28,
+        0.22,
+        0.12,
+        0.08,
+    )  # share of conversations with 0, 1, .. pieces of experience
     b.reflect_rate = 0.6  # failed conversations that end with a reflection
     b.tail = 6  # steps of a failed episode that may follow its first repeated action
     b.observation_mass = 0.2  # loss on tokens that are not replies

@@ -175,6 +175,7 @@ def _measure_habits(config, env: Environment, workdir: epath.Path, metrics: Metr
         config.explore.reflect_every,
         rollout_config(config, "habits", config.evaluate.temperature),
         config.sampler.num_slots,
+        _progress,
     )
     write_json(phase.directory / "habits.json", table)
     print(habits.console_table(table))

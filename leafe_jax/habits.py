@@ -17,6 +17,7 @@ from envs.players.base import Player
 from envs.prompts import Prompts
 from leafe_jax.evaluate import evaluate
 from leafe_jax.explore import ExploreConfig, explore
+from leafe_jax.progress import Progress
 from leafe_jax.rollout import Episode, RolloutConfig
 from leafe_jax.sampling.policy import Policy
 from leafe_jax.types import Node, Tree, Turn
@@ -70,6 +71,7 @@ def measure(
     reflect_every: int,
     rollout_config: RolloutConfig,
     max_active: int,
+    progress: Callable[[int, str, str], Progress],
 ) -> dict[str, dict[str, float]]:
     """Rates per family and over all.
 
@@ -81,6 +83,7 @@ def measure(
       reflect_every: K of the measured reflections.
       rollout_config: rendering and sampling.
       max_active: episodes in flight.
+      progress: (total, unit, label) -> a bar, for each of the three parts.
 
     Returns:
       {"all" or family: {column: rate}}, columns as in COLUMNS.
@@ -89,22 +92,30 @@ def measure(
       EnvDataError: the environment has no scripted player.
     """
     player = make_player(env)
-    records, _ = evaluate(
-        make_policy(), env, prompts, tasks, num_samples,
-        dataclasses.replace(rollout_config, purpose="habits/unaided"), max_active, lambda: None,
-    )  # fmt: skip
-    told: list[Tree] = []
-    explore(
-        make_policy(), env, prompts, tasks, _search(reflect_every, _TOLD_ROOTS, 3),
-        dataclasses.replace(rollout_config, purpose="habits/told"), max_active, told.append,
-        adviser=lambda episode: _advise(player, prompts, episode),
-    )  # fmt: skip
-    reflected: list[Tree] = []
-    explore(
-        make_policy(), env, prompts, tasks, _search(reflect_every, _TOLD_ROOTS, 2),
-        dataclasses.replace(rollout_config, purpose="habits/reflect"), max_active,
-        reflected.append,
-    )  # fmt: skip
+    with progress(len(tasks) * num_samples, "episode", "habits: unaided") as bar:
+        records, _ = evaluate(
+            make_policy(), env, prompts, tasks, num_samples,
+            dataclasses.replace(rollout_config, purpose="habits/unaided"), max_active,
+            lambda: bar.update(1),
+        )  # fmt: skip
+
+    def grow(purpose: str, max_depth: int, adviser=None) -> list[Tree]:
+        trees: list[Tree] = []
+
+        def keep(tree: Tree) -> None:
+            trees.append(tree)
+            bar.update(1)
+
+        with progress(len(tasks), "tree", f"habits: {purpose}") as bar:
+            explore(
+                make_policy(), env, prompts, tasks, _search(reflect_every, _TOLD_ROOTS, max_depth),
+                dataclasses.replace(rollout_config, purpose=f"habits/{purpose}"), max_active, keep,
+                adviser=adviser,
+            )  # fmt: skip
+        return trees
+
+    told = grow("told", 3, lambda episode: _advise(player, prompts, episode))
+    reflected = grow("reflect", 2)
 
     tallies: dict[str, dict[str, list[bool]]] = {}
 
@@ -180,8 +191,9 @@ def gate_misses(table: dict[str, dict[str, float]], gate) -> list[str]:
 
 def console_table(table: dict[str, dict[str, float]]) -> str:
     """The table for the terminal, rates in percent."""
-    lines = [f"{'family':8s}" + "".join(f"{column:>16s}" for column in COLUMNS)]
+    width = max(map(len, ("family", *table)))
+    lines = [f"{'family':{width}s}" + "".join(f"{column:>16s}" for column in COLUMNS)]
     for family, row in table.items():
         cells = [f"{100 * row[c]:15.1f}%" for c in COLUMNS[:-1]]
-        lines.append(f"{family:8s}" + "".join(cells) + f"{row['num_reflections']:16.0f}")
+        lines.append(f"{family:{width}s}" + "".join(cells) + f"{row['num_reflections']:16.0f}")
     return "\n".join(lines)
