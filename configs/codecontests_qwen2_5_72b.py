@@ -21,4 +21,5 @@ def get_config(mode: str = "full"):
         c.model.path = "Qwen2.5-72B-Instruct"  # a directory, or a name for the plan tool
         c.sampler.num_slots = 32
         c.distill.train.loss_chunk = 1024
+        c.distill.train.batch_size = 64  # a row for each chip of v5p:4x4x4
     return c

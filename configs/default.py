@@ -106,7 +106,7 @@ def laptop_config(name: str, mode: str) -> ml_collections.ConfigDict:
     c.explore.reflect_every = 5
     t = c.distill.train
     t.seq_len = 1024
-    t.batch_size = 3
+    t.batch_size = 4
     c.evaluate.num_tasks = 36
     c.evaluate.num_samples = 32
     if mode == "smoke":

@@ -54,16 +54,17 @@ from leafe_jax.settings import (
 )
 from leafe_jax.training import lora
 from leafe_jax.training.data import Example, ExampleFile, write_examples
-from leafe_jax.training.loop import fit
-from leafe_jax.training.sharding import hand_over, make_mesh, shardings_for
+from leafe_jax.training.loop import check, fit
+from leafe_jax.training.sharding import cast, hand_over, make_mesh, shardings_for
 from leafe_jax.types import Tree
 
 BASE_MODEL = Path(__file__).parent / "assets" / "base"
 
 
-# Weights of a model that this run has trained, until the sampler takes them (see hand_over): the same
-# as in its directory, without the way through the file and the host.
-_TRAINED: dict[Path, Callable[[Any], Any]] = {}
+# Weights of a model that this run has trained, in the sampler's dtype and divided over the devices as
+# in training, until the sampler takes them: the same as in its directory, without the way through the
+# file and the host.
+_TRAINED: dict[Path, Any] = {}
 
 
 def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
@@ -71,10 +72,12 @@ def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
     model_config = hf.read_config(str(path))
     model = config.model
     chat = load_chat(str(path), model_config.vocab_size, model.chat_template, model.enable_thinking)
-    load_params = _TRAINED.pop(Path(path), None)
-    if load_params is None:
-        load_params = functools.partial(hf.load_params, str(path), model_config, model.dtype)
     sampler = config.sampler
+    load_params = functools.partial(hf.load_params, str(path), model_config, model.dtype)
+    trained = _TRAINED.pop(Path(path), None)
+    if trained is not None:
+        load_params = hand_over(trained, model.dtype, sampler.tensor)
+        del trained  # a second copy
     # Made here, so that wrong sizes are refused before any directory is claimed.
     engine = make_engines(
         model_config,
@@ -109,8 +112,9 @@ def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
 
 
 def base_model_path(config, workdir: epath.Path) -> Path:
-    """The model that the run starts from."""
-    if "bootstrap" in config.phases:
+    """The model that the run starts from: the workdir's own, where it makes or has made one."""
+    made = (workdir / "bootstrap" / "phase.json").exists()
+    if made or "bootstrap" in config.phases:
         return Path(workdir / "bootstrap" / "model")
     return Path(config.model.path) if config.model.path else BASE_MODEL
 
@@ -246,6 +250,14 @@ def _make_examples(config, workdir: epath.Path) -> list[Example]:
     return examples
 
 
+def _refuse_unfinished(workdir: epath.Path) -> None:
+    record = workdir / "explore" / "phase.json"
+    if record.exists() and not json.loads(record.read_text())["done"]:
+        raise UserError(
+            "distill: the phase 'explore' of this workdir is not finished; put it into --config.phases"
+        )
+
+
 def _source_weights(config) -> tuple[float, float]:
     return config.distill.counterfactual_weight, config.distill.beta
 
@@ -255,6 +267,7 @@ def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics)
     if phase.done:
         return False
     begin = time.time()
+    processes.together("distill: trees", decide=lambda _: _refuse_unfinished(workdir))
     examples: list[Example] = []  # in the first process; the others read the file
     processes.together(
         "distill: examples", decide=lambda _: examples.extend(_make_examples(config, workdir))
@@ -290,9 +303,7 @@ def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics)
     )  # fmt: skip
     sampled = "evaluate" in config.phases and "leafe" in config.evaluate.methods
     if sampled and jax.local_device_count() % config.sampler.tensor == 0:
-        _TRAINED[Path(phase.directory / "model")] = hand_over(
-            params, config.model.dtype, config.sampler.tensor
-        )
+        _TRAINED[Path(phase.directory / "model")] = cast(params, config.model.dtype)
     if processes.first():
         counts = [sum(e.source == s for e in examples) for s in range(len(distill.SOURCES))]
         write_json(
@@ -444,6 +455,13 @@ def _open_workdir(root: epath.Path, workdir: str) -> None:
         probe.unlink(missing_ok=True)
 
 
+def _check_training(config, root: epath.Path) -> None:
+    """Refuses before stage 1 what would be refused after it."""
+    path = base_model_path(config, root)
+    if "distill" in config.phases and path.exists():
+        check(config.distill.train, hf.read_config(str(path)))
+
+
 def _run(config, env: Environment, workdir: str) -> None:
     root = epath.Path(workdir)
     _open_workdir(root, workdir)
@@ -453,6 +471,7 @@ def _run(config, env: Environment, workdir: str) -> None:
         ):
             if part in DEPENDS:
                 Phase(root, part, config)
+    _check_training(config, root)
     page = root / "report" / "index.html"
     did = False
     with Metrics(Path(root), kept=processes.first()) as metrics:

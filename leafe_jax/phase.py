@@ -39,19 +39,33 @@ class Phase:
         self.record = {"phase": name, "done": False, "config": own, "seconds": 0.0}
         found = processes.together(name, decide=lambda _: self._read())
         if found is not None:
-            self.record = found
-            self._refuse_changes(own)
+            if found["done"] or self._claimed():
+                self._refuse_changes(own, found["config"])
+            self.record = {**found, "config": own}
 
     def begin(self) -> None:
         """Claims the directory for this config; called once everything it needs has been loaded."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self._write()
 
+    def _claimed(self) -> bool:
+        """Whether something is there that another config would spoil. What training needs shows in its
+        first steps (rows that do not fit, memory), so until its first checkpoint all may be changed.
+        """
+        if self.name != "distill":
+            return True
+        checkpoints = self.directory / "checkpoints"
+        return processes.together(
+            f"{self.name}: checkpoints",
+            decide=lambda _: (
+                checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
+            ),
+        )
+
     def _read(self) -> dict[str, Any] | None:
         return json.loads(self.record_path.read_text()) if self.record_path.exists() else None
 
-    def _refuse_changes(self, config: dict[str, Any]) -> None:
-        known = self.record["config"]
+    def _refuse_changes(self, config: dict[str, Any], known: dict[str, Any]) -> None:
         for field in sorted({*known, *config}):
             if known.get(field) != config.get(field):
                 raise UserError(

@@ -30,10 +30,20 @@ DEPENDS = {
     "evaluate/leafe": (*_SAMPLING, "explore", "distill", "evaluate"),
 }
 
-# Fields of a train section that leave the result alone, but for rounding.
-_CHANGEABLE = (
-    "mesh", "remat", "scan_layers", "checkpoint_every", "log_every", "notice_url",
-)  # fmt: skip
+# Fields that leave the result alone, but for rounding: where it is computed, and in what portions.
+_CHANGEABLE = {
+    "train": (
+        "mesh", "remat", "scan_layers", "accumulation", "loss_chunk", "attention", "max_nonfinite",
+        "checkpoint_every", "log_every", "notice_url",
+    ),
+    "sampler": (
+        "tensor", "copies", "num_slots", "num_pages", "page_size", "turn_chunk", "prefill_chunk",
+        "attention", "compile_ahead",
+    ),
+}  # fmt: skip
+_CHANGEABLE_FIELD = re.compile(
+    "|".join(rf"\b{section}\.({'|'.join(names)})(\.|$)" for section, names in _CHANGEABLE.items())
+)
 
 
 def flatten(config, prefix: str = "") -> dict[str, Any]:
@@ -47,15 +57,15 @@ def flatten(config, prefix: str = "") -> dict[str, Any]:
 
 
 def relevant(config, phase: str) -> dict[str, Any]:
-    """The fields a phase depends on. Which methods are evaluated is not one of them, nor is what a
-    training run may change between two starts, such as its mesh."""
+    """The fields a phase depends on. Which methods are evaluated is not one of them, nor is what may
+    change between two starts, such as the mesh."""
     sections = DEPENDS[phase]
     return {
         name: value
         for name, value in flatten(config).items()
         if any(name == s or name.startswith(s + ".") for s in sections)
         and name != "evaluate.methods"
-        and not re.search(rf"\.train\.({'|'.join(_CHANGEABLE)})(\.|$)", name)
+        and not _CHANGEABLE_FIELD.search(name)
     }
 
 

@@ -132,6 +132,44 @@ def test_a_changed_config_is_refused_by_name(finished, override, phase, capsys, 
     assert error.count("\n") == 1
 
 
+def call(monkeypatch, workdir, *overrides) -> int:
+    """main() in this process: for what ends early."""
+    arguments = ["main", f"--config={QUICKSTART}:smoke", f"--workdir={workdir}", *overrides]
+    monkeypatch.setattr(sys, "argv", arguments)  # config_flags looks there for overrides
+    return main(arguments)
+
+
+def test_training_that_cannot_begin_claims_nothing(finished, tmp_path, capsys, monkeypatch):
+    """What rows need shows after stage 1; the fix that the error asks for must not be refused."""
+    subprocess.run(["cp", "-r", str(finished[0] / "explore"), str(tmp_path)], check=True)
+    phases = "--config.phases=('explore','distill')"
+    assert call(monkeypatch, tmp_path, phases, "--config.distill.train.seq_len=40") == 2
+    assert "seq_len = 40: the longest example needs" in capsys.readouterr().err
+    # As after a first checkpoint, which a run goes on from.
+    (tmp_path / "distill" / "checkpoints" / "50").mkdir(parents=True)
+    assert call(monkeypatch, tmp_path, phases) == 2
+    assert "seq_len = 320, but phase 'distill'" in capsys.readouterr().err
+    (tmp_path / "distill" / "checkpoints" / "50").rmdir()
+    assert call(monkeypatch, tmp_path, phases, "--config.sampler.num_slots=64") == 0
+    assert (tmp_path / "distill" / "model" / "config.json").exists()
+
+
+def test_distill_wants_a_finished_stage_one(finished, tmp_path, capsys, monkeypatch):
+    subprocess.run(["cp", "-r", str(finished[0] / "explore"), str(tmp_path)], check=True)
+    record = tmp_path / "explore" / "phase.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "done": False}))
+    assert call(monkeypatch, tmp_path, "--config.phases=('distill',)") == 2
+    assert "the phase 'explore' of this workdir is not finished" in capsys.readouterr().err
+
+
+def test_a_workdir_keeps_its_own_base_model(tmp_path, monkeypatch, capsys):
+    """Later phases in a workdir that has made its base must not take the embedded one."""
+    (tmp_path / "bootstrap").mkdir()
+    (tmp_path / "bootstrap" / "phase.json").write_text("{}")
+    assert call(monkeypatch, tmp_path, "--config.phases=('explore',)") == 2
+    assert f"{tmp_path}/bootstrap/model" in capsys.readouterr().err
+
+
 def test_same_seed_same_bytes_other_seed_other_trees(finished, tmp_path):
     workdir, out, _ = finished
     code, again, err = run(tmp_path / "again")
@@ -251,6 +289,8 @@ def write(path: Path, text: str) -> str:
         (["--config.explore.num_tasks=many"], r"explore.num_tasks"),
         (["--config.explore.num_tasks=9999"], r"explore.num_tasks = 9999: split 'train' has 384"),
         (["--config.explore.split=test"], r"explore.split = 'test'"),
+        (["--config.distill.train.mesh.tensor=3"], r"train.mesh: data = -1, fsdp = 1, tensor = 3 does not"),
+        (["--config.distill.train.schedule=steep"], r"train.schedule = 'steep': must be one of"),
         (["--config.context.mode=diary"], r"context.mode = 'diary': must be one of dialogue"),
         (["--config.model.path=/nowhere"], r"model.path = /nowhere: no such directory"),
         (["--config.model.path={tmp}"], r"no config.json there"),

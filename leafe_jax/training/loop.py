@@ -22,6 +22,7 @@ from leafe_jax.training.data import Batches, Example, mixing_coefficients, surve
 from leafe_jax.training.preemption import EXIT_PREEMPTED, Preemption
 from leafe_jax.training.sharding import BATCH, make_mesh, shardings_for
 from leafe_jax.training.step import (
+    StepOptions,
     init_state,
     make_optimizer,
     make_train_step,
@@ -41,6 +42,27 @@ def place(params: Any) -> LoadParams:
         )(jax.tree.map(np.asarray, params))
 
     return load
+
+
+def check(train, model_config: ModelConfig) -> tuple[Mesh, ModelConfig, StepOptions]:
+    """What a train section says about a model; all that can be refused without an example.
+
+    Args:
+      train: train section of a config.
+      model_config: the model, without adapters.
+
+    Returns:
+      (mesh over all devices, model with the adapters of train.lora, options of the step).
+
+    Raises:
+      UserError: a field is out of range, or does not go with the devices or the model.
+    """
+    mesh = make_mesh(train.mesh)
+    model_config = lora.with_adapters(model_config, train.lora)
+    options = step_options(train, model_config, mesh)
+    make_optimizer(train, 1)
+    shardings_for(abstract_params(model_config), mesh)
+    return mesh, model_config, options
 
 
 def fit(
@@ -82,10 +104,7 @@ def fit(
       OSError: the disk is full; the last checkpoint is intact.
       SystemExit: EXIT_PREEMPTED, once the state is saved.
     """
-    mesh = make_mesh(train_config.mesh)
-    model_config = lora.with_adapters(model_config, train_config.lora)
-    options = step_options(train_config, model_config, mesh)
-    shardings_for(abstract_params(model_config), mesh)  # refused before anything is written
+    mesh, model_config, options = check(train_config, model_config)  # before anything is written
     facts = survey(examples, len(sources))
     _agree(facts.digest)
     place_rows = NamedSharding(mesh, BATCH)

@@ -90,6 +90,16 @@ def stacked_shardings(layers: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, layers)
 
 
+def cast(params: Any, dtype) -> Any:
+    """Parameters in another dtype, each where it lies; the very same ones where they have it."""
+    if all(x.dtype == dtype for x in jax.tree.leaves(params)):
+        return params
+    places = jax.tree.map(lambda x: x.sharding, params)
+    return jax.jit(
+        lambda params: jax.tree.map(lambda x: x.astype(dtype), params), out_shardings=places
+    )(params)
+
+
 def hand_over(params: Any, dtype, tensor: int) -> Callable[[Any], Any]:
     """The trainer's parameters for the samplers: cast where they lie, then resharded once.
 
@@ -106,7 +116,7 @@ def hand_over(params: Any, dtype, tensor: int) -> Callable[[Any], Any]:
       parameters, on `tensor` devices that hold a copy); nothing is moved.
     """
 
-    def cast(params):
+    def to_dtype(params):
         return jax.tree.map(lambda x: x.astype(dtype), params)
 
     source = jax.tree.leaves(params)[0].sharding
@@ -120,9 +130,9 @@ def hand_over(params: Any, dtype, tensor: int) -> Callable[[Any], Any]:
     targets = shardings_for(params, make_mesh({"data": -1, "fsdp": 1, "tensor": tensor}, order))
     own = list(source.mesh.devices.flat) if isinstance(source, NamedSharding) else order
     if own == order:
-        copies = jax.jit(cast, out_shardings=targets)(params)
+        copies = jax.jit(to_dtype, out_shardings=targets)(params)
     else:  # a TPU slice may number its devices across the hosts; one program wants one order
-        copies = jax.device_put(jax.jit(cast)(params), targets)
+        copies = jax.device_put(jax.jit(to_dtype)(params), targets)
 
     def load(shardings: Any) -> Any:
         def take(x, to):
