@@ -42,6 +42,7 @@ setup(
         ],
         "test": [
             "pytest",
+            "pytest-xdist",  # two files at a time: programs compile on one core each
             "hypothesis",  # property tests of the environments and parsers
             "ruff",
             "thefuzz",  # the original's fuzzy comparison: the independent side of WebShop's tests
