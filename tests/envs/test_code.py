@@ -267,6 +267,13 @@ def test_mbpp(mbpp):
     assert "NameError" in play(mbpp, "def other(x): return x")[1][0].observation
 
 
+def test_setup_code_and_imports_are_lines_of_their_own(tmp_path):
+    fields = {"test_setup_code": "k = 2", "test_imports": ["import math", "import cmath"],
+              "test_list": ["assert twice(1) == math.floor(k) + cmath.pi * 0"]}  # fmt: skip
+    path = write(tmp_path / "m.jsonl", {**MBPP, **fields})
+    assert play(make(problems=[path], layout="mbpp", split="train"), MBPP["code"])[1][0].success
+
+
 def test_humaneval(humaneval):
     (right,) = play(humaneval, "    return 2 * x\n")[1]  # a bare body, as base models write it
     assert right.success
@@ -345,6 +352,12 @@ def test_parquet(tmp_path):
         ("codecontests", {"public_tests": "none"}, "public_tests"),
         ("codecontests", {"description": None}, "description"),
         ("codecontests", {"solutions": "x"}, "solutions"),
+        ("codecontests", {"solutions": 5}, "solutions"),
+        ("codecontests", {"solutions": {"language": None, "solution": []}}, "solutions"),
+        ("codecontests", {"solutions": {"language": [3], "solution": 5}}, "solutions"),
+        ("codecontests", {"solutions": {"language": [3], "solution": []}}, "solutions"),
+        ("mbpp", {"test_list": ["assert " + "-" * 100_000 + "1"]}, "test_list"),
+        ("humaneval", {"prompt": f"x = {'-' * 100_000}1\ndef twice(x):\n    pass\n"}, "prompt"),
     ],
 )
 def test_bad_records_are_named(tmp_path, layout, change, field):
@@ -364,6 +377,16 @@ def test_bad_files_and_options_are_named(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(EnvDataError, match="cannot be read"):
         make(problems=[str(path)], split="train")
+    damaged = bytearray(gzip.compress(b"x" * 100))
+    damaged[12] ^= 255
+    (tmp_path / "x.jsonl.gz").write_bytes(damaged)
+    with pytest.raises(EnvDataError, match="x.jsonl.gz: cannot be read"):
+        make(problems=[str(tmp_path / "x.jsonl.gz")], split="train")
+    for name, where in (("y.json", "y.json: "), ("y.jsonl", "y.jsonl, line 1: ")):
+        for text in ("9" * 5000, "[" * 100_000 + "]" * 100_000):
+            (tmp_path / name).write_text(text)
+            with pytest.raises(EnvDataError, match=f"{where}not JSON that can be read"):
+                make(problems=[str(tmp_path / name)], split="train")
     twice = write(tmp_path / "twice.jsonl", record(), record())
     with pytest.raises(EnvDataError, match="record 1: task 'train/easy/sum' is there twice"):
         make(problems=[twice], split="train")
