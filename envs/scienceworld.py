@@ -359,6 +359,7 @@ def _java_version() -> tuple[str, int]:
         done = subprocess.run(["java", "-version"], capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error), 0
-    said = done.stderr.decode(errors="replace").strip()
+    lines = done.stderr.decode(errors="replace").splitlines()
+    said = next((line for line in lines if " version " in line), " ".join(lines))[:80]
     found = re.search(r'version "(?:1\.)?([0-9]{1,4})', said)
-    return (found.string[found.start() :] if found else said)[:60], int(found[1]) if found else 0
+    return said, int(found[1]) if found else 0

@@ -1,8 +1,10 @@
 """The ScienceWorld adapter against the package itself; what starts a JVM needs Java and the extra."""
 
+import dataclasses
 import importlib.util
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -270,6 +272,19 @@ def test_a_killed_jvm_costs_a_replay(env):
             os.kill(int(child), signal.SIGKILL)  # the JVM, not the worker
     assert env.step(state, "look in cupboard") == reference
     assert {worker.pid for worker in env._workers} != before
+
+
+@needs_java
+def test_states_are_values(env):
+    state, observation = env.reset("train/melt/0003")
+    assert env.reset("train/melt/0003") == (state, observation)
+    new, _ = env.step(state, "look around")
+    for value in (state, new):
+        copy = pickle.loads(pickle.dumps(value))
+        assert copy == value and hash(copy) == hash(value)
+    assert env.step(state, "look around")[0] == new != state
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        new.num_steps = 5
 
 
 @needs_java
