@@ -101,11 +101,12 @@ def _restrict(request, seccomp):
         _prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_FILTER_MODE), ctypes.byref(program))
 
 
-def _compiled(source, name):
+def _compiled(source):
     text = source.decode("utf-8", "surrogatepass")
-    code = compile(text, name, "exec", dont_inherit=True)
-    # Tracebacks show the offending line of a file that does not exist.
-    linecache.cache[name] = (len(text), None, text.splitlines(True), name)
+    code = compile(text, FILE_NAME, "exec", dont_inherit=True)
+    # Tracebacks show the offending line of a file that does not exist. Not so the tests': whatever
+    # holds them can be read by the program.
+    linecache.cache[FILE_NAME] = (len(text), None, text.splitlines(True), FILE_NAME)
     return code
 
 
@@ -120,25 +121,22 @@ def _steps(code, namespace, hidden):
     """What is to be called in turn: the program and then, if there are tests, they and the word.
 
     A program reaches every frame below it, every module and everything in them, and may replace what
-    it likes there: exec, settrace, this very file's functions. So what is called after it is bound
-    before it runs, in objects that only the caller's C loop holds, and there is no line of Python
-    between the steps that a trace function could jump over.
+    it likes there: exec, compile, this very file's functions. So what is called after it is bound
+    before it runs, in objects that only C's loops hold; and as there is no line of Python between
+    the program and the word but for the tests', no trace function gets to jump over anything else.
     """
     steps = [functools.partial(exec, code, namespace)]
     if hidden:
-        word, tests = hidden
+        word, (address, size) = hidden
         hidden.clear()  # the list is in frames that the program sees
-
-        def run_tests(
-            exec=exec, compile=compile, string_at=ctypes.string_at, cache=linecache.cache
-        ):
-            text = string_at(*tests).decode("utf-8", "surrogatepass")
-            cache[TESTS_NAME] = (len(text), None, text.splitlines(True), TESTS_NAME)
-            exec(compile(text, TESTS_NAME, "exec", dont_inherit=True), namespace)
-
+        # Lazy: nothing is read before the loop comes to it.
+        texts = map(bytes, map((ctypes.c_char * size).from_address, [address]))
+        texts = map(str, texts, ["utf-8"], ["surrogatepass"])
+        codes = map(compile, texts, [TESTS_NAME], ["exec"], [0], [True])
+        steps.append(functools.partial(collections.deque, map(exec, codes, [namespace]), 0))
         # By C's write, out of C's memory: at no time is there a Python object that holds the word.
-        say = functools.partial(_LIBC.write, 1, ctypes.c_void_p(word[0]), ctypes.c_size_t(word[1]))
-        steps += [run_tests, say]
+        arguments = 1, ctypes.c_void_p(word[0]), ctypes.c_size_t(word[1])
+        steps.append(functools.partial(_LIBC.write, *arguments))
     return steps
 
 
@@ -178,9 +176,7 @@ def _run(code, hidden):
         exit_code = _exit_code(error)
     except BaseException as error:
         exit_code = 1
-        inside = error.__traceback__
-        while inside and inside.tb_frame.f_code.co_filename == __file__:
-            inside = inside.tb_next  # without the frames of this file
+        inside = error.__traceback__.tb_next  # without the frame of this function
         traceback.print_exception(type(error), error, inside)
     threading._shutdown()  # a program may leave its work to a thread and fall off its end
     sys.modules["atexit"]._run_exitfuncs()
@@ -197,7 +193,7 @@ def _be_the_program(request, source, hidden, seccomp, files, phase):
         os.closerange(4, 1 << 16)
         _restrict(request, seccomp)
         try:
-            code = _compiled(source, FILE_NAME)
+            code = _compiled(source)
         except Exception as error:  # a hostile source raises more than SyntaxError
             write_all(2, "".join(traceback.format_exception_only(error)).encode(errors="replace"))
             return

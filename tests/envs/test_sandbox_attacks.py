@@ -456,7 +456,7 @@ def leaves(values, depth=6):
         elif depth and isinstance(value, (list, tuple, set)): yield from leaves(value, depth - 1)
 """
 JUDGE_ATTACKS = {
-    "cache": "import linecache\ndef f():\n    print('\\n' + linecache.cache['tests.py'][2][-1])\n    os._exit(0)",
+    "cache": "import linecache\ndef f(): print('\\n' + linecache.cache['tests.py'][2][-1])",
     "frames before": _SEARCH + """
 def look():
     for leaf in leaves(search()):
@@ -494,6 +494,26 @@ while frame:
     frame = frame.f_back
 sys.settrace(trace)
 """,
+    "trace": """
+import sys
+def trace(frame, event, argument):
+    if frame.f_code.co_filename != "tests.py" and frame.f_code.co_filename != "program.py":
+        for name, value in list(frame.f_locals.items()):
+            frame.f_locals[name] = "pass" if isinstance(value, str) else lambda *a, **k: "pass"
+    return trace
+frame = sys._getframe(1)
+while frame:
+    frame.f_trace = trace
+    frame = frame.f_back
+sys.settrace(trace)
+sys.setprofile(trace)
+""",
+    "cache watch": """
+import linecache
+class Watch(dict):
+    def __setitem__(self, key, value): print(value[2][-1])
+linecache.cache = Watch(linecache.cache)
+""",
     "exit hooks": "import atexit, os\natexit.register(os._exit, 0)",
     "hang up": "import os\nos.closerange(0, 64)\ndef f(): os._exit(0)",
 }  # fmt: skip
@@ -506,6 +526,7 @@ def test_the_tests_in_a_programs_own_process_are_not_passed_by_introspection(poo
     assert not [name for name, result in results.items() if result.finished]
     # Nor are the tests there before they run; the search comes to its end, and finds what there is.
     before, during = results["frames before"], results["frames during"]
+    assert SECRET not in results["cache"].output + results["cache watch"].output
     assert SECRET not in before.output and "JUDGE_MARK" in before.output
     assert before.error.endswith("NameError: name 'f' is not defined\n")
     assert SECRET in during.output and during.error.endswith("AssertionError: not equal\n")
