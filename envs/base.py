@@ -84,11 +84,11 @@ class Environment(abc.ABC):
     """
 
     name: str = ""
-    programs = False  # an action is a program: many lines, blanks and all
     description: str = ""  # one paragraph on the environment and its actions, for prompts
     splits: tuple[str, ...] = ("train", "valid", "test")
     split: str | None = None  # whose tasks `tasks` lists; None: those of all splits
     has_workers: bool = False  # steps are played in worker processes and take their time
+    programs: bool = False  # an action is a program: many lines, blanks and all
     states_goal: bool = False  # the first observation says "Your task is to: ..."
 
     def __init__(self, horizon: int):

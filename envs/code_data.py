@@ -129,10 +129,7 @@ def _read_json(path: str) -> Iterator[Any]:
 def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # too many digits and too deep, besides JSON's own
+    except (ValueError, RecursionError) as error:  # too many digits and too deep, too
         raise EnvDataError(f"{where}: not JSON that can be read ({error})") from None
 
 

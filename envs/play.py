@@ -52,7 +52,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _make(flags: argparse.Namespace) -> Environment:
     try:
         options = json.loads(flags.options)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EnvDataError(f"--options={flags.options}: not JSON: {error}") from error
     if not isinstance(options, dict):
         raise EnvDataError(

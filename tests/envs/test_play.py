@@ -106,6 +106,7 @@ def test_list_prints_sizes_and_hashes():
         (("--env=sokoban", "--task=" + "9" * 5000), "split 'test' has the tasks"),
         (("--env=sokoban", "--task=train/sokoban-6x6-1/0000"), "split 'test' has the tasks"),
         (("--env=sokoban", "--options={"), "not JSON"),
+        (("--env=sokoban", "--options=" + "[" * 9999 + "]" * 9999), "not JSON"),
         (("--env=sokoban", "--options=[1]"), "must be an object"),
         (("--env=sokoban", '--options={"split": "test"}'), "'split' is no option"),
         (("--env=sokoban", '--options={"sise": 3}'), "sokoban has no option 'sise'; it has horizon, "),
