@@ -24,9 +24,12 @@ def get_config(mode: str = "full"):
     c.env.options.problems = ()  # files to play instead of what comes along
     c.env.options.layout = "drills"  # or own, codecontests, mbpp, humaneval
     c.env.options.num_tests = 4  # the first ones decide; 0 takes all
+    c.env.options.num_public = 0  # how many of the public tests are shown; 0 shows all
     c.env.options.time_limit = 2.0  # processor seconds per test
     c.env.options.memory_mb = 512
+    c.env.options.ignore_case = False  # accept outputs that differ in case
     c.env.options.workers = 0  # programs run at the same time; 0 is one per core
+    c.env.options.mechanism = ""  # of the sandbox (docs/SECURITY.md); "" takes the strongest here
     c.env.options.allow_weak = False  # True: resource limits alone where no sandbox works
     c.explore.reflect_every = 2
     if mode == "full":

@@ -17,8 +17,8 @@ SMALLER = runpy.run_path(str(Path(__file__).with_name("codecontests_qwen2_5_7b.p
 
 def get_config(mode: str = "full"):
     c = SMALLER["get_config"](mode)
+    c.model.path = "Qwen2.5-72B-Instruct"  # a directory, or a name for the plan tool
     if mode == "full":
-        c.model.path = "Qwen2.5-72B-Instruct"  # a directory, or a name for the plan tool
         c.sampler.num_slots = 32
         c.distill.train.loss_chunk = 1024
         c.distill.train.batch_size = 64  # a row for each chip of v5p:4x4x4

@@ -7,7 +7,9 @@
 The files are those of deepmind/code_contests on the hub, or its protocol buffers in JSON Lines; each
 name says its split. Programs run in the sandbox (docs/SECURITY.md): install bubblewrap.
 Optimizer, rollback and evaluation settings are the paper's (arXiv 2603.16843), tests and sampling
-of solutions are CTRL's. Needs an accelerator; no numbers have been measured with it yet.
+of solutions are CTRL's. Numbers are compared more strictly: an expected integer must be met exactly, where
+CTRL's judge takes what is within 1e-5 of it (docs/ENVIRONMENTS.md). Needs an accelerator; no numbers have
+been measured with it yet.
 """
 
 import runpy
@@ -19,16 +21,19 @@ HOUSEHOLD_INSTRUCT = runpy.run_path(str(Path(__file__).with_name("household_inst
 
 def get_config(mode: str = "full"):
     c = HOUSEHOLD_INSTRUCT["get_config"](mode)
+    c.model.path = "Qwen2.5-7B-Instruct"  # a directory; left out, the embedded model would play
     c.env.name = "code"
     c.env.horizon = 4  # submissions (paper)
     c.env.prompt_style = "program"
     c.env.options.problems = ()  # CodeContests files; see above
     c.env.options.layout = "codecontests"
     c.env.options.num_tests = 10  # the first ones decide (CTRL)
+    c.env.options.num_public = 0  # how many of the public tests are shown; 0 shows all
     c.env.options.time_limit = 30.0  # processor seconds per test, the data's own ignored (CTRL)
     c.env.options.memory_mb = 1024
     c.env.options.ignore_case = True  # as CTRL's judge does
     c.env.options.workers = 0  # programs run at the same time; 0 is one per core
+    c.env.options.mechanism = ""  # of the sandbox (docs/SECURITY.md); "" takes the strongest here
     c.env.options.allow_weak = False  # True: resource limits alone where no sandbox works
     c.sampler.max_len = 16384
     c.sampler.max_action_tokens = 1024  # (CTRL)

@@ -15,4 +15,6 @@ QWEN = runpy.run_path(str(Path(__file__).with_name("webshop_qwen2_5_7b.py")))
 
 
 def get_config(mode: str = "full"):
-    return QWEN["get_config"](mode)
+    c = QWEN["get_config"](mode)
+    c.model.path = "Llama-3.1-8B-Instruct"
+    return c

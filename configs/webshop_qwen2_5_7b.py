@@ -20,6 +20,7 @@ HOUSEHOLD_INSTRUCT = runpy.run_path(str(Path(__file__).with_name("household_inst
 
 def get_config(mode: str = "full"):
     c = HOUSEHOLD_INSTRUCT["get_config"](mode)
+    c.model.path = "Qwen2.5-7B-Instruct"  # a directory; left out, the embedded model would play
     c.env.name = "webshop"
     c.env.horizon = 15 if mode == "full" else 4
     c.env.options.data = ""  # directory of the official files; "" is the generated catalogue

@@ -17,7 +17,15 @@ from pathlib import Path
 
 from envs import alfworld_games as generator
 from envs.alfworld_engine import Game, Position, load_game, read_game
-from envs.base import EnvDataError, Environment, State, StepResult, Task
+from envs.base import (
+    EnvDataError,
+    Environment,
+    State,
+    StepResult,
+    Task,
+    check_path,
+    check_paths,
+)
 
 OFFICIAL_COUNTS = {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
 _SOURCE = "the official files come with `alfworld-download` (github.com/alfworld/alfworld)"
@@ -69,6 +77,8 @@ class Alfworld(Environment):
         max_receptacles: int = 0,
     ):
         super().__init__(horizon)
+        data = check_path("data", data)
+        games = check_paths("games", games)
         fewest = generator.fewest_receptacles()
         if type(max_receptacles) is not int or not (
             max_receptacles == 0 or max_receptacles >= fewest
@@ -84,8 +94,6 @@ class Alfworld(Environment):
         self._most = max_receptacles
         if data and games:
             raise EnvDataError(f"env.options.data = {data!r}: cannot go with env.options.games")
-        if isinstance(games, str):
-            raise EnvDataError(f"env.options.games = {games!r}: must be a list of paths")
         self._data = Path(data) / "json_2.1.1" if data else None
         self._files: dict[str, Path] = {}  # task id -> game file
         if self._data is not None and not self._data.is_dir():
@@ -263,6 +271,6 @@ def generated_game(task_id: str) -> Game:
 def _task_type(trajectory: Path) -> str:
     try:
         task_type = json.loads(trajectory.read_text(encoding="utf-8"))["task_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise EnvDataError(f"{trajectory}: cannot read task_type: {error!r}") from None
     return str(task_type)

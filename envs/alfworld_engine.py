@@ -311,14 +311,17 @@ def read_game(path: str | Path) -> dict:
     """The JSON object of a game.tw-pddl file.
 
     Raises:
-      EnvDataError: no such file, or not JSON.
+      EnvDataError: no such file, or not a JSON object.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise EnvDataError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EnvDataError(f"{path}: not a JSON file: {error}") from None
+    if not isinstance(data, dict):
+        raise EnvDataError(f"{path}: must be a JSON object, not {data!r:.60}")
+    return data
 
 
 @functools.lru_cache(maxsize=128)

@@ -17,6 +17,7 @@ from envs.alfworld import Alfworld
 from envs.base import EnvDataError, State, StepResult
 
 _MAX_LOADED = 4  # games held at a time, for they are large
+_MAX_KEPT = 512  # positions kept of each; one that is gone is played again from the longest kept
 # What textworld.logic.State consists of; names differ from what the library's number stands for.
 _FACTS = ("_facts", "_vars_by_name", "_vars_by_type", "_var_counts")
 
@@ -43,8 +44,14 @@ class AlfworldReal(Alfworld):
 
     name = "alfworld_real"
 
-    def __init__(self, data: str = "", games: Sequence[str] = (), horizon: int = 50):
-        super().__init__(data, games, horizon)
+    def __init__(
+        self,
+        data: str = "",
+        games: Sequence[str] = (),
+        horizon: int = 50,
+        max_receptacles: int = 0,
+    ):
+        super().__init__(data, games, horizon, max_receptacles)
         try:
             import alfworld.agents.environment.alfred_tw_env  # noqa: F401
             import fast_downward  # noqa: F401
@@ -101,7 +108,7 @@ class AlfworldReal(Alfworld):
 
 
 class _Loaded:
-    """One game in the package, with every position it has been at.
+    """One game in the package, with the last _MAX_KEPT positions it has been at.
 
     Args:
       data: the game.
@@ -124,15 +131,21 @@ class _Loaded:
         self._env.load(data)
         self._env.reset()
         sys.argv[:] = argv
-        self._kept: dict[tuple[str, ...], tuple] = {(): self._snapshot()}
+        self._start = self._snapshot()
+        # (commands -> snapshot), the one used last at the end.
+        self._kept: collections.OrderedDict[tuple[str, ...], tuple] = collections.OrderedDict()
 
     def restore(self, commands: tuple[str, ...]) -> Any:
         """Goes to where `commands` lead from the start; returns the package's GameState there."""
-        if commands not in self._kept:
+        if commands and commands not in self._kept:
             self.restore(commands[:-1])
             self._env.step(commands[-1])
             self._kept[commands] = self._snapshot()
-        number, facts, operators, seen = self._kept[commands]
+            if len(self._kept) > _MAX_KEPT:
+                self._kept.popitem(last=False)
+        if commands:
+            self._kept.move_to_end(commands)
+        number, facts, operators, seen = self._kept[commands] if commands else self._start
         self.chain.downward_lib.set_state_id(number)
         for name, value in zip(_FACTS, facts, strict=True):
             setattr(self.chain._pddl_state, name, _copied(value))

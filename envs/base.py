@@ -13,6 +13,7 @@ import abc
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -87,10 +88,11 @@ class Environment(abc.ABC):
     splits: tuple[str, ...] = ("train", "valid", "test")
     split: str | None = None  # whose tasks `tasks` lists; None: those of all splits
     has_workers: bool = False  # steps are played in worker processes and take their time
+    programs: bool = False  # an action is a program: many lines, blanks and all
     states_goal: bool = False  # the first observation says "Your task is to: ..."
 
     def __init__(self, horizon: int):
-        if not isinstance(horizon, int) or horizon < 1:
+        if type(horizon) is not int or horizon < 1:
             raise EnvDataError(f"env.horizon = {horizon!r}: must be an integer of at least 1 step")
         self.horizon = horizon
         self._tasks: dict[str, tuple[Task, ...]] = {}
@@ -195,6 +197,25 @@ class Environment(abc.ABC):
             new_state, num_steps=num_steps, done=done, success=result.success
         )
         return new_state, dataclasses.replace(result, done=done)
+
+
+def check_option(option: str, value: Any, right: bool, allowed: str) -> None:
+    """Raises the one-line EnvDataError about `env.options.<option>` unless `right`."""
+    if not right:
+        raise EnvDataError(f"env.options.{option} = {value!r}: must be {allowed}")
+
+
+def check_path(option: str, value: Any) -> str:
+    """A path, "" for none, as a text; or EnvDataError."""
+    check_option(option, value, isinstance(value, str | Path), "a path, or '' for none")
+    return str(value)
+
+
+def check_paths(option: str, value: Any) -> tuple[str, ...]:
+    """A list of paths, or EnvDataError."""
+    listed = isinstance(value, list | tuple) and all(isinstance(v, str | Path) for v in value)
+    check_option(option, value, listed, "a list of paths")
+    return tuple(map(str, value))
 
 
 def stable_seed(*names: object) -> int:

@@ -13,7 +13,15 @@ import functools
 from collections.abc import Sequence
 
 from envs import code_data, sandbox
-from envs.base import EnvDataError, Environment, State, StepResult, Task
+from envs.base import (
+    EnvDataError,
+    Environment,
+    State,
+    StepResult,
+    Task,
+    check_option,
+    check_paths,
+)
 from envs.code_judge import Judge, Verdict
 from envs.problems import drills
 
@@ -62,6 +70,7 @@ class Code(Environment):
     """
 
     name = "code"
+    programs = True
     has_workers = True
     description = (
         "You solve programming problems in Python 3. A program reads standard input and writes"
@@ -88,15 +97,14 @@ class Code(Environment):
             raise EnvDataError(
                 f"env.options.layout = {layout!r}: must be one of {', '.join(LAYOUTS)}"
             )
-        if isinstance(problems, str) or not all(isinstance(p, str) for p in problems):
-            raise EnvDataError(f"env.options.problems = {problems!r}: must be a list of paths")
+        problems = check_paths("problems", problems)
         if layout == "drills":
             if problems:
                 raise EnvDataError(f"env.options.problems = {problems!r}: drills have no files")
             self.splits = drills.SPLITS
         elif layout != "own" and not problems:
             raise EnvDataError(f"env.options.problems = (): {layout!r} needs at least one file")
-        self.files = tuple(problems) or (str(code_data.OWN_SET),)
+        self.files = problems or (str(code_data.OWN_SET),)
         self.layout = layout
         for option, value, least in (("num_tests", num_tests, 0), ("num_public", num_public, 0)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -104,9 +112,11 @@ class Code(Environment):
                     f"env.options.{option} = {value!r}: must be a number of tests, 0 for all"
                 )
         self.num_tests, self.num_public = num_tests, num_public
+        for option, value in (("ignore_case", ignore_case), ("allow_weak", allow_weak)):
+            check_option(option, value, isinstance(value, bool), "True or False")
         limits = _limits(time_limit, memory_mb)
         pool = sandbox.shared(mechanism, allow_weak, workers)
-        self.judge = Judge(pool, limits, bool(ignore_case))
+        self.judge = Judge(pool, limits, ignore_case)
         self._problems: dict[str, dict[str, code_data.Problem]] = {}
         # A group of samples hands in the same program again and again.
         self._verdict = functools.lru_cache(maxsize=4096)(self._judge_again)

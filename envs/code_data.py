@@ -12,6 +12,7 @@ import doctest
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ OWN_SET = Path(__file__).parent / "assets" / "code" / "problems.jsonl"
 
 _SOURCES = ("unknown", "codechef", "codeforces", "hackerearth", "codejam", "", "atcoder", "aizu")
 _PYTHON3 = (3, "PYTHON3")
+_TOO_DEEP = (RecursionError, MemoryError)  # of Python's parser, by version
 # Splits of MBPP by task_id (Austin et al. 2021, section 2.1); 1 to 10 are for few-shot prompts.
 _MBPP_SPLITS = {"test": range(11, 511), "valid": range(511, 601), "train": range(601, 975)}
 
@@ -112,19 +114,23 @@ def _read_json(path: str) -> Iterator[Any]:
     try:
         with opener(path, "rt", encoding="utf-8") as file:
             if path.removesuffix(".gz").endswith(".json"):
-                values = json.load(file)
+                values = _parse(file.read(), path)
                 if not isinstance(values, list):
                     raise EnvDataError(f"{path}: must be a list of records")
                 yield from values
                 return
             for number, line in enumerate(file):
                 if line.strip():
-                    try:
-                        yield json.loads(line)
-                    except ValueError as error:
-                        raise EnvDataError(f"{path}, line {number + 1}: {error}") from None
-    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+                    yield _parse(line, f"{path}, line {number + 1}")
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise EnvDataError(f"{path}: cannot be read ({error})") from None
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # too many digits and too deep, too
+        raise EnvDataError(f"{where}: not JSON that can be read ({error})") from None
 
 
 def _read_parquet(path: str) -> Iterator[Any]:
@@ -244,7 +250,10 @@ def _read_codecontests(record: Record, path: str) -> tuple[str, Problem]:
 def _python_solution(record: Record) -> str:
     solutions = record.fields.get("solutions") or []
     if isinstance(solutions, Mapping):
-        pairs = zip(solutions.get("language", ()), solutions.get("solution", ()), strict=False)
+        columns = [solutions.get(name, []) for name in ("language", "solution")]
+        if not all(isinstance(c, list) for c in columns) or len(columns[0]) != len(columns[1]):
+            raise record.error("solutions", "a list, or the lists language and solution, as long")
+        pairs = zip(*columns, strict=True)
     elif isinstance(solutions, list) and all(isinstance(s, Mapping) for s in solutions):
         pairs = ((s.get("language"), s.get("solution")) for s in solutions)
     else:
@@ -273,12 +282,14 @@ def _read_mbpp(record: Record, path: str) -> tuple[str, Problem] | None:
     split = next((s for s, numbers in _MBPP_SPLITS.items() if number in numbers), None)
     if split is None:
         return None
-    setup = record.text("test_setup_code", "")
-    setup += "\n".join(record.texts("test_imports", ()))
+    setup = "\n".join([record.text("test_setup_code", ""), *record.texts("test_imports", ())])
     asserts = record.texts("test_list")
     if not asserts:
         raise record.error("test_list", "a list of at least one assert")
-    cases = tuple(_assertion(source, setup) for source in asserts)
+    try:
+        cases = tuple(_assertion(source, setup) for source in asserts)
+    except _TOO_DEEP:
+        raise record.error("test_list", "asserts that are not nested so deeply") from None
     text = record.text("text" if "text" in record.fields else "prompt")
     statement = f"{text}\nThe program must pass:\n" + "\n".join(asserts)
     judged = cases
@@ -295,9 +306,13 @@ def _read_humaneval(record: Record, path: str) -> tuple[str, Problem]:
     definition = re.search(rf"^def {re.escape(entry)}\b", prompt, re.MULTILINE)
     if definition is None:
         raise record.error("prompt", f"source that defines {entry}, the entry_point")
+    try:
+        examples = _examples(prompt, entry)
+    except _TOO_DEEP:
+        raise record.error("prompt", "source that is not nested so deeply") from None
     return "test", Problem(
         f"test/humaneval/{name.rpartition('/')[2]}", "humaneval",
-        f"Complete this function:\n\n{prompt.strip()}", _examples(prompt, entry),
+        f"Complete this function:\n\n{prompt.strip()}", examples,
         (Case("", code=f"{record.text('test')}\ncheck({entry})\n"),),
         prelude=prompt[: definition.start()], stub=prompt, entry_point=entry,
         reference=record.text("canonical_solution", ""),
@@ -317,7 +332,7 @@ def _examples(prompt: str, entry: str) -> tuple[Case, ...]:
         want, source = example.want.strip(), example.source.strip()
         try:
             ast.parse(source, mode="eval"), ast.literal_eval(want)
-        except (SyntaxError, ValueError):
+        except (SyntaxError, ValueError, TypeError):  # TypeError: {[]}
             continue
         code = f"assert (_got := ({source})) == ({want}), 'got ' + repr(_got)\n"
         cases.append(Case(f"{source} gives {want}", code=code))

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import re
-import secrets
 
 from envs import sandbox
 from envs.base import EnvDataError
@@ -17,10 +16,13 @@ MAX_SHOWN = 400  # characters of a text in the feedback
 
 _log = logging.getLogger(__name__)
 _INTEGER = re.compile(r"[+-]?[0-9]+")
-# Not float(): it reads 1_000 and nan too.
-_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
+# Not float(): it reads 1_000 and nan too. What is matched is a program's output, megabytes of it at
+# worst: two repetitions that can share their digits would take time with the square of its length.
+_DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 _LINE = re.compile(r'File "program\.py", line ([0-9]+)')
 _HELLO = sandbox.Job("print('hello')")
+# A checker reads a submission's whole output: what that costs is no matter of the problem's limits.
+_CHECKER_LIMITS = sandbox.Limits(cpu_seconds=10.0, wall_seconds=35.0, memory_bytes=1 << 30)
 _CHECK = "import json, sys\nprint(bool(check(*json.loads(sys.stdin.read()))))\n"
 _HEADINGS = {
     "compile_error": "Compile error",
@@ -105,30 +107,29 @@ class Judge:
                 break
             passed.add(case)
         if failed is None or failed[1] not in problem.judged:
-            status = self._hidden(problem, program, passed)
-            if status == "ok":
+            hidden = self._hidden(problem, program, passed)
+            if hidden is None:
                 return Verdict(True, "ok", "All tests passed.")
-        if failed is None:
-            known = "All public tests passed, but not all" if problem.public else "Not all"
-            return Verdict(False, status, f"{known} hidden tests.")
-        return Verdict(False, failed[2].status, describe(problem, *failed))
+        if failed is not None:
+            return Verdict(False, failed[2].status, describe(problem, *failed))
+        if hidden.status == "compile_error":  # says nothing about the tests
+            return Verdict(False, hidden.status, _compile_error(hidden))
+        known = "All public tests passed, but not all" if problem.public else "Not all"
+        return Verdict(False, hidden.status, f"{known} hidden tests.")
 
-    def _hidden(self, problem: Problem, program: str, passed: set[Case]) -> str:
-        """The status of the first judged case that fails, or "ok"."""
+    def _hidden(self, problem: Problem, program: str, passed: set[Case]) -> Outcome | None:
+        """How the first judged case that fails did, or None."""
         for case in problem.judged:
             if case not in passed:
-                status = self._play(problem, program, case).status
-                if status != "ok":
-                    return status
-        return "ok"
+                outcome = self._play(problem, program, case)
+                if outcome.status != "ok":
+                    return outcome
+        return None
 
     def _play(self, problem: Problem, program: str, case: Case) -> Outcome:
         if case.code:
-            # An early exit must not pass for a pass: only who comes to the end knows the word.
-            word = secrets.token_hex(16)
-            tests = f"{case.code}\nprint('\\n' + {word!r})\n"
-            result = self._run(sandbox.Job(program, "", tests, self.limits))
-            right = result.output.endswith(f"\n{word}\n")
+            result = self._run(sandbox.Job(program, "", case.code, self.limits))
+            right = result.finished  # an early exit must not pass for a pass
         else:
             result = self._run(sandbox.Job(program, case.input, "", self.limits))
             right = result.status == "ok" and self._accepts(problem, case, result.output)
@@ -140,16 +141,28 @@ class Judge:
         return Outcome(status, result.output, result.error)
 
     def _accepts(self, problem: Problem, case: Case, output: str) -> bool:
+        """Whether an output is right.
+
+        Raises:
+          EnvDataError: the problem's checker raised, or cannot take the expected output either.
+        """
         if not problem.checker:
             return same_output(case.output, output, self.ignore_case)
-        data = json.dumps([case.input, case.output, output])
-        result = self._run(sandbox.Job(problem.checker, data, _CHECK, self.limits))
+        result = self._check(problem, case, output)
+        if result.status in ("memory_limit", "time_limit") and output != case.output:
+            # Is it the output's doing, or the checker's?
+            if self._check(problem, case, case.output).status == "ok":
+                return False
         if result.status != "ok" or result.output not in ("True\n", "False\n"):
             raise EnvDataError(
                 f"task {problem.task_id}: its checker failed: {result.status}"
                 f" {result.error.strip().rpartition(chr(10))[2]}"
             )
         return result.output == "True\n"
+
+    def _check(self, problem: Problem, case: Case, output: str) -> sandbox.Result:
+        data = json.dumps([case.input, case.output, output])
+        return self._run(sandbox.Job(problem.checker, data, _CHECK, _CHECKER_LIMITS))
 
     def _run(self, job: sandbox.Job) -> sandbox.Result:
         result = self.pool.run(job)
@@ -184,9 +197,9 @@ def shorten(text: str) -> str:
 
 def describe(problem: Problem, number: int, case: Case, outcome: Outcome) -> str:
     """What the agent is told about public case `number`, the first that failed."""
-    heading = _HEADINGS.get(outcome.status, "Wrong answer")
     if outcome.status == "compile_error":
-        return f"{heading}: {_reason(outcome.error)}"
+        return _compile_error(outcome)
+    heading = _HEADINGS.get(outcome.status, "Wrong answer")
     text = f"{heading} on public test {number}"
     if outcome.status == "runtime_error":
         text += f": {_reason(outcome.error)}"
@@ -201,6 +214,10 @@ def describe(problem: Problem, number: int, case: Case, outcome: Outcome) -> str
         lines.append(f"Expected output:\n{shorten(case.output)}")
         lines.append(f"Actual output:\n{shorten(outcome.output) or '(nothing)'}")
     return "\n".join(lines)
+
+
+def _compile_error(outcome: Outcome) -> str:
+    return f"{_HEADINGS['compile_error']}: {_reason(outcome.error)}"
 
 
 def _reason(error: str) -> str:

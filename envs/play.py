@@ -4,7 +4,8 @@
     python -m envs.play --env=sokoban --options='{"size": [7, 7], "num_boxes": 2, "horizon": 50}'
     python -m envs.play --env=household --list
 
-What is typed is played as it stands; what begins with a colon is for the player's program.
+What is typed is played as it stands; what begins with a colon is for the player's program. Where an
+action is a program (`--env=code`) lines are read until one that is a full stop alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ HELP = (
     "Type an action, or :actions (those that are admissible), :undo, :restart, :hint (what an expert"
     " would do), :help, :quit."
 )
+PROGRAM_HELP = (
+    "Type a program, as many lines as it takes, and after them a line that is a full stop alone; or,"
+    " in place of a program's first line, :undo, :restart, :hint (a solution, to be typed as it is"
+    " shown), :help, :quit."
+)
+END = "."  # of a program
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,7 +52,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _make(flags: argparse.Namespace) -> Environment:
     try:
         options = json.loads(flags.options)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EnvDataError(f"--options={flags.options}: not JSON: {error}") from error
     if not isinstance(options, dict):
         raise EnvDataError(
@@ -111,12 +118,16 @@ class Game:
     def state(self) -> Any:
         return self.track[-1][0]
 
+    @property
+    def help(self) -> str:
+        return PROGRAM_HELP if self.env.programs else HELP
+
     def show(self) -> str:
         """The current observation."""
         return self.track[-1][1]
 
     def answer(self, line: str) -> str:
-        """Carries out a line and returns what there is to show."""
+        """Carries out a line, or a program's lines, and returns what there is to show."""
         if not line.startswith(":"):
             return self._play(line)
         command = line[1:].strip().lower()
@@ -132,7 +143,7 @@ class Game:
             return "\n".join(f"  {action}" for action in self.env.actions(self.state))
         if command == "hint":
             return self._hint()
-        return HELP if command == "help" else f"{line}: no such command. {HELP}"
+        return self.help if command == "help" else f"{line}: no such command. {self.help}"
 
     def _play(self, action: str) -> str:
         if self.state.done:
@@ -157,22 +168,34 @@ class Game:
         plan = self.env.solve(self.state)
         if not plan:
             return "The expert knows no way to the goal from here in the steps left."
+        if self.env.programs:
+            return f"{plan[0]}\n{END}"
         return f"{plan[0]}   ({len(plan)} actions to the goal)"
 
 
 def play(game: Game) -> None:
     """Reads lines from standard input until :quit or its end."""
-    print(f"{HELP}\n\n{printable(game.show())}")
+    print(f"{game.help}\n\n{printable(game.show())}")
     while True:
         try:
-            line = input("> ").strip()
-        except EOFError:
+            typed = _read_program() if game.env.programs else input("> ").strip()
+        except EOFError:  # what was typed of a program is not handed in
             print()
             return
-        if line.lower() in (":quit", ":q"):
+        if typed.lower() in (":quit", ":q"):
             return
-        if line:
-            print(printable(game.answer(line)))
+        if typed or game.env.programs:
+            print(printable(game.answer(typed)))
+
+
+def _read_program() -> str:
+    """Lines up to END as they were typed, without it; or one that begins with a colon."""
+    lines = [input("> ")]
+    if lines[0].startswith(":"):
+        return lines[0].strip()
+    while lines[-1] != END:
+        lines.append(input("| "))
+    return "\n".join(lines[:-1])
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -28,7 +28,8 @@ MAX_EXPERIENCE_CHARS = 400
 _STEP_REPLY = re.compile(
     r"(?:step)?\s*\[?(\d{1,9})\]?\s*[:.)\-]?\s*(.*)", re.IGNORECASE | re.DOTALL
 )
-_ACTION_TAG = re.compile(r"<action>(.*?)</action>", re.DOTALL | re.IGNORECASE)
+_ACTION_OPENS = re.compile("<action>", re.IGNORECASE)
+_ACTION_CLOSES = re.compile("</action>", re.IGNORECASE)
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 # Markdown's fence: closed by at least as many backticks, or by the end of a reply cut short.
 _FENCED = re.compile(
@@ -79,12 +80,20 @@ class Form:
     max_chars: int = 0
 
 
+_ALFWORLD = Form(
+    role="You are an expert agent in the ALFRED household environment.",
+    describes=False,
+    action_end="\n ",
+    latin_only=True,
+)
 # Environments that are not listed have the general form.
 FORMS = {
-    "alfworld": Form(
-        role="You are an expert agent in the ALFRED household environment.",
-        describes=False,
-        action_end="\n ",
+    "alfworld": _ALFWORLD,
+    "alfworld_real": _ALFWORLD,
+    # EPO's fork, the only one with this environment (agent_system/environments, sciworld).
+    "scienceworld": Form(
+        role="You are an expert agent in the ScienceWorld environment.",
+        fallback_chars=20,
         latin_only=True,
     ),
     "sokoban": Form(
@@ -300,11 +309,14 @@ class Prompts:
             program = (found.group(2) if found else text).strip("\n")[:MAX_PROGRAM_CHARS]
             return program, found is not None and bool(program.strip())
         form = self.form
-        found = _ACTION_TAG.search(reply)
-        if found is None:
+        # Two searches: one pattern would look for an end behind every opening tag, and a reply of
+        # nothing but those takes time with the square of their number.
+        opens = _ACTION_OPENS.search(reply)
+        closes = _ACTION_CLOSES.search(reply, opens.end()) if opens else None
+        if closes is None:
             text = reply.strip()
             return text[max(0, len(text) - form.fallback_chars) :].lower(), False
-        action = found.group(1).strip().lower()[:MAX_ACTION_CHARS]
+        action = reply[opens.end() : closes.start()].strip().lower()[:MAX_ACTION_CHARS]
         if form.pool:
             action = next((word for word in form.pool if word in action), "")
         thought = "<think>" in reply and "</think>" in reply

@@ -95,7 +95,7 @@ class Science(Environment):
     def __init__(self, horizon: int = 30, task_types: Sequence[str] = ()):
         super().__init__(horizon)
         listed = not isinstance(task_types, str) and isinstance(task_types, Sequence)
-        if not listed or any(family not in FAMILIES for family in task_types):
+        if not listed or any(family not in tuple(FAMILIES) for family in task_types):
             raise EnvDataError(
                 f"env.options.task_types = {task_types!r}: must be a list of {', '.join(FAMILIES)}"
             )

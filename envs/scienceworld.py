@@ -19,14 +19,17 @@ import hashlib
 import importlib.util
 import logging
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-from envs.base import EnvDataError, State, Task
+from envs.base import EnvDataError, State, Task, check_option
 from envs.replay import ReplayEnvironment, Reply, Simulator
 
 VERSION = "1.2.3"  # of the package; another one plays the same actions differently
+JAVA_VERSION = 11  # the least: Java 8 does not read JDK_JAVA_OPTIONS, and replays would differ
 JVM_OPTIONS = "-XX:+UnlockExperimentalVMOptions -XX:hashCode=2 -XX:+UseSerialGC -Xmx768m"
 NOT_UNDERSTOOD = "No known action matches that input."
 _UNKNOWN = "Unknown action."  # after a menu of ambiguous readings
@@ -301,8 +304,8 @@ class ScienceWorld(ReplayEnvironment):
 
 
 def _checked_splits(splits: Any) -> str:
-    if splits not in _SPLITS:
-        raise EnvDataError(f"env.options.splits = {splits!r}: must be one of {', '.join(_SPLITS)}")
+    right = isinstance(splits, str) and splits in _SPLITS
+    check_option("splits", splits, right, f"one of {', '.join(_SPLITS)}")
     return splits
 
 
@@ -337,6 +340,26 @@ def _require_java() -> None:
         )
     if shutil.which("java") is None:
         raise EnvDataError(
-            "env.name = 'scienceworld': Java is missing: install a headless JRE of version 8 or"
-            " later (Debian: apt-get install default-jre-headless)"
+            f"env.name = 'scienceworld': Java is missing: install a headless JRE of version"
+            f" {JAVA_VERSION} or later (Debian: apt-get install default-jre-headless)"
         )
+    said, version = _java_version()
+    if version < JAVA_VERSION:
+        raise EnvDataError(
+            f"env.name = 'scienceworld': `java -version` says {said!r}: must be version"
+            f" {JAVA_VERSION} or later, whose objects can be made to hash the same in every run"
+            " (Debian: apt-get install default-jre-headless)"
+        )
+
+
+@functools.cache
+def _java_version() -> tuple[str, int]:
+    """(what `java -version` says, the version in it: 8 for "1.8.0_392"; 0 where there is none)."""
+    try:
+        done = subprocess.run(["java", "-version"], capture_output=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error), 0
+    lines = done.stderr.decode(errors="replace").splitlines()
+    said = next((line for line in lines if " version " in line), " ".join(lines))[:80]
+    found = re.search(r'version "(?:1\.)?([0-9]{1,4})', said)
+    return said, int(found[1]) if found else 0

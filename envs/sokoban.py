@@ -19,7 +19,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from envs.base import EnvDataError, Environment, State, StepResult, Task
+from envs.base import EnvDataError, Environment, State, StepResult, Task, check_paths
 from envs.sokoban_generator import TASKS, make_level
 from envs.sokoban_levels import MOVES, Cell, Level, parse_levels
 from envs.sokoban_solver import solve_level
@@ -176,9 +176,7 @@ class Sokoban(Environment):
             )
         for kind in feedback:
             _one_of("feedback", kind, FEEDBACK)
-        paths = () if levels is None else levels
-        if not isinstance(paths, list | tuple) or not all(isinstance(p, str | Path) for p in paths):
-            raise EnvDataError(f"env.options.levels = {levels!r}: must be a list of paths")
+        paths = check_paths("levels", () if levels is None else levels)
         self.invalid_action, self.feedback = invalid_action, frozenset(feedback)
         self.max_replies = max_replies or horizon
         self._min_moves = min_moves

@@ -26,7 +26,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from envs.base import EnvDataError, Environment, State, StepResult, Task, stable_seed
+from envs.base import EnvDataError, Environment, State, StepResult, Task, check_path, stable_seed
 from envs.webshop_catalogue import NUM_PRODUCTS, bootstrap_instructions, records
 from envs.webshop_data import Catalogue, Goal, Goals, Product, find_files, read_records
 from envs.webshop_reward import count_options, noun_finder, score
@@ -38,7 +38,6 @@ MAX_RESULTS = 50
 CACHED_FROM = 10_000  # products; fewer are indexed as fast as an index file is read
 SEPARATOR = " [SEP] "
 _SUB_PAGES = {"description": "Description", "features": "Features", "reviews": "Reviews"}
-_ACTION = re.compile(r"(.+)\[(.+)\]")  # unanchored at the end and greedy, as the original's
 _LIMITS = {"test": 500, "valid": 1000}  # the original's split, where there are goals enough
 
 _announce = functools.cache(logging.getLogger("envs.webshop").info)  # once, not per phase of a run
@@ -150,6 +149,8 @@ class WebShop(Environment):
         show_instruction: bool = True,
     ):
         super().__init__(horizon)
+        data = check_path("data", data)
+        products = check_path("products", products)
         if goals not in GOAL_KINDS:
             allowed = ", ".join(GOAL_KINDS)
             raise EnvDataError(f"env.options.goals = {goals!r}: must be one of {allowed}")
@@ -442,9 +443,15 @@ class WebShop(Environment):
 
 
 def parse_action(action: str) -> tuple[str, str]:
-    """`name[argument]` -> (name, argument in lower case); argument "" for anything else."""
-    found = _ACTION.match(action)
-    return (found.group(1), found.group(2).lower()) if found else (action, "")
+    """`name[argument]` -> (name, argument in lower case); argument "" for anything else.
+
+    What the original's greedy `(.+)\\[(.+)\\]` finds at the beginning of a text, in linear time: the
+    last pair of brackets in the first line with something between and before them.
+    """
+    line = action.partition("\n")[0]
+    closes = line.rfind("]")
+    opens = line.rfind("[", 1, max(1, closes - 1))
+    return (line[:opens], line[opens + 1 : closes].lower()) if opens > 0 else (action, "")
 
 
 def _visible(*texts: str) -> list[str]:

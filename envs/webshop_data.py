@@ -144,6 +144,8 @@ def read_records(path: Path) -> Iterator[tuple[str | int, Any]]:
                         raise fail(f"not JSON ({error})") from None
                     size *= 2
                     continue
+                except ValueError as error:  # a number of more digits than Python reads
+                    raise fail(f"not JSON that can be read ({error})") from None
                 position = end
                 return found
 

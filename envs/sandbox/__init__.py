@@ -14,8 +14,9 @@ import os
 import queue
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
-from envs.base import EnvDataError
+from envs.base import EnvDataError, check_option
 from envs.sandbox import mechanisms
 from envs.sandbox.worker import Guest, Job, Limits, Result
 
@@ -94,13 +95,7 @@ class Sandbox:
     """
 
     def __init__(self, mechanism: str = "", allow_weak: bool = False, workers: int = 0):
-        if mechanism and mechanism not in mechanisms.NAMES:
-            raise EnvDataError(
-                f"env.options.mechanism = {mechanism!r}: must be one of"
-                f" {', '.join(mechanisms.NAMES)}, or '' for the strongest"
-            )
-        if isinstance(workers, bool) or not isinstance(workers, int) or not 0 <= workers <= 1024:
-            raise EnvDataError(f"env.options.workers = {workers!r}: must be from 0 to 1024")
+        _check_settings(mechanism, workers)
         if mechanism == "rlimits" and not allow_weak:
             raise EnvDataError("env.options.mechanism = 'rlimits': needs allow_weak=True")
         if mechanism and _trial(mechanism):
@@ -143,9 +138,26 @@ class Sandbox:
         self.close()
 
 
-@functools.cache
+def _check_settings(mechanism: Any, workers: Any) -> None:
+    names = ("", *mechanisms.NAMES)
+    allowed = f"one of {', '.join(mechanisms.NAMES)}, or '' for the strongest"
+    check_option("mechanism", mechanism, mechanism in names, allowed)
+    right = type(workers) is int and 0 <= workers <= 1024
+    check_option("workers", workers, right, "from 0 to 1024")
+
+
 def shared(mechanism: str = "", allow_weak: bool = False, workers: int = 0) -> Sandbox:
-    """The process's pool with these settings, ended when the process ends."""
+    """The process's pool with these settings, ended when the process ends.
+
+    Raises:
+      EnvDataError: as `Sandbox`.
+    """
+    _check_settings(mechanism, workers)  # first: a list, for one, cannot be looked up
+    return _shared(mechanism, allow_weak, workers)
+
+
+@functools.cache
+def _shared(mechanism: str, allow_weak: bool, workers: int) -> Sandbox:
     pool = Sandbox(mechanism, allow_weak, workers)
     atexit.register(pool.close)
     return pool

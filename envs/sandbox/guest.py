@@ -8,10 +8,14 @@ memory; it has no other descriptor and no way to reach this process.
 """
 
 import builtins
+import collections
 import ctypes
+import functools
 import gc
+import io
 import linecache
 import math
+import operator
 import os
 import resource
 import signal
@@ -34,10 +38,12 @@ STATUSES = (
 )
 # magic; CPU s, wall s; memory, output, open files, threads; lengths of program, tests, stdin
 REQUEST = struct.Struct("<4sddQQIIIII")
-# magic; status; exit code, negative for a signal; CPU s, wall s; peak bytes; lengths of out, err
-REPLY = struct.Struct("<4sBiddQII")
+# magic; status; exit code, negative for a signal; whether the tests came to their end; CPU s,
+# wall s; peak bytes; lengths of out, err
+REPLY = struct.Struct("<4sBi?ddQII")
 ERROR_TAIL = 16384  # bytes of standard error that are reported: its end, where the traceback ends
 FILE_NAME = "program.py"
+TESTS_NAME = "tests.py"
 
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _FILTER_MODE = 4, 22, 38, 2
 # Imported before the first fork, so that a program's own import costs nothing.
@@ -95,15 +101,43 @@ def _restrict(request, seccomp):
         _prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_FILTER_MODE), ctypes.byref(program))
 
 
-def _compiled(sources):
-    codes = []
-    for name, source in zip((FILE_NAME, "tests.py"), sources):  # noqa: B905
-        if source:
-            text = source.decode("utf-8", "surrogatepass")
-            codes.append(compile(text, name, "exec", dont_inherit=True))
-            # Tracebacks show the offending line of a file that does not exist.
-            linecache.cache[name] = (len(text), None, text.splitlines(True), name)
-    return codes
+def _compiled(source):
+    text = source.decode("utf-8", "surrogatepass")
+    code = compile(text, FILE_NAME, "exec", dont_inherit=True)
+    # Tracebacks show the offending line of a file that does not exist. Not so the tests': whatever
+    # holds them can be read by the program.
+    linecache.cache[FILE_NAME] = (len(text), None, text.splitlines(True), FILE_NAME)
+    return code
+
+
+def _hide(data):
+    """Copies `data` to where no Python object holds it; (address, size), to be freed."""
+    address = _LIBC.malloc(max(1, len(data)))
+    ctypes.memmove(address, data, len(data))
+    return address, len(data)
+
+
+def _steps(code, namespace, hidden):
+    """What is to be called in turn: the program and then, if there are tests, they and the word.
+
+    A program reaches every frame below it, every module and everything in them, and may replace what
+    it likes there: exec, compile, this very file's functions. So what is called after it is bound
+    before it runs, in objects that only C's loops hold; and as there is no line of Python between
+    the program and the word but for the tests', no trace function gets to jump over anything else.
+    """
+    steps = [functools.partial(exec, code, namespace)]
+    if hidden:
+        word, (address, size) = hidden
+        hidden.clear()  # the list is in frames that the program sees
+        # Lazy: nothing is read before the loop comes to it.
+        texts = map(bytes, map((ctypes.c_char * size).from_address, [address]))
+        texts = map(str, texts, ["utf-8"], ["surrogatepass"])
+        codes = map(compile, texts, [TESTS_NAME], ["exec"], [0], [True])
+        steps.append(functools.partial(collections.deque, map(exec, codes, [namespace]), 0))
+        # By C's write, out of C's memory: at no time is there a Python object that holds the word.
+        arguments = 1, ctypes.c_void_p(word[0]), ctypes.c_size_t(word[1])
+        steps.append(functools.partial(_LIBC.write, *arguments))
+    return steps
 
 
 def _exit_code(exit_):
@@ -115,7 +149,21 @@ def _exit_code(exit_):
     return 1
 
 
-def _run(codes):
+def _flush(stream):
+    """As the interpreter does at its end: whether all that was printed is out, if it can be."""
+    try:
+        closed = stream is None or stream.closed
+    except BaseException:  # whatever a program may have put there
+        closed = False
+    try:
+        if not closed:
+            stream.flush()
+    except BaseException:
+        return False
+    return True
+
+
+def _run(code, hidden):
     """Runs the program as `python program.py` would, to the end of its threads; its exit code."""
     main = types.ModuleType("__main__")
     main.__dict__.update(__builtins__=builtins, __file__=FILE_NAME)
@@ -123,8 +171,7 @@ def _run(codes):
     sys.argv = [FILE_NAME]
     exit_code = 0
     try:
-        for code in codes:
-            exec(code, main.__dict__)
+        collections.deque(map(operator.call, _steps(code, main.__dict__, hidden)), maxlen=0)
     except SystemExit as error:
         exit_code = _exit_code(error)
     except BaseException as error:
@@ -133,14 +180,11 @@ def _run(codes):
         traceback.print_exception(type(error), error, inside)
     threading._shutdown()  # a program may leave its work to a thread and fall off its end
     sys.modules["atexit"]._run_exitfuncs()
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError, AttributeError):
-        exit_code = exit_code or 120
-    return exit_code
+    flushed = [_flush(stream) for stream in (sys.stdout, sys.stderr)]
+    return exit_code if exit_code or all(flushed) else 120
 
 
-def _be_the_program(request, sources, seccomp, files, phase):
+def _be_the_program(request, source, hidden, seccomp, files, phase):
     exit_code = 1
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -149,7 +193,7 @@ def _be_the_program(request, sources, seccomp, files, phase):
         os.closerange(4, 1 << 16)
         _restrict(request, seccomp)
         try:
-            codes = _compiled(sources)
+            code = _compiled(source)
         except Exception as error:  # a hostile source raises more than SyntaxError
             write_all(2, "".join(traceback.format_exception_only(error)).encode(errors="replace"))
             return
@@ -157,8 +201,7 @@ def _be_the_program(request, sources, seccomp, files, phase):
         os.write(3, b"r")
         os.close(3)
         sys.modules["random"].seed(0)  # the same program prints the same in every worker
-        exit_code = _run(codes)
-        sys.stderr.flush()
+        exit_code = _run(code, hidden)
     finally:
         os._exit(exit_code)
 
@@ -187,17 +230,17 @@ def _verdict(request, exit_code, usage, late, sizes, started, error):
         return "time_limit"
     if max(sizes) > output or exit_code == -signal.SIGXFSZ:
         return "output_limit"
+    if not started:  # also where the compiler says MemoryError: it means its own stack
+        return "compile_error"
     last_line = error.rstrip().rpartition(b"\n")[2]
     if exit_code and (
         last_line.startswith(b"MemoryError") or (exit_code < 0 and peak > 0.8 * memory)
     ):
         return "memory_limit"
-    if not started:
-        return "compile_error"
     return "runtime_error" if exit_code else "ok"
 
 
-def _play(request, sources, stdin, seccomp):
+def _play(request, source, hidden, stdin, seccomp):
     """Runs one program and returns the reply record."""
     output_limit = request[4]
     files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
@@ -208,7 +251,7 @@ def _play(request, sources, stdin, seccomp):
         begun = time.monotonic()
         pid = os.fork()
         if pid == 0:
-            _be_the_program(request, sources, seccomp, files, phase)
+            _be_the_program(request, source, hidden, seccomp, files, phase)
         os.close(phase)
         phase = None
         status, usage, late = _wait(pid, request[2])
@@ -222,9 +265,18 @@ def _play(request, sources, stdin, seccomp):
             os.close(fd)
     exit_code = os.waitstatus_to_exitcode(status)
     name = _verdict(request, exit_code, usage, late, sizes, started, err)
+    out, finished = _take_word(out, hidden)
     cpu, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
-    numbers = (STATUSES.index(name), exit_code, cpu, wall, peak, len(out), len(err))
+    numbers = (STATUSES.index(name), exit_code, finished, cpu, wall, peak, len(out), len(err))
     return REPLY.pack(MAGIC, *numbers) + out + err
+
+
+def _take_word(out, hidden):
+    """(output without the word, whether it was there: only who ends the tests can say it)."""
+    if not hidden:
+        return out, False
+    word = ctypes.string_at(*hidden[0])
+    return out.replace(word, b""), word in out
 
 
 def _become(uid):
@@ -243,8 +295,20 @@ def _serve():
         if len(header) < REQUEST.size:
             return  # the host closed the channel
         request = REQUEST.unpack(header)
-        program, tests, stdin = (read_exactly(0, n) for n in request[7:])
-        write_all(1, _play(request, (program, tests), stdin, seccomp))
+        program = read_exactly(0, request[7])
+        # Hidden before the fork: the program can look into its copies of the frames of this file.
+        hidden = [_hide(os.urandom(16)), _hide(read_exactly(0, request[8]))] if request[8] else []
+        stdin = read_exactly(0, request[9])
+        write_all(1, _play(request, program, hidden, stdin, seccomp))
+        for address, _ in hidden:
+            _LIBC.free(ctypes.c_void_p(address))
+
+
+def _open(file, *arguments, _open=open, **options):
+    """`open`, for which /dev/stdin is descriptor 0: inside there is neither /dev nor /proc."""
+    if isinstance(file, str | os.PathLike) and os.fspath(file) == "/dev/stdin":
+        file = os.dup(0)  # not 0 itself, which closing the file would close
+    return _open(file, *arguments, **options)
 
 
 def _main():
@@ -255,6 +319,7 @@ def _main():
     for name in _WARM:
         __import__(name)
     builtins.exit = sys.modules["_sitebuiltins"].Quitter("exit", "Ctrl-D")  # site is not loaded
+    builtins.open = io.open = _open
     builtins.quit = sys.modules["_sitebuiltins"].Quitter("quit", "Ctrl-D")
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
     gc.collect()
@@ -265,4 +330,5 @@ def _main():
 
 if __name__ == "__main__":
     _LIBC = ctypes.CDLL(None, use_errno=True)
+    _LIBC.malloc.restype, _LIBC.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     _main()

@@ -75,6 +75,7 @@ class Result:
       mechanism: one of mechanisms.NAMES.
       exit_code: of the program; -n where signal n ended it.
       wall_seconds: elapsed time.
+      finished: the tests of the job came to their end; False where it has none.
     """
 
     status: str
@@ -85,6 +86,7 @@ class Result:
     mechanism: str
     exit_code: int = 0
     wall_seconds: float = 0.0
+    finished: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +168,7 @@ class Guest:
         deadline = time.monotonic() + limits.wall_seconds + GRACE_SECONDS
         self._write(header + b"".join(parts), deadline)
         reply = guest.REPLY.unpack(self._read(guest.REPLY.size, deadline))
-        magic, status, exit_code, cpu, wall, peak, out_size, err_size = reply
+        magic, status, exit_code, finished, cpu, wall, peak, out_size, err_size = reply
         if (
             magic != guest.MAGIC
             or status >= len(guest.STATUSES)
@@ -177,7 +179,7 @@ class Guest:
         out = self._read(out_size, deadline).decode("utf-8", "replace")
         err = self._read(err_size, deadline).decode("utf-8", "replace")
         name = guest.STATUSES[status]
-        return Result(name, out, err, cpu, peak, self.mechanism, exit_code, wall)
+        return Result(name, out, err, cpu, peak, self.mechanism, exit_code, wall, finished)
 
     def _wait_for(self, fd: int, writing: bool, deadline: float) -> None:
         # poll, not select: descriptors above 1023 are common in a process with many files.

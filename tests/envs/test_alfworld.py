@@ -536,13 +536,27 @@ def test_broken_games_say_what_is_wrong(tmp_path, field, old, new, message):
     assert str(path) in str(caught.value) and field in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"grammar": 1}', "\x00"])
+DEEP = "[" * 100_000 + "]" * 100_000
+DIGITS = "9" * 5000
+
+
+@pytest.mark.parametrize("text", ["", "[]", "5", "{}", '{"grammar": 1}', "\x00", DEEP, DIGITS])
 def test_files_that_are_no_games(tmp_path, text):
     path = tmp_path / "game.tw-pddl"
     path.write_text(text)
     env = envs.make("alfworld", games=[str(path)])
     with pytest.raises(EnvDataError, match="game.tw-pddl"):
         env.reset(env.tasks[0].task_id)
+
+
+@pytest.mark.parametrize("file", ["game.tw-pddl", "traj_data.json"])
+@pytest.mark.parametrize("text", ["[]", DEEP, DIGITS])
+def test_a_broken_file_among_the_official_ones_is_named(tmp_path, file, text):
+    envs.make("alfworld").write(tmp_path, "valid_seen", 1)
+    (path,) = tmp_path.rglob(file)
+    path.write_text(text)
+    with pytest.raises(EnvDataError, match=file):
+        envs.make("alfworld", data=str(tmp_path)).list_tasks("valid_seen")
 
 
 @pytest.mark.skipif(bool(LIVE), reason="the real package is installed")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import envs
-from envs import code_data, problems, sandbox
+from envs import code_data, code_judge, problems, sandbox
 from envs.base import EnvDataError
 from envs.code_judge import same_output
 
@@ -60,6 +60,14 @@ def write(path: Path, *records) -> str:
 )
 def test_comparing_outputs(expected, actual, same):
     assert same_output(expected, actual) is same
+
+
+def test_a_long_number_that_is_none_takes_no_time():
+    # Minutes, where the digits can be divided between two repetitions in every way.
+    digits = "1" * 1_000_000
+    for actual in (f"{digits}x", f"{digits}.{digits}x", f"{digits}e{digits}", f".{digits}."):
+        assert not same_output("1.5", actual) and not same_output("3", actual)
+    assert same_output("1.5", f"1.5{'0' * 1_000_000}") and not same_output("1.5", digits)
 
 
 def test_case_counts_unless_told_otherwise():
@@ -160,6 +168,51 @@ def test_many_submissions_at_once_give_what_one_at_a_time_gives(own):
     assert own.step_many(moves[::-1]) == together[::-1]
 
 
+def test_without_public_tests_a_compile_error_is_told_and_nothing_else(tmp_path):
+    fields = {"public_tests": {"input": [], "output": []}}
+    env = make(problems=[write(tmp_path / "train.jsonl", {**HUB, **fields})],
+               layout="codecontests", split="train")  # fmt: skip
+    _, results = play(env, "\nx = [\n", "print(1 / 0)", "print(5)", ADD)
+    assert [(r.observation, r.info["valid"]) for r in results] == [
+        ("Compile error: SyntaxError: '[' was never closed (line 2)", False),
+        ("Not all hidden tests.", True), ("Not all hidden tests.", True),
+        ("All tests passed.", True),
+    ]  # fmt: skip
+
+
+CHECKER = {
+    "memory": "def check(i, e, a):\n    return len(set(str(n) * 100 for n in range(int(a)))) == 3\n",
+    "time": "def check(i, e, a):\n    for n in range(int(a) ** 9): pass\n    return int(a) == 3\n",
+}
+
+
+@pytest.mark.parametrize("what", CHECKER)
+def test_an_output_that_is_too_much_for_the_checker_is_wrong(tmp_path, what, monkeypatch):
+    limits = sandbox.Limits(cpu_seconds=0.5, memory_bytes=1 << 27)
+    monkeypatch.setattr(code_judge, "_CHECKER_LIMITS", limits)
+    tests = [{"input": "", "output": "3\n"}]
+    env = make(problems=[write(tmp_path / "p.jsonl", record(checker=CHECKER[what], tests=tests))],
+               split="train")  # fmt: skip
+    _, results = play(env, "print(99999999)", "print(3)")
+    assert [r.info["status"] for r in results] == ["wrong", "ok"]
+
+
+def test_a_checker_has_limits_of_its_own_and_its_own_failures_end_the_run(tmp_path):
+    tests = [{"input": "", "output": "3\n"}]
+    large = "def check(i, e, a):\n    return len(bytearray(1 << 29)) > int(a)\n"
+    env = make(problems=[write(tmp_path / "large.jsonl", record(checker=large, tests=tests))],
+               split="train", memory_mb=64)  # fmt: skip
+    assert play(env, "print(3)")[1][0].success
+    for name, checker, error in (
+        ("raises", "def check(i, e, a): return 1 / 0\n", "runtime_error ZeroDivisionError"),
+        ("eats", "def check(i, e, a): return bytearray(1 << 40)\n", "memory_limit MemoryError"),
+    ):
+        path = write(tmp_path / f"{name}.jsonl", record(checker=checker, tests=tests))
+        env = make(problems=[path], split="train")
+        with pytest.raises(EnvDataError, match=f"train/easy/sum: its checker failed: {error}"):
+            play(env, "print(4)")
+
+
 # -- functions: MBPP and HumanEval -----------------------------------------------------------------
 MBPP = {
     "task_id": 700, "text": "Write a function that doubles.", "code": "def twice(x): return 2 * x",
@@ -212,6 +265,13 @@ def test_mbpp(mbpp):
     )
     assert play(mbpp, MBPP["code"])[1][0].success
     assert "NameError" in play(mbpp, "def other(x): return x")[1][0].observation
+
+
+def test_setup_code_and_imports_are_lines_of_their_own(tmp_path):
+    fields = {"test_setup_code": "k = 2", "test_imports": ["import math", "import cmath"],
+              "test_list": ["assert twice(1) == math.floor(k) + cmath.pi * 0"]}  # fmt: skip
+    path = write(tmp_path / "m.jsonl", {**MBPP, **fields})
+    assert play(make(problems=[path], layout="mbpp", split="train"), MBPP["code"])[1][0].success
 
 
 def test_humaneval(humaneval):
@@ -292,6 +352,12 @@ def test_parquet(tmp_path):
         ("codecontests", {"public_tests": "none"}, "public_tests"),
         ("codecontests", {"description": None}, "description"),
         ("codecontests", {"solutions": "x"}, "solutions"),
+        ("codecontests", {"solutions": 5}, "solutions"),
+        ("codecontests", {"solutions": {"language": None, "solution": []}}, "solutions"),
+        ("codecontests", {"solutions": {"language": [3], "solution": 5}}, "solutions"),
+        ("codecontests", {"solutions": {"language": [3], "solution": []}}, "solutions"),
+        ("mbpp", {"test_list": ["assert " + "-" * 100_000 + "1"]}, "test_list"),
+        ("humaneval", {"prompt": f"x = {'-' * 100_000}1\ndef twice(x):\n    pass\n"}, "prompt"),
     ],
 )
 def test_bad_records_are_named(tmp_path, layout, change, field):
@@ -311,6 +377,16 @@ def test_bad_files_and_options_are_named(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(EnvDataError, match="cannot be read"):
         make(problems=[str(path)], split="train")
+    damaged = bytearray(gzip.compress(b"x" * 100))
+    damaged[12] ^= 255
+    (tmp_path / "x.jsonl.gz").write_bytes(damaged)
+    with pytest.raises(EnvDataError, match="x.jsonl.gz: cannot be read"):
+        make(problems=[str(tmp_path / "x.jsonl.gz")], split="train")
+    for name, where in (("y.json", "y.json: "), ("y.jsonl", "y.jsonl, line 1: ")):
+        for text in ("9" * 5000, "[" * 100_000 + "]" * 100_000):
+            (tmp_path / name).write_text(text)
+            with pytest.raises(EnvDataError, match=f"{where}not JSON that can be read"):
+                make(problems=[str(tmp_path / name)], split="train")
     twice = write(tmp_path / "twice.jsonl", record(), record())
     with pytest.raises(EnvDataError, match="record 1: task 'train/easy/sum' is there twice"):
         make(problems=[twice], split="train")

@@ -106,10 +106,13 @@ def test_list_prints_sizes_and_hashes():
         (("--env=sokoban", "--task=" + "9" * 5000), "split 'test' has the tasks"),
         (("--env=sokoban", "--task=train/sokoban-6x6-1/0000"), "split 'test' has the tasks"),
         (("--env=sokoban", "--options={"), "not JSON"),
+        (("--env=sokoban", "--options=" + "[" * 9999 + "]" * 9999), "not JSON"),
         (("--env=sokoban", "--options=[1]"), "must be an object"),
         (("--env=sokoban", '--options={"split": "test"}'), "'split' is no option"),
         (("--env=sokoban", '--options={"sise": 3}'), "sokoban has no option 'sise'; it has horizon, "),
         (("--env=sokoban", '--options={"size": [3, 3]}'), "env.options.size = (3, 3)"),
+        (("--env=alfworld", '--options={"games": 5}'), "env.options.games = 5: must be a list of paths"),
+        (("--env=code", '--options={"mechanism": []}'), "env.options.mechanism = []: must be one of"),
         (("--env=sokoban", "stray"), "unrecognized arguments: stray"),
         (("--env=sokoban", '--options={"levels": ["/no\\nwhere"]}'), "cannot be read"),
     ],
@@ -118,6 +121,36 @@ def test_wrong_input_gives_one_line(arguments, message):
     out, err = start(*arguments, code=2)
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
     assert message in err and "Traceback" not in err
+
+
+def test_programs_are_typed_line_by_line_and_hints_as_they_are_shown():
+    program = ["", "import sys", "for line in sys.stdin:", "    if line:", "", "        pass  "]
+    first = ["--env=code", '--options={"layout": "drills", "allow_weak": true}', "--split=test"]
+    shown = answers(start(*first, typed=":hint\n:nothing\n:quit\n")[0])
+    hint = shown[1].split("\n")
+    assert hint[-1] == "." and len(hint) > 1 and "a full stop alone" in shown[2]
+    typed = "\n".join([*program, ".", "x = [", ".", ":undo", *hint, "print("])
+    out, err = start(*first, typed=typed)
+    shown = answers(out)[1:]
+    assert err == "" and "Compile error" not in shown[0] and "step 1 of 4" in shown[0]
+    assert "Compile error" in shown[1] and "step 2 of 4" in shown[1]
+    assert shown[2] == shown[0].removeprefix("| " * len(program)).rpartition("\n")[0]
+    assert shown[3].endswith("step 2 of 4, reward 1, in all 1; solved")
+    assert len(shown) == 5 and shown[4].replace("| ", "") == ""  # half a program is not played
+
+
+def test_a_program_reaches_the_environment_as_it_was_typed(monkeypatch):
+    env = Hostile()
+    env.programs = True
+    played = []
+    monkeypatch.setattr(envs, "make", lambda name, **options: env)
+    monkeypatch.setattr(Hostile, "_step", lambda self, state, action: (
+        played.append(action) or (state, StepResult("x", 0.0, False, False))))  # fmt: skip
+    typed = ["", "  a  ", ":b", "..", "", ".", ".", ":quit"]
+    lines = iter(typed)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    assert play.main(["--env=hostile"]) == 0
+    assert played == ["\n  a  \n:b\n..\n", ""]
 
 
 class Hostile(Environment):

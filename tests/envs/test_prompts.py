@@ -49,6 +49,17 @@ def test_alfworld_has_the_task_in_its_first_observation_and_no_description():
     assert "DESCRIPTION" not in later
 
 
+def test_scienceworld_has_its_description_and_a_text_about_its_objects():
+    first = message("scienceworld", actions="OBJ can be: a, b.")
+    assert in_order(first, ["ScienceWorld", "DESCRIPTION", "NOW", "OBJ can be: a, b.", *TAGS])
+    later = message("scienceworld", HISTORY, 3)
+    assert in_order(later, ["DESCRIPTION", "Your task is to: buy it\n", *LATER, *TAGS])
+
+
+def test_the_real_package_is_asked_as_the_native_engine():
+    assert message("alfworld_real", HISTORY, 3) == message("alfworld", HISTORY, 3)
+
+
 def test_webshop_states_the_task_in_every_message():
     listed = "admissible now: \n[\n'a b',\n'c',\n]."
     first = message("webshop")
@@ -120,12 +131,25 @@ def test_the_experience_is_one_line_that_can_be_taken_out(env):
         ("webshop", "so I will click[Buy Now] at last", "l click[buy now] at last"[-20:], False),
         ("webshop", THINK + "<action>Search[Red Shoes]</action>", "search[red shoes]", True),
         ("webshop", "short", "short", False),
+        ("alfworld_real", "<think>上</think><action>look</action>", "look", False),
+        ("alfworld_real", "I will go and take the mug 1 from the desk 1", "take the mug 1 from the desk 1", False),
+        ("scienceworld", THINK + "<action> Focus on the Thermometer </action>", "focus on the thermometer", True),
+        ("scienceworld", "<think>上</think><action>wait1</action>", "wait1", False),
+        ("scienceworld", "then I would open door to kitchen", "open door to kitchen", False),
+        ("household", "</action><action>look" + THINK + "<Action>x</action>", "look<think>x</think><action>x", True),
         ("household", THINK + "<action>look</action>", "look", True),
         ("household", "<action>look</action>", "look", False),
     ],
 )  # fmt: skip
 def test_replies_are_read_as_verl_agent_reads_them(env, reply, action, well_formed):
     assert Prompts("", "react", env).parse_action(reply) == (action, well_formed)
+
+
+def test_a_reply_of_opening_tags_takes_no_time():
+    for reply in ("<action>" * 300_000, "<ACTION>" * 300_000 + "</action"):
+        assert not Prompts("", "react", "household").parse_action(reply)[1]
+    reply = "<action>" + "<action>" * 300_000 + "</action>"
+    assert Prompts("", "react", "household").parse_action(reply)[0].startswith("<action>")
 
 
 PIECES = st.sampled_from(["<think>", "</think>", "<action>", "</action>", "up", "上", " ", "\x00"])

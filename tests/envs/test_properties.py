@@ -1,6 +1,8 @@
 """What every environment must do; a new one joins by a line in ENVIRONMENTS."""
 
 import dataclasses
+import importlib
+import inspect
 import os
 import pickle
 import re
@@ -196,9 +198,33 @@ def test_task_lists_are_the_same_in_another_process(name):
     assert outputs == {PINNED[name]}
 
 
+@pytest.mark.parametrize("name", [n for n in envs.REGISTRY if n != "alfworld_real"])
+def test_an_option_of_any_type_is_taken_or_named(name):
+    module, _, attribute = envs.REGISTRY[name].partition(":")
+    environment = getattr(importlib.import_module(module), attribute)
+    taken = []
+    for option in inspect.signature(environment).parameters:
+        for value in (None, True, 5, -1, 2.5, "", "x", [], [5], [[]], {}, {"x": 1}, float("nan")):
+            try:
+                environment(**{option: value}).close()
+            except EnvDataError as error:
+                prefix = "env.horizon" if option == "horizon" else f"env.options.{option}"
+                assert f"{prefix} = " in str(error) or "No such file" in str(error), str(error)
+                assert "\n" not in str(error)
+            else:
+                taken.append((option, repr(value)))
+    # Nothing is taken for a number, a flag or a path because Python can read it so.
+    assert ("horizon", "5") in taken and not {v for o, v in taken if o == "horizon"} - {"5"}
+    for option, value in taken:
+        if value == "True":
+            assert inspect.signature(environment).parameters[option].default in (True, False), (
+                option
+            )
+
+
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_clear_errors(name):
-    for horizon in (0, -1, 2.5):
+    for horizon in (0, -1, 2.5, True, None, [5], "5"):
         with pytest.raises(EnvDataError, match="env.horizon"):
             ENVIRONMENTS[name](horizon=horizon)
     bad = ("", "train", "train/nothing/0000", "nowhere/pick/0000", "test/pick/99999")

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -46,6 +45,13 @@ ORDINARY = {
     "stdout": "import sys\nsys.stdout.write('x')\nsys.stdout.buffer.write(b'y')\nsys.stdout.flush()",
     "large": "print('x' * 2_000_000)",
     "os.write": "import os\nos.write(1, b'raw')",
+    "closed stdout": "import sys\nprint(6)\nsys.stdout.close()",
+    "closed both": "import sys\nprint(7)\nsys.stdout.close()\nsys.stderr.close()",
+    "no stdout": "import sys\nprint(8)\nsys.stdout.flush()\nsys.stdout = sys.stderr = None",
+    "dev stdin": "import sys\nsys.stdin = open('/dev/stdin')\nprint(int(input()) + int(input()))",
+    "dev stdin read": "with open('/dev/stdin', 'rb') as f: print(f.read())",
+    "dev stdin path": "import io, pathlib\nprint(pathlib.Path('/dev/stdin').read_text(), io.open is open)",
+    "dev stdin twice": "with open('/dev/stdin') as f: print(f.read())\nprint(open(0).read())",
 }  # fmt: skip
 
 
@@ -69,6 +75,25 @@ def test_ordinary_programs_do_as_in_python(pool, expected):
         assert result.mechanism == pool.mechanism and 0 < result.peak_memory < 1 << 29
 
 
+FLUSHES = (
+    "import sys\nclass Out:\n    def flush(self): raise OSError\nsys.stdout = Out()",
+    "import sys\nclass Out:\n    def flush(self): raise OSError\nsys.stderr = Out()",
+    "import sys\nclass Out:\n    closed = True\nsys.stdout = Out()",
+    "import sys\nclass Out:\n    def flush(self): pass\nsys.stdout = Out()",
+    "import sys\nsys.stdout = object()",
+    "import os\nprint('x')\nos.close(1)",
+    "import os\nos.close(1)",
+    "import sys\nsys.stdout.close()\nsys.exit(3)",
+)
+
+
+def test_the_last_flush_fails_where_the_interpreters_does(pool):
+    results = pool.run_many([Job(program, limits=QUICK) for program in FLUSHES])
+    for program, result in zip(FLUSHES, results):
+        done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True)
+        assert result.exit_code == done.returncode, program
+
+
 def test_statuses_and_tracebacks(pool):
     cases = (
         ("x = [1]\nprint(x[3])", "runtime_error", "IndexError: list index out of range"),
@@ -79,6 +104,7 @@ def test_statuses_and_tracebacks(pool):
         ("x = 1\x00", "compile_error", None),
         ("import os; os.abort()", "runtime_error", None),
         ("x = bytearray(1 << 40)", "memory_limit", "MemoryError"),
+        ("-" * 60000 + "1", "compile_error", None),  # too deep for the compiler
         ("", "ok", ""),
     )
     results = pool.run_many([Job(program, limits=QUICK) for program, _, _ in cases])
@@ -95,6 +121,10 @@ def test_tests_run_after_the_program_in_its_namespace(pool):
     assert (
         pool.run(Job("def f(): return 3", tests="assert f() == 3\nprint('end')")).output == "end\n"
     )
+    # In their tracebacks there is nothing of ours.
+    error = pool.run(Job("def f(): return 3", tests="x = 1\nassert f() == 4, x")).error
+    assert error.startswith('Traceback (most recent call last):\n  File "tests.py", line 2, in')
+    assert error.count("File ") == 1 and error.endswith("AssertionError: 1\n")
     for program in ("def f(): return 4", "import sys; sys.exit(0)", "def f(): return 3\nexit()",
                     "import os; os._exit(0)", "raise SystemExit"):  # fmt: skip
         assert "end" not in pool.run(Job(program, tests="assert f() == 3\nprint('end')")).output
@@ -112,17 +142,28 @@ def test_results_depend_neither_on_order_nor_worker(pool):
     assert [out.split()[-1] for out in outputs] == [str(n) for n in range(6)]
 
 
-def test_a_hello_takes_little_time():
+def test_finished_says_that_the_tests_came_to_their_end(pool):
+    def finished(program, tests):
+        result = pool.run(Job(program, tests=tests, limits=QUICK))
+        return result.finished, result.output
+
+    assert finished("print('a')", "print('b')") == (True, "a\nb\n")
+    assert finished("import atexit\natexit.register(print, 'c')", "x = 1") == (True, "c\n")
+    assert finished("print('a')", "") == (False, "a\n")
+    assert finished("print('a')", "assert False") == (False, "a\n")
+    assert finished("print('a')\nexit()", "print('b')") == (False, "a\n")
+    assert finished("print('a')", "x = (") == (False, "a\n")
+
+
+def test_one_warm_interpreter_plays_many_programs():
     if "bwrap-zygote" not in sandbox.available():
         pytest.skip("no bubblewrap with a filter on this machine")
-    with Sandbox(workers=2) as pool:
-        times = []
-        for _ in range(60):
-            begun = time.perf_counter()
-            assert pool.run(Job("print('hello')")).output == "hello\n"
-            times.append(time.perf_counter() - begun)
-    # The best of them, since the machine may be busy; starting an interpreter takes longer.
-    assert min(times) < 0.015
+    with Sandbox("bwrap-zygote", workers=2) as pool:
+        pool.run_many([Job("print('hello')")] * 4)
+        processes = {guest.process.pid for guest in pool._guests if guest.process}
+        outputs = [pool.run(Job("print('hello')")).output for _ in range(20)]
+        assert outputs == ["hello\n"] * 20
+        assert {guest.process.pid for guest in pool._guests if guest.process} == processes
 
 
 def test_run_is_all_that_is_needed():

@@ -436,6 +436,104 @@ def test_limits_have_their_names(pool):
     assert 100 << 20 < memory.peak_memory <= LIMITS.memory_bytes
 
 
+# What a submission may try against the tests that follow it in its own process, without reading raw
+# memory: it wins if the word is said though the tests fail. The tests' text holds SECRET.
+FAILING = f"assert f() == {SECRET!r}, 'not equal'\n"
+_SEARCH = """
+import linecache, os, sys
+def search():
+    found = [linecache.cache, {m: vars(v) for m, v in sys.modules.items() if "main" in m or m == "guest"}]
+    frame = sys._getframe(2)
+    while frame:
+        found += [frame.f_locals, frame.f_globals, frame.f_code.co_consts]
+        frame = frame.f_back
+    return found
+def leaves(values, depth=6):
+    for value in values:
+        if isinstance(value, (str, bytes)): yield value
+        elif isinstance(value, int): yield value.to_bytes(16, "little", signed=True) if abs(value) < 1 << 120 else b""
+        elif depth and isinstance(value, dict): yield from leaves([*value, *value.values()], depth - 1)
+        elif depth and isinstance(value, (list, tuple, set)): yield from leaves(value, depth - 1)
+"""
+JUDGE_ATTACKS = {
+    "cache": "import linecache\ndef f(): print('\\n' + linecache.cache['tests.py'][2][-1])",
+    "frames before": _SEARCH + """
+def look():
+    for leaf in leaves(search()):
+        os.write(1, leaf if isinstance(leaf, bytes) else leaf.encode(errors="replace"))
+JUDGE_MARK = 1
+look()
+""",
+    "frames during": _SEARCH + """
+def f():
+    for leaf in leaves(search()):
+        os.write(1, leaf if isinstance(leaf, bytes) else leaf.encode(errors="replace"))
+""",
+    "no exec": "import builtins\nbuiltins.exec = builtins.compile = lambda *a, **k: None",
+    "no tests": """
+import sys
+frame = sys._getframe(1)
+while frame:
+    for name in ("_steps", "_run", "exec", "compile", "_take_word"):
+        frame.f_globals[name] = lambda *a, **k: None
+    for value in frame.f_locals.values():
+        if isinstance(value, list): value.clear()
+    frame = frame.f_back
+""",
+    "jump": """
+import sys
+def trace(frame, event, argument):
+    if event == "line":
+        for line in range(frame.f_lineno + 12, frame.f_lineno, -1):
+            try: frame.f_lineno = line; break
+            except ValueError: pass
+    return trace
+frame = sys._getframe(1)
+while frame:
+    frame.f_trace = trace
+    frame = frame.f_back
+sys.settrace(trace)
+""",
+    "trace": """
+import sys
+def trace(frame, event, argument):
+    if frame.f_code.co_filename != "tests.py" and frame.f_code.co_filename != "program.py":
+        for name, value in list(frame.f_locals.items()):
+            frame.f_locals[name] = "pass" if isinstance(value, str) else lambda *a, **k: "pass"
+    return trace
+frame = sys._getframe(1)
+while frame:
+    frame.f_trace = trace
+    frame = frame.f_back
+sys.settrace(trace)
+sys.setprofile(trace)
+""",
+    "cache watch": """
+import linecache
+class Watch(dict):
+    def __setitem__(self, key, value): print(value[2][-1])
+linecache.cache = Watch(linecache.cache)
+""",
+    "exit hooks": "import atexit, os\natexit.register(os._exit, 0)",
+    "hang up": "import os\nos.closerange(0, 64)\ndef f(): os._exit(0)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pool", CASES, indirect=True)
+def test_the_tests_in_a_programs_own_process_are_not_passed_by_introspection(pool):
+    jobs = [Job(p, tests=FAILING, limits=LIMITS) for p in JUDGE_ATTACKS.values()]
+    results = dict(zip(JUDGE_ATTACKS, pool.run_many(jobs)))
+    assert not [name for name, result in results.items() if result.finished]
+    # Nor are the tests there before they run; the search comes to its end, and finds what there is.
+    before, during = results["frames before"], results["frames during"]
+    assert SECRET not in results["cache"].output + results["cache watch"].output
+    assert SECRET not in before.output and "JUDGE_MARK" in before.output
+    assert before.error.endswith("NameError: name 'f' is not defined\n")
+    assert SECRET in during.output and during.error.endswith("AssertionError: not equal\n")
+    honest = pool.run(Job(f"def f(): return {SECRET!r}", tests=FAILING, limits=LIMITS))
+    assert honest.finished and honest.status == "ok" and honest.output == ""
+
+
 def test_killing_the_zygote():
     """The warm interpreter outlives whatever its children do: it stays the same process."""
     if "bwrap-zygote" not in sandbox.available():

@@ -1,8 +1,10 @@
 """The ScienceWorld adapter against the package itself; what starts a JVM needs Java and the extra."""
 
+import dataclasses
 import importlib.util
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -76,8 +78,35 @@ def test_what_is_missing_is_one_line(monkeypatch, missing, message):
 
 
 @pytest.mark.parametrize(
+    "said, least",
+    [
+        ('openjdk version "1.8.0_392"', False), ('openjdk version "9"', False),
+        ('NOTE: Picked up JDK_JAVA_OPTIONS\nopenjdk version "11.0.2" 2019', True),
+        ('java version "17-ea"', True), ('openjdk version "21" 2023-09-19', True), ("gcj", False),
+    ],
+)  # fmt: skip
+def test_java_must_be_one_whose_hash_codes_can_be_set(tmp_path, monkeypatch, said, least):
+    java = tmp_path / "java"
+    java.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{said}\nEND\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    sw._java_version.cache_clear()
+    try:
+        if least:
+            make().close()
+            return
+        with pytest.raises(EnvDataError, match="must be version 11 or later") as error:
+            make()
+        assert said in str(error.value) and "\n" not in str(error.value)
+    finally:
+        sw._java_version.cache_clear()
+
+
+@pytest.mark.parametrize(
     "options, message",
     [
+        ({"splits": []}, r"env.options.splits = \[\]: must be one of official"),
         ({"splits": "L3"}, "env.options.splits = 'L3': must be one of official, L0, L1, L2"),
         ({"task_types": "boil"}, "env.options.task_types = 'boil': must be a list"),
         ({"task_types": ("cook",)}, "env.options.task_types"),
@@ -243,6 +272,19 @@ def test_a_killed_jvm_costs_a_replay(env):
             os.kill(int(child), signal.SIGKILL)  # the JVM, not the worker
     assert env.step(state, "look in cupboard") == reference
     assert {worker.pid for worker in env._workers} != before
+
+
+@needs_java
+def test_states_are_values(env):
+    state, observation = env.reset("train/melt/0003")
+    assert env.reset("train/melt/0003") == (state, observation)
+    new, _ = env.step(state, "look around")
+    for value in (state, new):
+        copy = pickle.loads(pickle.dumps(value))
+        assert copy == value and hash(copy) == hash(value)
+    assert env.step(state, "look around")[0] == new != state
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        new.num_steps = 5
 
 
 @needs_java

@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from webshop_files import human, product, write
 
 import envs
 from envs.base import EnvDataError
+from envs.webshop import parse_action
 
 SEP = " [SEP] "
 
@@ -44,6 +47,22 @@ def mugs(tmp_path):
     ]
     people = {"A1": [human("A1", "a mug", ("tea",), ("s | m",))]}
     return shop(tmp_path, rows, people)
+
+
+FRAGMENTS = st.text(alphabet="[]ab\n\r\u2028", max_size=12)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(FRAGMENTS)
+def test_actions_are_read_as_the_originals_pattern_reads_them(action):
+    found = re.match(r"(.+)\[(.+)\]", action)
+    expected = (found.group(1), found.group(2).lower()) if found else (action, "")
+    assert parse_action(action) == expected
+
+
+def test_an_action_of_brackets_takes_no_time():
+    for action in ("[" * 1_000_000, "[" * 500_000 + "]", "a" + "[a" * 500_000):
+        parse_action(action)  # minutes, where every bracket is tried with every other
 
 
 def test_pages_word_for_word(mugs):

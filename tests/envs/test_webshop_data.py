@@ -107,7 +107,8 @@ def test_missing_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "7", "[1, 2", '[1 2]', '{"a" 1}', "{1: 2}", '[{"a": 1}, ', "[nope]", "\x00"]
+    "text", ["", "7", "[1, 2", '[1 2]', '{"a" 1}', "{1: 2}", '[{"a": 1}, ', "[nope]", "\x00",
+             f'[{"9" * 5000}]', "[" * 100_000 + "]" * 100_000]
 )  # fmt: skip
 def test_broken_json_is_named(tmp_path, text):
     path = tmp_path / "x.json"
