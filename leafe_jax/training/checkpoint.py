@@ -15,6 +15,13 @@ from leafe_jax.errors import UserError
 KEPT = 2
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        # Orbax would report the step to the runtime, whose counter is preemption.py's: a notice
+        # that came then would be met at a number that is never reached.
+        return False
+
+
 class Checkpoints:
     """Orbax CheckpointManager over {state, data iterator, identity of the run}.
 
@@ -27,7 +34,7 @@ class Checkpoints:
         # Orbax writes a step under a temporary name and renames it, so a half-written one is
         # never the latest.
         self._directory, self._identity = directory, identity
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             directory, options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
         )
 

@@ -220,7 +220,7 @@ class _Run:
             used, (rows, batch) = rows, next_batch()  # while the devices are at it
             self._check(step, measurements, used)
             self._show(step)
-            asked = preemption.asked(step)
+            asked = preemption.asked()
             last = step == self.total
             if step % train.checkpoint_every == 0 or last or asked:
                 self.checkpoints.save(step, state, data_state, must=last or asked)

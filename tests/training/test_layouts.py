@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_loop import ROOT, child, finish
+from test_loop import ROOT, child, finish, trainer_command
 
 LAYOUTS = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2))
 # Heads, width and vocabulary that 8 and 2 divide; the loss in pieces on every device, with a rest.
@@ -84,15 +84,24 @@ def test_a_checkpoint_of_one_layout_goes_on_under_another(tmp_path, one_device):
     assert_same_training(lines * 5, tmp_path / "run.npz", rest * 5, path / "one.npz")
 
 
-def two_processes(tmp_path, name, **settings):
+def start_two(command):
+    """A command in two processes with two devices each, for trainer.join_processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    ranks = [
-        {"LEAFE_TEST_RANK": str(i), "LEAFE_TEST_PROCESSES": "2", "LEAFE_TEST_PORT": port}
-        for i in range(2)
-    ]
-    return [child(tmp_path, name, devices=2, environment=e, **settings) for e in ranks]
+    return [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+                 "PYTHONPATH": str(ROOT), "LEAFE_TEST_RANK": str(rank),
+                 "LEAFE_TEST_PROCESSES": "2", "LEAFE_TEST_PORT": port},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+
+
+def two_processes(tmp_path, name, **settings):
+    return start_two(trainer_command(tmp_path, name, **settings))
 
 
 def test_two_processes(tmp_path, one_device):
@@ -118,6 +127,36 @@ def test_one_of_two_processes_is_told_to_stop(tmp_path, one_device):
     assert 1 < int(lines[0].split()[0]) < len(expected)
     rest = expected[-len(lines) :]
     assert_same_training(lines * 9, tmp_path / "two.npz", rest * 9, path / "one.npz")
+
+
+_THREE_FITS = """
+import os, signal, sys, time
+sys.path.insert(0, {tests!r})
+import trainer
+trainer.join_processes()
+import jax
+for number in range(3):
+    if number == 2:
+        if jax.process_index() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2)  # for the news to get around
+    try:
+        trainer.run_fit({directory!r} + str(number), mesh=dict(data=2, fsdp=2, tensor=1))
+    except SystemExit as left:
+        print("left with", left.code, "in", number)
+        raise
+"""
+
+
+@pytest.mark.slow
+def test_a_notice_between_two_fits_stops_the_next(tmp_path):
+    """All are as long, so that the third one's steps have numbers that have been there."""
+    code = _THREE_FITS.format(tests=str(ROOT / "tests"), directory=str(tmp_path / "fit"))
+    for process in start_two([sys.executable, "-c", code]):
+        lines = process.communicate(timeout=200)[0].splitlines()
+        assert process.returncode == 75, lines
+        assert lines[-1] == "left with 75 in 2"
+    assert [p.name for p in (tmp_path / "fit2").iterdir() if p.name.isdigit()] == ["1"]
 
 
 def test_one_of_two_processes_dies(tmp_path):

@@ -24,14 +24,19 @@ from leafe_jax.training import checkpoint
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def child(tmp_path, name, out=None, devices=1, environment=None, **settings):
-    """tests/trainer.py in a process of its own, with its checkpoints in tmp_path/name."""
+def trainer_command(tmp_path, name, out=None, **settings):
+    """tests/trainer.py, with its checkpoints in tmp_path/name."""
+    return [sys.executable, str(ROOT / "tests/trainer.py"), str(tmp_path / name),
+            str(tmp_path / f"{out or name}.npz"), json.dumps(settings)]  # fmt: skip
+
+
+def child(tmp_path, name, out=None, devices=1, **settings):
+    """`trainer_command` in a process of its own."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/trainer.py"), str(tmp_path / name),
-         str(tmp_path / f"{out or name}.npz"), json.dumps(settings)],
+        trainer_command(tmp_path, name, out, **settings),
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), **(environment or {})},
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 
 
@@ -220,3 +225,39 @@ def test_a_maintenance_notice_saves_and_leaves(tmp_path, monkeypatch):
     server.shutdown()
     assert left.value.code == preemption.EXIT_PREEMPTED
     assert [p for p in (tmp_path / "cut").iterdir() if p.name.isdigit()]
+
+
+def test_a_notice_that_comes_too_late_kills_nobody(tmp_path, monkeypatch):
+    """The answer is on its way while the training ends."""
+    from leafe_jax.training import preemption
+
+    asked, answer, got = threading.Event(), threading.Event(), []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.set()
+            answer.wait(20)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"TERMINATE_ON_HOST_MAINTENANCE")
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(preemption, "_POLL_SECONDS", 0.1)
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    previous = signal.signal(signal.SIGTERM, lambda *_: got.append("SIGTERM"))
+    before = set(threading.enumerate())
+    try:
+        with preemption.Preemption(f"http://127.0.0.1:{server.server_port}/") as context:
+            (poller,) = set(threading.enumerate()) - before
+            monkeypatch.setattr(preemption, "_POLL_SECONDS", 20)  # the answer may take its time
+            assert asked.wait(20)
+        answer.set()
+        poller.join(20)
+        time.sleep(0.1)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        server.shutdown()
+    assert not poller.is_alive() and got == [] and not context.asked()
