@@ -19,6 +19,7 @@ from leafe_jax.models.decoder import ModelConfig, abstract_params
 from leafe_jax.training import lora
 from leafe_jax.training.checkpoint import Checkpoints
 from leafe_jax.training.data import Batches, Example, mixing_coefficients, survey
+from leafe_jax.training.memory import needed_for
 from leafe_jax.training.preemption import EXIT_PREEMPTED, Preemption
 from leafe_jax.training.sharding import BATCH, make_mesh, shardings_for
 from leafe_jax.training.step import (
@@ -30,6 +31,11 @@ from leafe_jax.training.step import (
 )  # fmt: skip
 
 LoadParams = Callable[[Any, Any], Any]
+
+_DIVIDE = (
+    "divide the state over more devices (train.mesh.fsdp, train.mesh.tensor) or train adapters"
+    " (train.lora.rank)"
+)
 
 
 def place(params: Any) -> LoadParams:
@@ -97,9 +103,10 @@ def fit(
     tx = make_optimizer(train_config, batches.num_steps)
     identity = _identity(model_config, train_config, facts.digest, seed)
     checkpoints = Checkpoints(directory, identity)
-    frozen, step, state, data_state = _start(
-        model_config, load_params, tx, mesh, checkpoints, seed, options.compute_dtype
-    )
+    with needed_for("loading the weights and making the optimizer's state", _DIVIDE):
+        frozen, step, state, data_state = _start(
+            model_config, load_params, tx, mesh, checkpoints, seed, options.compute_dtype
+        )
     iterator = iter(batches)
     if data_state is not None:
         iterator.set_state(data_state)
@@ -110,15 +117,14 @@ def fit(
     )  # fmt: skip
     run = _Run(train_config, batches.num_steps, Path(directory), checkpoints, log, progress)
     try:
-        with Preemption(train_config.notice_url) as preemption:
+        with (
+            needed_for(
+                "training", f"raise train.accumulation, set train.remat = 'full', or {_DIVIDE}"
+            ),
+            Preemption(train_config.notice_url) as preemption,
+        ):
             state = run.steps(step, state, frozen, iterator, train_step, place_rows, preemption)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            raise UserError(
-                "train: a device is out of memory: raise train.accumulation, set train.remat = 'full',"
-                " or divide the state over more devices (train.mesh.fsdp); leafe_jax.plan counts the"
-                f" bytes beforehand ({str(error).splitlines()[0]})"
-            ) from error
         if jax.process_count() == 1:
             raise
         raise UserError(

@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import trainer
 from trainer import equal, run_fit
 
 from leafe_jax.errors import UserError
-from leafe_jax.training import checkpoint
+from leafe_jax.training import checkpoint, loop
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -125,6 +126,69 @@ def test_out_of_memory_names_the_fields(tmp_path):
     ) as error:
         run_fit(tmp_path, log=full)
     assert str(error.value).endswith("(RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.)")
+
+
+@pytest.mark.parametrize("where", ["load_params", "init_state"])
+def test_out_of_memory_at_the_start(tmp_path, monkeypatch, where):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    if where == "init_state":
+        monkeypatch.setattr(loop, "init_state", full)
+    else:
+        monkeypatch.setattr(trainer, "place", lambda _: full)
+    message = "while loading the weights and making the optimizer's state: .*train.mesh.fsdp"
+    with pytest.raises(UserError, match=message) as error:
+        run_fit(tmp_path)
+    assert "sampl" not in str(error.value) and "\n" not in str(error.value)
+
+
+def broken(directory, step, how):
+    """Damages a checkpoint as a disk or a hurried hand would."""
+    if how == "truncated":
+        largest = max(
+            (directory / str(step)).rglob("*"), key=lambda p: p.is_file() and p.stat().st_size
+        )
+        os.truncate(largest, largest.stat().st_size // 2)
+    else:
+        shutil.rmtree(directory / str(step) / how)
+
+
+@pytest.mark.parametrize("how", ["truncated", "state", "data", "identity"])
+def test_a_damaged_checkpoint_is_put_aside(tmp_path, caplog, how):
+    def slow(*_):
+        time.sleep(0.1)  # so that the older one is written
+
+    whole = run_fit(tmp_path, progress=slow)
+    older, newest = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
+    broken(tmp_path, newest, how)
+    files = sorted(
+        p.relative_to(tmp_path / str(newest)) for p in (tmp_path / str(newest)).rglob("*")
+    )
+    steps = []
+    with caplog.at_level("WARNING", logger="leafe_jax"):
+        resumed = run_fit(tmp_path, log=lambda step, _: steps.append(step), progress=slow)
+    assert steps[0] == older + 1 and equal(whole, resumed)
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "leafe_jax"]
+    assert f"the checkpoint of step {newest} cannot be read" in line and str(tmp_path) in line
+    assert f"kept as {newest}.damaged, and training goes on from step {older}" in line
+    aside = tmp_path / f"{newest}.damaged"
+    assert sorted(p.relative_to(aside) for p in aside.rglob("*")) == files
+    # The step is saved again, and the next start finds it.
+    again = run_fit(tmp_path, log=lambda step, _: steps.append(-1))
+    assert -1 not in steps and equal(whole, again)
+
+
+def test_no_checkpoint_can_be_read(tmp_path):
+    run_fit(tmp_path, progress=lambda *_: time.sleep(0.1))
+    older, newest = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
+    for step, how in ((older, "identity"), (newest, "truncated")):
+        broken(tmp_path, step, how)
+    message = f"{tmp_path}: the checkpoint of step {newest} cannot be read .*no older one can"
+    with pytest.raises(UserError, match=message) as error:
+        run_fit(tmp_path)
+    assert "\n" not in str(error.value)
+    assert {str(older), str(newest)} <= {p.name for p in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize(
