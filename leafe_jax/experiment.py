@@ -55,6 +55,7 @@ from leafe_jax.settings import (
 from leafe_jax.training import lora
 from leafe_jax.training.data import Example, ExampleFile, write_examples
 from leafe_jax.training.loop import fit
+from leafe_jax.training.memory import needed_for
 from leafe_jax.training.sharding import hand_over, make_mesh, shardings_for
 from leafe_jax.types import Tree
 
@@ -279,20 +280,7 @@ def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics)
             log=_logger(metrics, "distill"),
             progress=_sft_progress(bar),
         )
-    if train.lora.rank:
-        adapted = lora.with_adapters(model_config, train.lora)
-        lora.save_adapter(phase.directory / "adapter", adapted, params, str(path))
-        places = shardings_for(abstract_params(model_config), make_mesh(train.mesh))
-        params = lora.merge(adapted, load_params("float32", places), params)
-    hf.save(
-        str(phase.directory / "model"), model_config, params,
-        source=path, chat_template=config.model.chat_template,
-    )  # fmt: skip
-    sampled = "evaluate" in config.phases and "leafe" in config.evaluate.methods
-    if sampled and jax.local_device_count() % config.sampler.tensor == 0:
-        _TRAINED[Path(phase.directory / "model")] = hand_over(
-            params, config.model.dtype, config.sampler.tensor
-        )
+    _export(config, Path(phase.directory), path, params)
     if processes.first():
         counts = [sum(e.source == s for e in examples) for s in range(len(distill.SOURCES))]
         write_json(
@@ -306,6 +294,32 @@ def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics)
     phase.add_seconds(time.time() - begin)
     phase.finish()
     return True
+
+
+def _export(config, directory: Path, base: Path, trained: Any) -> None:
+    """Writes `directory`/model, and `directory`/adapter where adapters were trained."""
+    train, model_config = config.distill.train, hf.read_config(str(base))
+    params = trained
+    if train.lora.rank:
+        adapted = lora.with_adapters(model_config, train.lora)
+        lora.save_adapter(directory / "adapter", adapted, trained, str(base))
+        places = shardings_for(abstract_params(model_config), make_mesh(train.mesh))
+        unread = hf.unread_params(base, model_config, "float32", places)
+        params = lora.merge(adapted, unread, trained)
+    divide = "divide it over more devices (train.mesh.fsdp, train.mesh.tensor)"
+    with needed_for("writing the trained model", divide):
+        hf.save(
+            directory / "model", model_config, params,
+            source=base, chat_template=config.model.chat_template,
+        )  # fmt: skip
+    sampled = "evaluate" in config.phases and "leafe" in config.evaluate.methods
+    # Merged weights are on no device: where adapters are trained there may be no room for two copies
+    # of the model, and the sampler reads the file.
+    if train.lora.rank or not sampled or jax.local_device_count() % config.sampler.tensor:
+        return
+    remedy = "raise sampler.tensor, set model.dtype = 'bfloat16', or " + divide
+    with needed_for("handing the trained weights to the sampler", remedy):
+        _TRAINED[directory / "model"] = hand_over(params, config.model.dtype, config.sampler.tensor)
 
 
 def _progress(total: int, unit: str, label: str) -> Progress:

@@ -87,6 +87,9 @@ class Settings:
     remat: str = "none"
     scan_layers: bool = False
     loss_chunk: int = 8192
+    checkpoint_every: int = 1  # this and the next two are of the loop, which is not measured
+    log_every: int = 1
+    max_nonfinite: int = 1
     attention: str = "auto"
     learning_rate: float = LEARNING_RATE
     schedule: str = "constant"

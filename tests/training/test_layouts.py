@@ -159,6 +159,78 @@ def test_a_notice_between_two_fits_stops_the_next(tmp_path):
     assert [p.name for p in (tmp_path / "fit2").iterdir() if p.name.isdigit()] == ["1"]
 
 
+_ALIKE = """
+import os, sys
+sys.path.insert(0, {tests!r})
+import trainer
+trainer.join_processes()
+import jax, jax.numpy as jnp
+from pathlib import Path
+from leafe_jax.training import checkpoint
+from leafe_jax.training.sharding import make_mesh
+
+first = jax.process_index() == 0
+mesh = make_mesh(dict(data=4, fsdp=1, tensor=1))
+def placed(*axes):
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+state = dict(
+    copied=jax.device_put(jnp.arange(4000.0), placed()),
+    divided=jax.device_put(jnp.arange(1000.0), placed("data")),
+)
+def steps():
+    return sorted(int(p.name) for p in Path({directory!r}).iterdir() if p.name.isdigit())
+
+saved = checkpoint.Checkpoints({directory!r}, {{}})
+usage = checkpoint.shutil.disk_usage
+def free(count):
+    checkpoint.shutil.disk_usage = lambda path: usage(path)._replace(free=count)
+# Eight bytes more than a fifth above 4 x 5,000.
+free(24008)
+saved.save(1, state, {{}}, must=True)
+saved._manager.wait_until_finished()
+# No room, on one host only.
+free(24008 if first else 23992)
+try:
+    saved.save(2, state, {{}}, must=True)
+except OSError as error:
+    assert "No space left" in str(error)
+    print("full")
+checkpoint.shutil.disk_usage = usage
+# One host is still writing.
+saving = saved._manager.is_saving_in_progress
+saved._manager.is_saving_in_progress = lambda: not first
+saved.save(3, state, {{}}, must=False)
+saved._manager.is_saving_in_progress = saving
+assert steps() == [1], steps()
+saved.save(4, state, {{}}, must=True)
+saved.close()
+assert steps() == [1, 4], steps()
+# One host's part of the newest is gone.
+saved = checkpoint.Checkpoints({directory!r}, {{}})
+read = checkpoint.Checkpoints._read
+if not first:
+    checkpoint.Checkpoints._read = lambda self, step, like: (
+        "truncated" if step == 4 else read(self, step, like)
+    )
+like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+step, found, _ = saved.restore(like)
+for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(state)):
+    for x, y in zip(a.addressable_shards, b.addressable_shards):
+        assert x.device == y.device and (x.data == y.data).all()
+assert step == 1 and steps() == [1] and (Path({directory!r}) / "4.damaged").is_dir()
+saved.save(4, state, {{}}, must=True)
+saved.close()
+print("alike")
+"""
+
+
+def test_two_processes_save_and_restore_alike(tmp_path):
+    code = _ALIKE.format(tests=str(ROOT / "tests"), directory=str(tmp_path / "steps"))
+    for process in start_two([sys.executable, "-c", code]):
+        lines = process.communicate(timeout=200)[0].splitlines()
+        assert [x for x in lines if not x.startswith("[Gloo]")] == ["full", "alike"]
+
+
 def test_one_of_two_processes_dies(tmp_path):
     both = two_processes(tmp_path, "two", mesh=mesh((2, 2, 1)), slow=0.2, **SETTINGS)
     for line in both[0].stdout:
