@@ -56,7 +56,7 @@ from leafe_jax.training import lora
 from leafe_jax.training.data import Example, ExampleFile, write_examples
 from leafe_jax.training.loop import fit
 from leafe_jax.training.memory import needed_for
-from leafe_jax.training.sharding import hand_over, make_mesh, shardings_for
+from leafe_jax.training.sharding import hand_over, shardings_for, train_mesh
 from leafe_jax.types import Tree
 
 BASE_MODEL = Path(__file__).parent / "assets" / "base"
@@ -303,7 +303,7 @@ def _export(config, directory: Path, base: Path, trained: Any) -> None:
     if train.lora.rank:
         adapted = lora.with_adapters(model_config, train.lora)
         lora.save_adapter(directory / "adapter", adapted, trained, str(base))
-        places = shardings_for(abstract_params(model_config), make_mesh(train.mesh))
+        places = shardings_for(abstract_params(model_config), train_mesh(train.mesh))
         unread = hf.unread_params(base, model_config, "float32", places)
         params = lora.merge(adapted, unread, trained)
     divide = "divide it over more devices (train.mesh.fsdp, train.mesh.tensor)"

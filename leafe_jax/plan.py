@@ -216,7 +216,7 @@ def plan_training(config, train, devices, chip: Chip) -> dict[str, Any]:
 
     from leafe_jax.models.decoder import abstract_params
     from leafe_jax.training import lora
-    from leafe_jax.training.sharding import make_mesh, shardings_for
+    from leafe_jax.training.sharding import shardings_for, train_mesh
     from leafe_jax.training.step import (
         make_optimizer,
         make_train_step,
@@ -224,7 +224,7 @@ def plan_training(config, train, devices, chip: Chip) -> dict[str, Any]:
         step_options,
     )
 
-    mesh = make_mesh(train.mesh, devices)
+    mesh = train_mesh(train.mesh, devices)
     base = abstract_params(config, train.compute_dtype)
     config = lora.with_adapters(config, train.lora)
     options = step_options(train, config, mesh)

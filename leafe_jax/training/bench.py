@@ -114,7 +114,7 @@ class BenchTrain(Engine):
 
         from leafe_jax.models import hf
         from leafe_jax.models.decoder import abstract_params
-        from leafe_jax.training.sharding import BATCH, make_mesh, shardings_for
+        from leafe_jax.training.sharding import BATCH, shardings_for, train_mesh
         from leafe_jax.training.step import (
             init_state,
             make_optimizer,
@@ -123,7 +123,7 @@ class BenchTrain(Engine):
         )
 
         settings = Settings(len(self.ids), self.dtype)
-        mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
+        mesh = train_mesh({"data": 1, "fsdp": -1, "tensor": 1})
         options = step_options(settings, self.config, mesh)
         places = shardings_for(abstract_params(self.config), mesh)
         params = hf.load_params(str(self.path), self.config, "float32", places)

@@ -21,7 +21,7 @@ from leafe_jax.training.checkpoint import Checkpoints
 from leafe_jax.training.data import Batches, Example, mixing_coefficients, survey
 from leafe_jax.training.memory import needed_for
 from leafe_jax.training.preemption import EXIT_PREEMPTED, Preemption
-from leafe_jax.training.sharding import BATCH, make_mesh, shardings_for
+from leafe_jax.training.sharding import BATCH, shardings_for, train_mesh
 from leafe_jax.training.step import (
     init_state,
     make_optimizer,
@@ -88,7 +88,7 @@ def fit(
       OSError: the disk is full; the last checkpoint is intact.
       SystemExit: EXIT_PREEMPTED, once the state is saved.
     """
-    mesh = make_mesh(train_config.mesh)
+    mesh = train_mesh(train_config.mesh)
     model_config = lora.with_adapters(model_config, train_config.lora)
     options = step_options(train_config, model_config, mesh)
     shardings_for(abstract_params(model_config), mesh)  # refused before anything is written

@@ -262,3 +262,46 @@ def test_wrong_meshes(tmp_path, changes, message):
     out = process.communicate(timeout=100)[0]
     assert process.returncode == 2 and f"error: {message}" in out, out
     assert len(out.splitlines()) == 1 and not Path(tmp_path / "bad").exists()
+
+
+_SLICES = """
+import jax
+from jax.experimental import topologies
+from leafe_jax.training.sharding import AXES, train_mesh
+
+def described(name, **options):
+    return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+
+def ordered(devices, *sizes):
+    return train_mesh(dict(zip(AXES, sizes)), devices).devices
+
+def wired(a, b):
+    return sum(abs(x - y) for x, y in zip(a.coords, b.coords)) == 1
+
+chips = described("v5e:4x4")
+# The first row's last chip and the second row's first one are three apart.
+assert not all(wired(a, b) for a, b in zip(chips, chips[1:]))
+ring = ordered(chips, 1, -1, 1)[0, :, 0]
+assert sorted(d.id for d in ring) == list(range(16))
+assert all(wired(a, b) for a, b in zip(ring, [*ring[1:], ring[0]]))
+for row in ordered(chips, 4, 1, 4).reshape(4, 4):
+    assert all(wired(a, b) for a, b in zip(row, row[1:]))
+two = described("v5e:2x2", num_slices=2)
+assert [{d.slice_index for d in part.flat} for part in ordered(two, 2, 4, 1)] == [{0}, {1}]
+# Weights divided over both: the slices one after the other, in jax's order.
+assert list(ordered(two, 1, 8, 1).flat) == list(two)
+# Whatever is no TPU stays in its order.
+assert list(ordered(jax.devices(), 2, 2, 2).flat) == jax.devices()
+print("neighbours")
+"""
+
+
+def test_a_tpu_slices_axes_follow_its_wires():
+    pytest.importorskip("libtpu")
+    done = subprocess.run(
+        [sys.executable, "-c", _SLICES], capture_output=True, text=True, timeout=200, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
+             "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+             "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+    )  # fmt: skip
+    assert done.stdout == "neighbours\n", done.stderr[-3000:]
