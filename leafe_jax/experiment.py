@@ -55,7 +55,7 @@ from leafe_jax.settings import (
 from leafe_jax.training import lora
 from leafe_jax.training.data import Example, ExampleFile, write_examples
 from leafe_jax.training.loop import fit
-from leafe_jax.training.memory import needed_for
+from leafe_jax.training.memory import DIVIDE, needed_for
 from leafe_jax.training.sharding import hand_over, shardings_for, train_mesh
 from leafe_jax.types import Tree
 
@@ -306,8 +306,7 @@ def _export(config, directory: Path, base: Path, trained: Any) -> None:
         places = shardings_for(abstract_params(model_config), train_mesh(train.mesh))
         unread = hf.unread_params(base, model_config, "float32", places)
         params = lora.merge(adapted, unread, trained)
-    divide = "divide it over more devices (train.mesh.fsdp, train.mesh.tensor)"
-    with needed_for("writing the trained model", divide):
+    with needed_for("writing the trained model", DIVIDE):
         hf.save(
             directory / "model", model_config, params,
             source=base, chat_template=config.model.chat_template,
@@ -317,7 +316,7 @@ def _export(config, directory: Path, base: Path, trained: Any) -> None:
     # of the model, and the sampler reads the file.
     if train.lora.rank or not sampled or jax.local_device_count() % config.sampler.tensor:
         return
-    remedy = "raise sampler.tensor, set model.dtype = 'bfloat16', or " + divide
+    remedy = "raise sampler.tensor, set model.dtype = 'bfloat16', or " + DIVIDE
     with needed_for("handing the trained weights to the sampler", remedy):
         _TRAINED[directory / "model"] = hand_over(params, config.model.dtype, config.sampler.tensor)
 

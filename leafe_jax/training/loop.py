@@ -19,7 +19,7 @@ from leafe_jax.models.decoder import ModelConfig, abstract_params
 from leafe_jax.training import lora
 from leafe_jax.training.checkpoint import Checkpoints
 from leafe_jax.training.data import Batches, Example, mixing_coefficients, survey
-from leafe_jax.training.memory import needed_for
+from leafe_jax.training.memory import DIVIDE, needed_for
 from leafe_jax.training.preemption import EXIT_PREEMPTED, Preemption
 from leafe_jax.training.sharding import BATCH, shardings_for, train_mesh
 from leafe_jax.training.step import (
@@ -31,11 +31,6 @@ from leafe_jax.training.step import (
 )  # fmt: skip
 
 LoadParams = Callable[[Any, Any], Any]
-
-_DIVIDE = (
-    "divide the state over more devices (train.mesh.fsdp, train.mesh.tensor) or train adapters"
-    " (train.lora.rank)"
-)
 
 
 def place(params: Any) -> LoadParams:
@@ -103,7 +98,8 @@ def fit(
     tx = make_optimizer(train_config, batches.num_steps)
     identity = _identity(model_config, train_config, facts.digest, seed)
     checkpoints = Checkpoints(directory, identity)
-    with needed_for("loading the weights and making the optimizer's state", _DIVIDE):
+    remedy = f"{DIVIDE}, or train adapters (train.lora.rank)"
+    with needed_for("loading the weights and making the optimizer's state", remedy):
         frozen, step, state, data_state = _start(
             model_config, load_params, tx, mesh, checkpoints, seed, options.compute_dtype
         )
@@ -119,7 +115,7 @@ def fit(
     try:
         with (
             needed_for(
-                "training", f"raise train.accumulation, set train.remat = 'full', or {_DIVIDE}"
+                "training", f"raise train.accumulation, set train.remat = 'full', or {remedy}"
             ),
             Preemption(train_config.notice_url) as preemption,
         ):

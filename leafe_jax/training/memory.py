@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from leafe_jax.errors import UserError
 
+DIVIDE = "divide the model over more devices (train.mesh.fsdp, train.mesh.tensor)"
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is a device's lack of memory; libraries pass on its text in errors of theirs."""

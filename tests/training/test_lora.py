@@ -121,6 +121,16 @@ def test_bad_settings(changes, message):
         lora.with_adapters(CONFIG, trainer.train_config(lora=changes).lora)
 
 
+def run_settings(**changes):
+    """What of a run's config the export looks at."""
+    return types.SimpleNamespace(
+        distill=types.SimpleNamespace(train=trainer.train_config(**changes)),
+        model=types.SimpleNamespace(dtype="bfloat16", chat_template=""),
+        sampler=types.SimpleNamespace(tensor=1),
+        phases=("distill", "evaluate"), evaluate=types.SimpleNamespace(methods=("base", "leafe")),
+    )  # fmt: skip
+
+
 def live_bytes() -> int:
     return sum(x.nbytes for x in jax.live_arrays())
 
@@ -135,12 +145,7 @@ def test_the_export_holds_one_kernel_at_a_time(tmp_path, monkeypatch):
     expected = (
         np.asarray(kernel["kernel"], np.float64) + SETTINGS["alpha"] / SETTINGS["rank"] * a @ b
     )
-    settings = types.SimpleNamespace(
-        distill=types.SimpleNamespace(train=trainer.train_config(lora=SETTINGS)),
-        model=types.SimpleNamespace(dtype="bfloat16", chat_template=""),
-        sampler=types.SimpleNamespace(tensor=1),
-        phases=("distill", "evaluate"), evaluate=types.SimpleNamespace(methods=("base", "leafe")),
-    )  # fmt: skip
+    settings = run_settings(lora=SETTINGS)
     total = sum(x.nbytes for x in jax.tree.leaves(base))
     largest = max(x.nbytes for x in jax.tree.leaves(base))
     shared = base["embed"]["embedding"].nbytes + 5 * base["final_norm"]["scale"].nbytes
@@ -162,3 +167,23 @@ def test_the_export_holds_one_kernel_at_a_time(tmp_path, monkeypatch):
     np.testing.assert_allclose(
         found["layers"]["1"]["mlp"]["down_proj"]["kernel"], expected, rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    "name, doing, fields",
+    [
+        ("hf.save", "writing the trained model", "train.mesh.fsdp"),
+        ("hand_over", "handing the trained weights to the sampler", "sampler.tensor.*model.dtype"),
+    ],
+)
+def test_out_of_memory_after_training(tmp_path, monkeypatch, name, doing, fields):
+    def full(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    base = trainer.params()
+    hf.save(tmp_path / "base", CONFIG, base)
+    monkeypatch.setattr(f"leafe_jax.experiment.{name}", full)
+    message = f"train: a device is out of memory while {doing}: .*{fields}"
+    with pytest.raises(UserError, match=message):
+        experiment._export(run_settings(), tmp_path, tmp_path / "base", base)
+    assert not experiment._TRAINED
