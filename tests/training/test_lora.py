@@ -187,3 +187,14 @@ def test_out_of_memory_after_training(tmp_path, monkeypatch, name, doing, fields
     with pytest.raises(UserError, match=message):
         experiment._export(run_settings(), tmp_path, tmp_path / "base", base)
     assert not experiment._TRAINED
+
+
+def test_a_base_with_nan_is_not_exported(tmp_path):
+    base = trainer.params()
+    base["layers"]["1"]["mlp"]["up_proj"]["kernel"] *= jnp.nan
+    hf.save(tmp_path / "base", CONFIG, base)
+    config = lora.with_adapters(CONFIG, trainer.train_config(lora=SETTINGS).lora)
+    adapters = lora.init_adapters(config, jax.random.key(0))
+    with pytest.raises(UserError, match="NaN or infinity in model.layers.1.mlp.up_proj.weight of"):
+        experiment._export(run_settings(lora=SETTINGS), tmp_path, tmp_path / "base", adapters)
+    assert not (tmp_path / "model").exists()
