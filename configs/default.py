@@ -137,7 +137,7 @@ def train_config() -> ml_collections.ConfigDict:
     t.b1 = 0.9
     t.b2 = 0.98
     t.eps = 1e-8
-    t.clip_norm = 1.0  # of the global gradient norm
+    t.clip_norm = 1.0  # most of the global gradient norm, above 0; inf clips none
     t.compute_dtype = "float32"  # of activations; master weights are always float32
     t.attention = "auto"  # jnp, splash (TPU), cudnn (GPU); auto takes the platform's own
     t.loss_chunk = 8192  # vocabulary entries whose logits exist at the same time

@@ -26,6 +26,7 @@ from leafe_jax.progress import Progress
 from leafe_jax.seeds import seed_for
 from leafe_jax.training.data import Example, ExampleFile, write_examples
 from leafe_jax.training.loop import fit, place
+from leafe_jax.training.memory import DIVIDE, needed_for
 from leafe_jax.vocabulary import build_tokenizer
 
 MAX_POSITIONS = 1024  # of the model
@@ -147,4 +148,5 @@ def run(
     files = {"tokenizer": chat.tokenizer}
     if start_from is not None:
         files = {"source": start_from, "chat_template": config.model.chat_template}
-    hf.save(directory / "model", model_config, params, **files)
+    with needed_for("writing the trained model", DIVIDE):
+        hf.save(directory / "model", model_config, params, **files)

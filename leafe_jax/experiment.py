@@ -55,7 +55,8 @@ from leafe_jax.settings import (
 from leafe_jax.training import lora
 from leafe_jax.training.data import Example, ExampleFile, write_examples
 from leafe_jax.training.loop import check, fit
-from leafe_jax.training.sharding import cast, hand_over, make_mesh, shardings_for
+from leafe_jax.training.memory import DIVIDE, needed_for
+from leafe_jax.training.sharding import cast, hand_over, shardings_for, train_mesh
 from leafe_jax.types import Tree
 
 BASE_MODEL = Path(__file__).parent / "assets" / "base"
@@ -65,6 +66,7 @@ BASE_MODEL = Path(__file__).parent / "assets" / "base"
 # in training, until the sampler takes them: the same as in its directory, without the way through the
 # file and the host.
 _TRAINED: dict[Path, Any] = {}
+_SMALLER = "raise sampler.tensor, set model.dtype = 'bfloat16', or " + DIVIDE
 
 
 def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
@@ -76,7 +78,8 @@ def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
     load_params = functools.partial(hf.load_params, str(path), model_config, model.dtype)
     trained = _TRAINED.pop(Path(path), None)
     if trained is not None:
-        load_params = hand_over(trained, model.dtype, sampler.tensor)
+        with needed_for("handing the trained weights to the sampler", _SMALLER):
+            load_params = hand_over(trained, sampler.tensor)
         del trained  # a second copy
     # Made here, so that wrong sizes are refused before any directory is claimed.
     engine = make_engines(
@@ -292,18 +295,7 @@ def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics)
             log=_logger(metrics, "distill"),
             progress=_sft_progress(bar),
         )
-    if train.lora.rank:
-        adapted = lora.with_adapters(model_config, train.lora)
-        lora.save_adapter(phase.directory / "adapter", adapted, params, str(path))
-        places = shardings_for(abstract_params(model_config), make_mesh(train.mesh))
-        params = lora.merge(adapted, load_params("float32", places), params)
-    hf.save(
-        str(phase.directory / "model"), model_config, params,
-        source=path, chat_template=config.model.chat_template,
-    )  # fmt: skip
-    sampled = "evaluate" in config.phases and "leafe" in config.evaluate.methods
-    if sampled and jax.local_device_count() % config.sampler.tensor == 0:
-        _TRAINED[Path(phase.directory / "model")] = cast(params, config.model.dtype)
+    _export(config, Path(phase.directory), path, params)
     if processes.first():
         counts = [sum(e.source == s for e in examples) for s in range(len(distill.SOURCES))]
         write_json(
@@ -317,6 +309,30 @@ def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics)
     phase.add_seconds(time.time() - begin)
     phase.finish()
     return True
+
+
+def _export(config, directory: Path, base: Path, trained: Any) -> None:
+    """Writes `directory`/model, and `directory`/adapter where adapters were trained."""
+    train, model_config = config.distill.train, hf.read_config(str(base))
+    params = trained
+    if train.lora.rank:
+        adapted = lora.with_adapters(model_config, train.lora)
+        lora.save_adapter(directory / "adapter", adapted, trained, str(base))
+        places = shardings_for(abstract_params(model_config), train_mesh(train.mesh))
+        unread = hf.unread_params(base, model_config, "float32", places)
+        params = lora.merge(adapted, unread, trained)
+    with needed_for("writing the trained model", DIVIDE):
+        hf.save(
+            directory / "model", model_config, params,
+            source=base, chat_template=config.model.chat_template,
+        )  # fmt: skip
+    sampled = "evaluate" in config.phases and "leafe" in config.evaluate.methods
+    # Merged weights are on no device: where adapters are trained there may be no room for two copies
+    # of the model, and the sampler reads the file.
+    if train.lora.rank or not sampled or jax.local_device_count() % config.sampler.tensor:
+        return
+    with needed_for("keeping the trained weights for the sampler", _SMALLER):
+        _TRAINED[directory / "model"] = cast(params, config.model.dtype)
 
 
 def _progress(total: int, unit: str, label: str) -> Progress:

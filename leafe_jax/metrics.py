@@ -56,7 +56,8 @@ class Metrics:
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes values with slash names and one prefix, e.g. {"distill/loss": 0.3}, at a step.
 
-        What is not finite is null in metrics.jsonl: JSON has no word for it.
+        What is not finite is null in metrics.jsonl, for JSON has no word for it, and has no point in
+        TensorBoard's curve.
         """
         if not self._kept:
             return
@@ -69,8 +70,9 @@ class Metrics:
         with open(self._path, "a", encoding="utf-8") as file:  # closed, hence flushed, every line
             file.write(json.dumps({"step": step, **line}) + "\n")
         self._last.update(dict.fromkeys(prefixes, step))
-        for name, value in numbers.items():
-            self._tensorboard().add_scalar(name, value, step)
+        for name, value in line.items():
+            if value is not None:
+                self._tensorboard().add_scalar(name, value, step)
 
     def text(self, step: int, name: str, text: str) -> None:
         """Shows a text, e.g. a whole trajectory, in TensorBoard; metrics.jsonl has numbers only."""

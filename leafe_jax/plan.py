@@ -173,6 +173,29 @@ def matmul_flops(config, tokens: int, pairs: int) -> float:
     return 2.0 * weights * tokens + 4.0 * wide * pairs * c.num_layers
 
 
+def train_flops(config, tokens: int, pairs: int, remat: str, adapters: int | None) -> float:
+    """Operations of one train step.
+
+    A matrix takes one pass forwards and two backwards, for the gradients of its input and of itself;
+    a frozen one has no gradient of its own. Attention has two operands and takes two backwards either
+    way. With remat = "full" the forward pass is done twice. So with F of `matmul_flops` and r = 1 for
+    "full", otherwise 0:
+
+      all trained:  (3 + r) F(tokens, pairs)
+      adapters:     (2 + r) F(tokens, 0) + (3 + r) (F(0, pairs) + 2 tokens adapters)
+
+    Args:
+      config, tokens, pairs: as of `matmul_flops`.
+      remat: train.remat.
+      adapters: parameters of the adapters; None where the weights are trained.
+    """
+    again = 1 if remat == "full" else 0
+    if adapters is None:
+        return (3 + again) * matmul_flops(config, tokens, pairs)
+    own = matmul_flops(config, 0, pairs) + 2.0 * tokens * adapters
+    return (2 + again) * matmul_flops(config, tokens, 0) + (3 + again) * own
+
+
 def _roofline(chip: Chip, flops: float, traffic: float) -> float | None:
     """Seconds at least: the longer of arithmetic and memory, per chip; None where unknown."""
     return max(flops / chip.flops, traffic / chip.bandwidth) if chip.flops else None
@@ -193,7 +216,7 @@ def plan_training(config, train, devices, chip: Chip) -> dict[str, Any]:
 
     from leafe_jax.models.decoder import abstract_params
     from leafe_jax.training import lora
-    from leafe_jax.training.sharding import make_mesh, shardings_for
+    from leafe_jax.training.sharding import shardings_for, train_mesh
     from leafe_jax.training.step import (
         make_optimizer,
         make_train_step,
@@ -201,7 +224,7 @@ def plan_training(config, train, devices, chip: Chip) -> dict[str, Any]:
         step_options,
     )
 
-    mesh = make_mesh(train.mesh, devices)
+    mesh = train_mesh(train.mesh, devices)
     base = abstract_params(config, train.compute_dtype)
     config = lora.with_adapters(config, train.lora)
     options = step_options(train, config, mesh)
@@ -224,9 +247,11 @@ def plan_training(config, train, devices, chip: Chip) -> dict[str, Any]:
         mesh=mesh, state=state, frozen=frozen,
     )  # fmt: skip
     tokens = train.batch_size * train.seq_len
-    passes = 4 if train.remat == "full" else 3  # a backward pass is two forward ones
     pairs = train.batch_size * train.seq_len * (train.seq_len + 1) // 2
-    flops = passes * matmul_flops(config, tokens, pairs) / len(devices)
+    adapters = None
+    if config.lora is not None:
+        adapters = sum(math.prod(x.shape) for x in jax.tree.leaves(trained))
+    flops = train_flops(config, tokens, pairs, train.remat, adapters) / len(devices)
     weights = _device_bytes(state["params"]) + _device_bytes(frozen)
     optimizer = _device_bytes(state["opt_state"])
     # Masters and moments are read and written once; activations are not counted.
@@ -242,27 +267,27 @@ def plan_training(config, train, devices, chip: Chip) -> dict[str, Any]:
     }
 
 
-def decode_program(config, sampler, mesh):
+def decode_program(config, sampler, dtype: str, mesh):
     """The sampler's turn for all rows of one copy of the model at full length, lowered: a chunk of the
     prompt, then tokens one by one. No other program of a run has more rows and tokens.
 
     Args:
       config: the model.
       sampler: sampler section.
+      dtype: of weights and cache (model.dtype).
       mesh: of the copy's devices, along "tensor".
 
     Returns:
       (lowered program, weights, pages), the latter two as sharded ShapeDtypeStructs.
     """
     import jax
-    import jax.numpy as jnp
 
     from leafe_jax.models.decoder import abstract_params
     from leafe_jax.sampling.engine import make_storage, plan_programs
     from leafe_jax.training.sharding import shardings_for
     from leafe_jax.types import Sampling
 
-    weights = abstract_params(config, jnp.bfloat16)
+    weights = abstract_params(config, dtype)
     weights = _placed(weights, shardings_for(weights, mesh))
     s = sampler
     sampling = Sampling(1.0, s.top_k, s.top_p, s.min_p, s.repetition_penalty, tuple(s.logit_bias))
@@ -288,7 +313,7 @@ def _num_pages(sampler) -> int:
     return sampler.num_pages or sampler.num_slots * pages
 
 
-def _copy_devices(config, sampler, host, chip: Chip) -> list:
+def _copy_devices(config, sampler, dtype: str, host, chip: Chip) -> list:
     """The devices of one copy of the model: sampler.tensor of them; where that is 1, the fewest that
     divide the key-value heads and have room. They are of one `host`: a process samples on its own.
 
@@ -310,14 +335,16 @@ def _copy_devices(config, sampler, host, chip: Chip) -> list:
                 f" key-value heads and be at most {len(host)}, the devices of a host"
             )
         return host[: sampler.tensor]
-    weights = 2 * sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config)))
-    token = 4 * config.num_layers * config.num_kv_heads * config.head_dim  # bytes, keys and values
+    shapes = jax.tree.leaves(abstract_params(config, dtype))
+    weights = sum(math.prod(x.shape) * x.dtype.itemsize for x in shapes)
+    # Bytes of a token's keys and values.
+    token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * shapes[0].dtype.itemsize
     needed = 1.1 * (weights + _num_pages(sampler) * sampler.page_size * token)
     sizes = [n for n in (1, 2, 4, 8) if config.num_kv_heads % n == 0 and n <= len(host)]
     return host[: next((n for n in sizes if needed / n <= chip.memory), sizes[-1])]
 
 
-def plan_decoding(config, sampler, host, hosts: int, chip: Chip) -> dict[str, Any]:
+def plan_decoding(config, sampler, dtype: str, host, hosts: int, chip: Chip) -> dict[str, Any]:
     """Compiles a sampler's turn; figures per chip.
 
     Its layers are alike and in a row, and a deep model would take the compiler ten minutes: above
@@ -327,6 +354,7 @@ def plan_decoding(config, sampler, host, hosts: int, chip: Chip) -> dict[str, An
       config: the model.
       sampler: sampler section; num_slots sessions a copy of the model, and as many copies as there is
         room for beside each other on every host (sampler.copies = 0).
+      dtype: of weights and cache (model.dtype).
       host, hosts: devices of one host, and how many hosts there are.
       chip: their kind.
 
@@ -335,16 +363,16 @@ def plan_decoding(config, sampler, host, hosts: int, chip: Chip) -> dict[str, An
     """
     from leafe_jax.training.sharding import make_mesh
 
-    own = _copy_devices(config, sampler, host, chip)
+    own = _copy_devices(config, sampler, dtype, host, chip)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": len(own)}, own)
-    weights, cache = (_device_bytes(x) for x in decode_program(config, sampler, mesh)[1:])
+    weights, cache = (_device_bytes(x) for x in decode_program(config, sampler, dtype, mesh)[1:])
 
     def count() -> tuple[int, int]:
         depths = sorted({min(depth, config.num_layers) for depth in _DEPTHS})
         found = []
         for depth in depths:
             shallow = dataclasses.replace(config, num_layers=depth)
-            found.append(_compile(decode_program(shallow, sampler, mesh)[0]))
+            found.append(_compile(decode_program(shallow, sampler, dtype, mesh)[0]))
         if depths[-1] == config.num_layers:
             return found[-1]
         beyond = (config.num_layers - depths[-1]) / (depths[-1] - depths[0])
@@ -457,7 +485,9 @@ def main(argv: list[str]) -> int:
             "chips": count,
             "memory_per_chip": chip.memory,
             "train": plan_training(model, config.distill.train, devices, chip),
-            "decode": plan_decoding(model, config.sampler, *_host(kind, devices), chip),
+            "decode": plan_decoding(
+                model, config.sampler, config.model.dtype, *_host(kind, devices), chip
+            ),
         }
     except UserError as error:
         return _fail(str(error))

@@ -28,10 +28,11 @@ def test_lines_and_events_hold_the_same(tmp_path):
     with Metrics(tmp_path) as metrics:
         metrics.scalars(3, {"distill/loss": 0.5, "distill/grad_norm": 2})
         assert lines(tmp_path) == [{"step": 3, "distill/loss": 0.5, "distill/grad_norm": 2.0}]
-        metrics.scalars(4, {"distill/loss": float("nan")})
-    assert lines(tmp_path)[1] == {"step": 4, "distill/loss": None}
+        metrics.scalars(4, {"distill/loss": float("nan"), "distill/grad_norm": 1.0})
+    assert lines(tmp_path)[1] == {"step": 4, "distill/loss": None, "distill/grad_norm": 1.0}
     written = {(step, value.tag): value.simple_value for step, value in events(tmp_path)}
     assert written[3, "distill/loss"] == 0.5 and written[3, "distill/grad_norm"] == 2.0
+    assert (4, "distill/loss") not in written and written[4, "distill/grad_norm"] == 1.0
 
 
 def test_a_text_is_shown_verbatim(tmp_path):

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import math
 import mmap
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,9 @@ from leafe_jax.errors import UserError
 from leafe_jax.models.decoder import ModelConfig, abstract_params
 from leafe_jax.models.hf_config import config_json, read_config, read_json
 
-__all__ = ["MAX_SHARD_BYTES", "load_params", "read_config", "save", "to_host"]
+__all__ = [
+    "MAX_SHARD_BYTES", "Unread", "load_params", "read_config", "save", "to_host", "unread_params",
+]  # fmt: skip
 
 MAX_SHARD_BYTES = 5 * 10**9
 _ALIGNMENT = 64  # bytes
@@ -221,6 +225,58 @@ def _check_names(
         raise UserError(f"{directory}: weights do not fit config.json: {'; '.join(problems)}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Unread:
+    """A parameter that is made when it is asked for, so that a model can be handled that has no room.
+
+    Attributes:
+      shape, dtype: what it will be.
+      file: name of the file it comes from.
+      make: gives (array, whether all values of the file are finite).
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    file: str
+    make: Callable[[], tuple[jax.Array, bool]]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def unread_params(path: str | Path, config: ModelConfig, dtype, shardings=None) -> dict:
+    """The weights as `load_params` gives them, but none is read yet: a tree of Unread.
+
+    Args:
+      path, config, dtype, shardings: as there.
+
+    Raises:
+      UserError: files missing, unreadable or at odds with their index; names and shapes that do
+        not fit (one error lists them all).
+    """
+    directory = Path(path)
+    flat, structure = jax.tree_util.tree_flatten_with_path(abstract_params(config, dtype))
+    single = SingleDeviceSharding(jax.local_devices()[0])
+    places = [single] * len(flat) if shardings is None else structure.flatten_up_to(shardings)
+    names = [hub_name(_path(p)) for p, _ in flat]
+    shapes = {
+        name: tuple(reversed(leaf.shape)) if transposed else tuple(leaf.shape)
+        for (name, transposed), (_, leaf) in zip(names, flat, strict=True)
+    }
+    tensors = _open_weights(directory)
+    _check_names(directory, config, tensors, shapes)
+    dtype = np.dtype(dtype)
+    leaves = [
+        Unread(
+            leaf.shape, dtype, tensors[name].path.name,
+            functools.partial(_place, tensors[name], name, transposed, dtype, place),
+        )
+        for (name, transposed), (_, leaf), place in zip(names, flat, places, strict=True)
+    ]  # fmt: skip
+    return jax.tree_util.tree_unflatten(structure, leaves)
+
+
 def load_params(path: str | Path, config: ModelConfig, dtype, shardings=None) -> dict:
     """Reads the weights, each tensor straight into its sharding.
 
@@ -234,37 +290,23 @@ def load_params(path: str | Path, config: ModelConfig, dtype, shardings=None) ->
       shardings: tree of shardings like the parameters, or None for the default device.
 
     Raises:
-      UserError: files missing, unreadable or at odds with their index; names and shapes that do
-        not fit (one error lists them all); values that are not finite.
+      UserError: what `unread_params` raises; values that are not finite (one error lists all).
     """
-    directory = Path(path)
-    flat, structure = jax.tree_util.tree_flatten_with_path(abstract_params(config, dtype))
-    single = SingleDeviceSharding(jax.local_devices()[0])
-    places = [single] * len(flat) if shardings is None else structure.flatten_up_to(shardings)
-    names = [hub_name(_path(p)) for p, _ in flat]
-    shapes = {
-        name: tuple(reversed(leaf.shape)) if transposed else tuple(leaf.shape)
-        for (name, transposed), (_, leaf) in zip(names, flat, strict=True)
-    }
-    tensors = _open_weights(directory)
-    _check_names(directory, config, tensors, shapes)
+    flat, structure = jax.tree_util.tree_flatten_with_path(
+        unread_params(path, config, dtype, shardings)
+    )
     # File by file, so that pages are read in the order they lie in.
-    order = sorted(range(len(names)), key=lambda i: (tensors[names[i][0]].path.name, i))
-    leaves: list[Any] = [None] * len(names)
+    order = sorted(range(len(flat)), key=lambda i: (flat[i][1].file, i))
+    leaves: list[Any] = [None] * len(flat)
     bad = []
     # Two at a time: one is read while the other is copied.
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-
-        def read(i: int):
-            name, transposed = names[i]
-            return i, _place(tensors[name], name, transposed, np.dtype(dtype), places[i])
-
-        for i, (array, finite) in pool.map(read, order):
+        for i, (array, finite) in pool.map(lambda i: (i, flat[i][1].make()), order):
             leaves[i] = array
             if not finite:
-                bad.append(f"{names[i][0]} in {tensors[names[i][0]].path.name}")
+                bad.append(f"{hub_name(_path(flat[i][0]))[0]} in {flat[i][1].file}")
     if bad:
-        raise UserError(f"{directory}: NaN or infinity in {'; '.join(sorted(bad))}")
+        raise UserError(f"{Path(path)}: NaN or infinity in {'; '.join(sorted(bad))}")
     return jax.tree_util.tree_unflatten(structure, leaves)
 
 
@@ -273,7 +315,7 @@ def load_params(path: str | Path, config: ModelConfig, dtype, shardings=None) ->
 class _Leaf:
     name: str
     transposed: bool
-    array: jax.Array
+    array: jax.Array | Unread
 
 
 def to_host(array: jax.Array) -> np.ndarray | None:
@@ -298,6 +340,17 @@ def _shards(leaves: list[_Leaf], max_bytes: int) -> list[list[_Leaf]]:
     return shards
 
 
+def _host_tensor(leaf: _Leaf) -> np.ndarray | None:
+    """A tensor as the file has it, in process 0; nothing of an Unread leaf stays on the devices."""
+    array, finite = leaf.array, True
+    if isinstance(array, Unread):
+        array, finite = array.make()
+    if not finite:
+        raise UserError(f"NaN or infinity in {leaf.name} of {leaf.array.file}")
+    array = to_host(array)
+    return None if array is None else np.ascontiguousarray(array.T if leaf.transposed else array)
+
+
 def _write_weights(directory: Path, params, max_bytes: int) -> str:
     """Writes all tensors; returns the dtype's name."""
     leaves = [
@@ -311,9 +364,9 @@ def _write_weights(directory: Path, params, max_bytes: int) -> str:
     for file, shard in zip(names, shards, strict=True):
         tensors = {}
         for leaf in shard:
-            array = to_host(leaf.array)
+            array = _host_tensor(leaf)
             if array is not None:
-                tensors[leaf.name] = np.ascontiguousarray(array.T if leaf.transposed else array)
+                tensors[leaf.name] = array
         if tensors:
             save_file(tensors, directory / file, metadata={"format": "pt"})
     if len(shards) > 1 and jax.process_index() == 0:
@@ -371,12 +424,16 @@ def save(
 
     Args:
       path: the directory to make.
-      config, params: the model; dtypes are kept.
+      config, params: the model; dtypes are kept. Leaves may be Unread: each is made when it is
+        written, and let go of.
       source: the checkpoint that the model came from. Its config, generation config, tokenizer and
         chat template are carried over.
       tokenizer: without a source: saved beside the model when given.
       chat_template: Jinja file that takes the place of the source's template; "" keeps that.
       max_shard_bytes: most bytes of tensors in a file.
+
+    Raises:
+      UserError: a leaf that was Unread has values that are not finite.
     """
     directory = Path(path)
     partial = directory.with_name(directory.name + ".partial")

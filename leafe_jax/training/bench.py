@@ -87,6 +87,9 @@ class Settings:
     remat: str = "none"
     scan_layers: bool = False
     loss_chunk: int = 8192
+    checkpoint_every: int = 1  # this and the next two are of the loop, which is not measured
+    log_every: int = 1
+    max_nonfinite: int = 1
     attention: str = "auto"
     learning_rate: float = LEARNING_RATE
     schedule: str = "constant"
@@ -111,7 +114,7 @@ class BenchTrain(Engine):
 
         from leafe_jax.models import hf
         from leafe_jax.models.decoder import abstract_params
-        from leafe_jax.training.sharding import BATCH, make_mesh, shardings_for
+        from leafe_jax.training.sharding import BATCH, shardings_for, train_mesh
         from leafe_jax.training.step import (
             init_state,
             make_optimizer,
@@ -120,7 +123,7 @@ class BenchTrain(Engine):
         )
 
         settings = Settings(len(self.ids), self.dtype)
-        mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
+        mesh = train_mesh({"data": 1, "fsdp": -1, "tensor": 1})
         options = step_options(settings, self.config, mesh)
         places = shardings_for(abstract_params(self.config), mesh)
         params = hf.load_params(str(self.path), self.config, "float32", places)

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from leafe_jax.errors import UserError
+from leafe_jax.training.memory import is_out_of_memory
 
 KEPT = 2
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        # Orbax would report the step to the runtime, whose counter is preemption.py's: a notice
+        # that came then would be met at a number that is never reached.
+        return False
 
 
 class Checkpoints:
     """Orbax CheckpointManager over {state, data iterator, identity of the run}.
 
     Args:
-      directory: where steps are kept; the newest two stay.
+      directory: where steps are kept; the newest two stay, and what could not be read, as
+        `<step>.damaged`.
       identity: what a checkpoint must agree with, name -> JSON value.
     """
 
@@ -27,7 +40,7 @@ class Checkpoints:
         # Orbax writes a step under a temporary name and renames it, so a half-written one is
         # never the latest.
         self._directory, self._identity = directory, identity
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             directory, options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
         )
 
@@ -45,13 +58,15 @@ class Checkpoints:
         """
         if self._manager.latest_step() == step:
             return
-        # All processes have to decide alike; only one alone can go by what it sees.
-        busy = jax.process_count() == 1 and self._manager.is_saving_in_progress()
+        # Asked beforehand: on a disk that fills up during a save Orbax's writers fail one by one. One
+        # copy is written, however many devices hold one.
+        needed = sum(x.nbytes for x in jax.tree.leaves(state))
+        free = shutil.disk_usage(self._directory).free
+        # A save is a meeting of all processes: they leave one out, or fail, together.
+        busy, full = _any_process(self._manager.is_saving_in_progress(), free < 1.2 * needed)
         if busy and not must:
             return
-        # Asked beforehand: on a disk that fills up during a save Orbax's writers fail one by one.
-        needed = sum(s.data.nbytes for x in jax.tree.leaves(state) for s in x.addressable_shards)
-        if shutil.disk_usage(self._directory).free < 1.2 * needed:
+        if full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
         self._manager.save(
             step,
@@ -63,41 +78,101 @@ class Checkpoints:
         )
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """(step, state, data state) of the newest checkpoint, or None.
+        """(step, state, data state) of the newest checkpoint that can be read, or None without any.
+
+        Newer ones that cannot be read are renamed, not deleted, and a line says so.
 
         Args:
           like: ShapeDtypeStructs with the shardings to restore into; those it was saved with may
             have been others.
 
         Raises:
-          UserError: it is of another model or other data, or cannot be read.
+          UserError: it is of another model or other data, or none of them can be read.
         """
-        step = self._manager.latest_step()
-        if step is None:
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        problems: dict[int, str] = {}
+        for step in steps:
+            found = self._read(step, like)
+            # A process reads its own parts, which may be whole where another one's are not.
+            (failed,) = _any_process(isinstance(found, str))
+            if not failed:
+                for old, problem in problems.items():
+                    self._put_aside(old, problem, step)
+                if problems:
+                    self._manager.reload()
+                return step, *found
+            problems[step] = found if isinstance(found, str) else "another process cannot read it"
+        if not steps:
             return None
-        where = f"{self._directory}: the checkpoint of step {step}"
-        try:
-            found = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
+        raise UserError(
+            f"{self._directory}: the checkpoint of step {steps[0]} cannot be read"
+            f" ({problems[steps[0]]}), and no older one can; move the directory away to start anew"
+        )
+
+    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]] | str:
+        """(state, data state), or why it cannot be read.
+
+        Raises:
+          UserError: it is of another run.
+        """
+        # Each process for itself: one that fails would leave the others at Orbax's barrier.
+        own = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"reader{own}"
+        )
+        options = ocp.CheckpointManagerOptions(
+            read_only=True, create=False, multiprocessing_options=alone
+        )
+        with ocp.CheckpointManager(self._directory, options=options) as reader:
+            try:
+                facts = ocp.args.Composite(
                     data=ocp.args.JsonRestore(), identity=ocp.args.JsonRestore()
-                ),
-            )
-        except (FileNotFoundError, KeyError, ValueError) as error:
-            raise UserError(f"{where} cannot be read: {str(error).splitlines()[0]}") from error
-        for name in sorted({*self._identity, *found["identity"]}):
-            theirs, ours = found["identity"].get(name), self._identity.get(name)
+                )
+                found = reader.restore(step, args=facts)
+                data_state, identity = dict(found["data"]), dict(found["identity"])
+                self._check_identity(step, identity)
+                state = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+                return reader.restore(step, args=state)["state"], data_state
+            except UserError:
+                raise
+            except Exception as error:  # Orbax raises bare ones, too
+                if is_out_of_memory(error):
+                    raise
+                lines = str(error).strip().splitlines() or [""]
+                return f"{type(error).__name__}: {lines[0][:200]}"
+
+    def _check_identity(self, step: int, identity: dict[str, Any]) -> None:
+        for name in sorted({*self._identity, *identity}):
+            theirs, ours = identity.get(name), self._identity.get(name)
             if theirs != ours:
                 raise UserError(
-                    f"{where} is of another run: {name} = {theirs!r}, here {ours!r}; move the"
-                    " directory away to start anew"
+                    f"{self._directory}: the checkpoint of step {step} is of another run:"
+                    f" {name} = {theirs!r}, here {ours!r}; move the directory away to start anew"
                 )
-        state = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        )
-        return step, state["state"], found["data"]
+
+    def _put_aside(self, step: int, problem: str, good: int) -> None:
+        """Orbax writes no step that is there, and none before it."""
+        if jax.process_index() == 0:
+            path = Path(self._directory) / str(step)
+            aside, number = path.with_name(f"{step}.damaged"), 1
+            while aside.exists():
+                number += 1
+                aside = path.with_name(f"{step}.damaged{number}")
+            path.rename(aside)
+            logging.getLogger("leafe_jax").warning(
+                "train: %s: the checkpoint of step %d cannot be read (%s); it is kept as %s, and"
+                " training goes on from step %d", self._directory, step, problem, aside.name, good,
+            )  # fmt: skip
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"step {step} is aside")
 
     def close(self) -> None:
         """Waits for pending saves."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _any_process(*facts: bool) -> list[bool]:
+    """Which of the facts hold in any process; all of them call it."""
+    every = multihost_utils.process_allgather(np.asarray(facts))
+    return [bool(x) for x in every.reshape(-1, len(facts)).any(axis=0)]

@@ -19,8 +19,9 @@ from leafe_jax.models.decoder import ModelConfig, abstract_params
 from leafe_jax.training import lora
 from leafe_jax.training.checkpoint import Checkpoints
 from leafe_jax.training.data import Batches, Example, mixing_coefficients, survey
+from leafe_jax.training.memory import DIVIDE, needed_for
 from leafe_jax.training.preemption import EXIT_PREEMPTED, Preemption
-from leafe_jax.training.sharding import BATCH, make_mesh, shardings_for
+from leafe_jax.training.sharding import BATCH, shardings_for, train_mesh
 from leafe_jax.training.step import (
     StepOptions,
     init_state,
@@ -57,7 +58,7 @@ def check(train, model_config: ModelConfig) -> tuple[Mesh, ModelConfig, StepOpti
     Raises:
       UserError: a field is out of range, or does not go with the devices or the model.
     """
-    mesh = make_mesh(train.mesh)
+    mesh = train_mesh(train.mesh)
     model_config = lora.with_adapters(model_config, train.lora)
     options = step_options(train, model_config, mesh)
     make_optimizer(train, 1)
@@ -116,9 +117,11 @@ def fit(
     tx = make_optimizer(train_config, batches.num_steps)
     identity = _identity(model_config, train_config, facts.digest, seed)
     checkpoints = Checkpoints(directory, identity)
-    frozen, step, state, data_state = _start(
-        model_config, load_params, tx, mesh, checkpoints, seed, options.compute_dtype
-    )
+    remedy = f"{DIVIDE}, or train adapters (train.lora.rank)"
+    with needed_for("loading the weights and making the optimizer's state", remedy):
+        frozen, step, state, data_state = _start(
+            model_config, load_params, tx, mesh, checkpoints, seed, options.compute_dtype
+        )
     iterator = iter(batches)
     if data_state is not None:
         iterator.set_state(data_state)
@@ -129,15 +132,14 @@ def fit(
     )  # fmt: skip
     run = _Run(train_config, batches.num_steps, Path(directory), checkpoints, log, progress)
     try:
-        with Preemption(train_config.notice_url) as preemption:
+        with (
+            needed_for(
+                "training", f"raise train.accumulation, set train.remat = 'full', or {remedy}"
+            ),
+            Preemption(train_config.notice_url) as preemption,
+        ):
             state = run.steps(step, state, frozen, iterator, train_step, place_rows, preemption)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            raise UserError(
-                "train: a device is out of memory: raise train.accumulation, set train.remat = 'full',"
-                " or divide the state over more devices (train.mesh.fsdp); leafe_jax.plan counts the"
-                f" bytes beforehand ({str(error).splitlines()[0]})"
-            ) from error
         if jax.process_count() == 1:
             raise
         raise UserError(
@@ -239,7 +241,7 @@ class _Run:
             used, (rows, batch) = rows, next_batch()  # while the devices are at it
             self._check(step, measurements, used)
             self._show(step)
-            asked = preemption.asked(step)
+            asked = preemption.asked()
             last = step == self.total
             if step % train.checkpoint_every == 0 or last or asked:
                 self.checkpoints.save(step, state, data_state, must=last or asked)

@@ -8,6 +8,7 @@ dot products while the model is traced; it would be the choice for a quantised b
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -70,26 +71,44 @@ def join(frozen: dict, trained: dict) -> dict:
     return joined
 
 
-def merge(config: ModelConfig, params: dict, adapters: dict) -> dict:
-    """The weights with the adapters added: W + alpha / rank * A B, in float32, in W's dtype."""
+def merge(config: ModelConfig, base: dict, adapters: dict) -> dict:
+    """The weights with the adapters added: W + alpha / rank * A B, in float32, in W's dtype.
+
+    While training the weights take two bytes a parameter, or four; all of them again would not fit
+    beside anything. So each kernel is merged when it is asked for, in place.
+
+    Args:
+      config, adapters: the model with its adapters, float32.
+      base: the weights, a tree of hf.Unread.
+
+    Returns:
+      A tree of hf.Unread, for hf.save.
+    """
     scale = config.lora.alpha / config.lora.rank
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=0)
     def add(kernel, a, b):
         wide = kernel.astype(jnp.float32) + scale * jnp.matmul(a, b, precision="highest")
         return wide.astype(kernel.dtype)
 
-    def walk(params, adapters):
-        merged = dict(params)
+    def merged(kernel: hf.Unread, a, b) -> hf.Unread:
+        def make():
+            array, finite = kernel.make()
+            return add(array, a, b), finite
+
+        return dataclasses.replace(kernel, make=make)
+
+    def walk(base, adapters):
+        tree = dict(base)
         for name, own in adapters.items():
             if "lora" in own:
                 pair = own["lora"]["lora_a"], own["lora"]["lora_b"]
-                merged[name] = {**params[name], "kernel": add(params[name]["kernel"], *pair)}
+                tree[name] = {**base[name], "kernel": merged(base[name]["kernel"], *pair)}
             else:
-                merged[name] = walk(params[name], own)
-        return merged
+                tree[name] = walk(base[name], own)
+        return tree
 
-    return walk(params, adapters)
+    return walk(base, adapters)
 
 
 def save_adapter(path: str | Path, config: ModelConfig, adapters: dict, base: str) -> None:

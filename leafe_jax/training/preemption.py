@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -15,12 +16,19 @@ EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: run the same command again
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # of schedulers: at the end, and ahead of it
 _POLL_SECONDS = 5.0
 
+# The runtime agrees on the highest number reported so far plus one, and compares for equality: steps,
+# which start anew with every fit or go on from a checkpoint, would never meet a notice that came
+# between two loops. These go on by one for as long as the process lives.
+_calls = itertools.count(1)
+_reached = threading.Event()  # it says so once only; a fit that was at its last step has gone on
+
 
 class Preemption:
     """A context in which `asked` tells when to save and leave.
 
     In a run of several processes the notice of one of them stops all, at the same step: jax's
-    distributed runtime takes the SIGTERM and agrees on it.
+    distributed runtime takes the SIGTERM and agrees on it. One that comes while nobody trains stops
+    the next training after its first step.
 
     Args:
       notice_url: address polled for a maintenance notice, "" for none; any answer but NONE is one.
@@ -47,11 +55,13 @@ class Preemption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def asked(self, step: int) -> bool:
-        """Whether to save and leave after `step`; every process calls it with the same steps."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._noted.is_set()
+    def asked(self) -> bool:
+        """Whether to save and leave now; every process calls it after each of its steps."""
+        if jax.process_count() == 1:
+            return self._noted.is_set()
+        if multihost_utils.reached_preemption_sync_point(next(_calls)):
+            _reached.set()
+        return _reached.is_set()
 
     def _poll(self) -> None:
         request = urllib.request.Request(self._url, headers={"Metadata-Flavor": "Google"})
@@ -61,7 +71,10 @@ class Preemption:
                     notice = answer.read().decode(errors="replace").strip()
             except (urllib.error.URLError, OSError):  # no answer is no notice
                 continue
+            if self._left.is_set():  # while the answer came: nobody saves any more
+                return
             if notice != "NONE":
-                # The same way as a real one, which the distributed runtime listens to.
-                os.kill(os.getpid(), signal.SIGTERM)
+                self._noted.set()
+                if jax.process_count() > 1:  # the others hear of it from the distributed runtime
+                    os.kill(os.getpid(), signal.SIGTERM)
                 return

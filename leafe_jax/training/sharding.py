@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -43,22 +44,54 @@ RULES: tuple[tuple[str, P], ...] = (
 
 
 def make_mesh(sizes: dict[str, int], devices=None) -> Mesh:
-    """A mesh with axes data, fsdp and tensor; -1 takes the devices that are left.
+    """A mesh with axes data, fsdp and tensor over the devices in their order; -1 takes those left.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    return _mesh(np.asarray(devices).reshape(_mesh_shape(sizes, len(devices))))
+
+
+def train_mesh(sizes: dict[str, int], devices=None) -> Mesh:
+    """`make_mesh` over all devices of a run, where those of a TPU slice are neighbours along the axes.
+
+    jax counts a slice's chips row by row, whatever wires there are. Several slices lie along "data", the
+    axis with the least to send, if it divides by their number; otherwise one after the other.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = _mesh_shape(sizes, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if devices[0].platform != "tpu" or shape[0] % slices:
+        return make_mesh(sizes, devices)
+    if slices == 1:
+        return _mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True))
+    within, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+    return _mesh(
+        mesh_utils.create_hybrid_device_mesh(
+            within, across, devices, allow_split_physical_axes=True
+        )
+    )
+
+
+def _mesh_shape(sizes: dict[str, int], count: int) -> tuple[int, ...]:
     shape = [int(sizes[name]) for name in AXES]
     text = ", ".join(f"{name} = {sizes[name]}" for name in AXES)
     known = int(np.prod([s for s in shape if s != -1]))
-    if shape.count(-1) > 1 or any(s < 1 and s != -1 for s in shape) or len(devices) % known:
-        raise UserError(f"train.mesh: {text} does not divide {len(devices)} devices")
-    shape = [len(devices) // known if s == -1 else s for s in shape]
-    if int(np.prod(shape)) != len(devices):
-        raise UserError(f"train.mesh: {text} does not make up {len(devices)} devices")
+    if shape.count(-1) > 1 or any(s < 1 and s != -1 for s in shape) or count % known:
+        raise UserError(f"train.mesh: {text} does not divide {count} devices")
+    shape = [count // known if s == -1 else s for s in shape]
+    if int(np.prod(shape)) != count:
+        raise UserError(f"train.mesh: {text} does not make up {count} devices")
+    return tuple(shape)
+
+
+def _mesh(devices: np.ndarray) -> Mesh:
     # Auto, not the default Explicit axes: the model's plain indexing is not written for those.
-    return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _path(path) -> str:
@@ -100,24 +133,20 @@ def cast(params: Any, dtype) -> Any:
     )(params)
 
 
-def hand_over(params: Any, dtype, tensor: int) -> Callable[[Any], Any]:
-    """The trainer's parameters for the samplers: cast where they lie, then resharded once.
+def hand_over(params: Any, tensor: int) -> Callable[[Any], Any]:
+    """The trainer's parameters for the samplers, resharded once (see `cast`).
 
     Every `tensor` devices of each process, in the order of jax.local_devices(), come to hold a whole
     copy. Nothing passes through the host. All processes call it.
 
     Args:
-      params: float32 masters, on all devices.
-      dtype: the sampler's.
+      params: in the sampler's dtype, on all devices.
       tensor: devices of a copy; divides the number of devices of a process.
 
     Returns:
       load(shardings): the copy that lies on the devices of those shardings (a tree like the
       parameters, on `tensor` devices that hold a copy); nothing is moved.
     """
-
-    def to_dtype(params):
-        return jax.tree.map(lambda x: x.astype(dtype), params)
 
     source = jax.tree.leaves(params)[0].sharding
     order = [
@@ -130,9 +159,9 @@ def hand_over(params: Any, dtype, tensor: int) -> Callable[[Any], Any]:
     targets = shardings_for(params, make_mesh({"data": -1, "fsdp": 1, "tensor": tensor}, order))
     own = list(source.mesh.devices.flat) if isinstance(source, NamedSharding) else order
     if own == order:
-        copies = jax.jit(to_dtype, out_shardings=targets)(params)
+        copies = jax.jit(lambda params: params, out_shardings=targets)(params)
     else:  # a TPU slice may number its devices across the hosts; one program wants one order
-        copies = jax.device_put(jax.jit(to_dtype)(params), targets)
+        copies = jax.device_put(params, targets)
 
     def load(shardings: Any) -> Any:
         def take(x, to):

@@ -22,6 +22,9 @@ from leafe_jax.training.losses import token_nll
 from leafe_jax.training.sharding import BATCH, check_mesh, shardings_for
 
 SCHEDULES = ("constant", "linear", "cosine")
+_COUNTS = (
+    "batch_size", "accumulation", "loss_chunk", "checkpoint_every", "log_every", "max_nonfinite",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +60,15 @@ def step_options(train, config: ModelConfig, mesh: Mesh) -> StepOptions:
         raise UserError(
             f"train.compute_dtype = {train.compute_dtype!r}: must be float32 or bfloat16"
         )
-    for name in ("batch_size", "accumulation", "loss_chunk"):
-        if getattr(train, name) < 1:
-            raise UserError(f"train.{name} = {getattr(train, name)}: must be at least 1")
+    for names, least in ((_COUNTS, 1), (("warmup_steps",), 0)):
+        for name in names:
+            if getattr(train, name) < least:
+                raise UserError(f"train.{name} = {getattr(train, name)}: must be at least {least}")
+    if not train.clip_norm > 0:
+        raise UserError(
+            f"train.clip_norm = {train.clip_norm}: must be above 0, which would scale every gradient"
+            " to nothing; inf clips none"
+        )
     check_mesh(config, mesh)
     rows = train.accumulation * mesh.shape["data"] * mesh.shape["fsdp"]
     if train.batch_size % rows:
@@ -212,10 +221,10 @@ def make_train_step(
 ) -> Callable[[Any, Any, dict[str, jax.Array]], tuple[Any, dict[str, jax.Array]]]:
     """The jitted step (state, frozen, batch) -> (state, measurements); `state` is donated.
 
-    Measurements: loss; loss_<source> and tokens_<source>; grad_norm (before clipping), param_norm,
-    update_norm; padding, the share of places without a token; finite (1.0 or 0.0) and
-    nonfinite_in_a_row. A step whose loss or gradient is not finite leaves weights and optimizer as they
-    were.
+    Measurements: loss; loss_<source> (nan in a batch without it) and tokens_<source>; grad_norm
+    (before clipping), param_norm, update_norm; padding, the share of places without a token; finite
+    (1.0 or 0.0) and nonfinite_in_a_row. A step whose loss or gradient is not finite leaves weights and
+    optimizer as they were.
 
     Args:
       config, tx: model and optimizer.
@@ -249,7 +258,8 @@ def make_train_step(
         }
         for index, name in enumerate(sources):
             own = jnp.where(batch["source"] == index, batch["mass"], 0)
-            measurements[f"loss_{name}"] = each[index] / jnp.maximum(own.sum(), 1e-9)
+            # 0 / 0 is nan: a batch without this source has no loss of it, and 0 would be a perfect one.
+            measurements[f"loss_{name}"] = each[index] / own.sum()
             measurements[f"tokens_{name}"] = jnp.sum(own > 0).astype(jnp.float32)
         return {**new, "step": state["step"] + 1, "nonfinite": nonfinite}, measurements
 

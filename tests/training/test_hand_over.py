@@ -15,7 +15,7 @@ trainer.join_processes()
 import jax, numpy as np
 from leafe_jax.sampling.replicas import make_engines
 from leafe_jax.training import sharding
-from leafe_jax.training.sharding import hand_over, make_mesh, shardings_for
+from leafe_jax.training.sharding import cast, hand_over, make_mesh, shardings_for
 
 expected = jax.tree.map(np.asarray, trainer.params())
 devices = jax.devices()
@@ -29,7 +29,7 @@ for order, sizes in (((0, 1, 2, 3), (1, 4, 1)), ((0, 1, 2, 3), (1, 2, 2)), ((0, 
     )
     for tensor in (1, 2):
         for dtype in ("float32", "bfloat16"):
-            load = hand_over(trained, dtype, tensor)
+            load = hand_over(cast(trained, dtype), tensor)
             for group in range(2 // tensor):
                 own = jax.local_devices()[group * tensor : (group + 1) * tensor]
                 places = shardings_for(expected, make_mesh(dict(data=1, fsdp=1, tensor=tensor), own))
@@ -45,7 +45,7 @@ for order, sizes in (((0, 1, 2, 3), (1, 4, 1)), ((0, 1, 2, 3), (1, 2, 2)), ((0, 
     # As a run does it: two copies, or one divided in two, on this process's devices.
     for copies, tensor in ((2, 1), (1, 2)):
         engine = make_engines(
-            trainer.CONFIG, hand_over(trained, "float32", tensor), copies=copies, tensor=tensor,
+            trainer.CONFIG, hand_over(trained, tensor), copies=copies, tensor=tensor,
             num_slots=2, max_len=32, turn_chunk=4, prefill_chunk=4, max_new_tokens=4, stop_ids=(0,),
         )
         engines = getattr(engine, "engines", [engine])

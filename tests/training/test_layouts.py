@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_loop import ROOT, child, finish
+from test_loop import ROOT, child, finish, trainer_command
 
 LAYOUTS = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2))
 # Heads, width and vocabulary that 8 and 2 divide; the loss in pieces on every device, with a rest.
@@ -84,15 +84,24 @@ def test_a_checkpoint_of_one_layout_goes_on_under_another(tmp_path, one_device):
     assert_same_training(lines * 5, tmp_path / "run.npz", rest * 5, path / "one.npz")
 
 
-def two_processes(tmp_path, name, **settings):
+def start_two(command):
+    """A command in two processes with two devices each, for trainer.join_processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    ranks = [
-        {"LEAFE_TEST_RANK": str(i), "LEAFE_TEST_PROCESSES": "2", "LEAFE_TEST_PORT": port}
-        for i in range(2)
-    ]
-    return [child(tmp_path, name, devices=2, environment=e, **settings) for e in ranks]
+    return [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+                 "PYTHONPATH": str(ROOT), "LEAFE_TEST_RANK": str(rank),
+                 "LEAFE_TEST_PROCESSES": "2", "LEAFE_TEST_PORT": port},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+
+
+def two_processes(tmp_path, name, **settings):
+    return start_two(trainer_command(tmp_path, name, **settings))
 
 
 def test_two_processes(tmp_path, one_device):
@@ -118,6 +127,108 @@ def test_one_of_two_processes_is_told_to_stop(tmp_path, one_device):
     assert 1 < int(lines[0].split()[0]) < len(expected)
     rest = expected[-len(lines) :]
     assert_same_training(lines * 9, tmp_path / "two.npz", rest * 9, path / "one.npz")
+
+
+_THREE_FITS = """
+import os, signal, sys, time
+sys.path.insert(0, {tests!r})
+import trainer
+trainer.join_processes()
+import jax
+for number in range(3):
+    if number == 2:
+        if jax.process_index() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2)  # for the news to get around
+    try:
+        trainer.run_fit({directory!r} + str(number), mesh=dict(data=2, fsdp=2, tensor=1))
+    except SystemExit as left:
+        print("left with", left.code, "in", number)
+        raise
+"""
+
+
+@pytest.mark.slow
+def test_a_notice_between_two_fits_stops_the_next(tmp_path):
+    """All are as long, so that the third one's steps have numbers that have been there."""
+    code = _THREE_FITS.format(tests=str(ROOT / "tests"), directory=str(tmp_path / "fit"))
+    for process in start_two([sys.executable, "-c", code]):
+        lines = process.communicate(timeout=200)[0].splitlines()
+        assert process.returncode == 75, lines
+        assert lines[-1] == "left with 75 in 2"
+    assert [p.name for p in (tmp_path / "fit2").iterdir() if p.name.isdigit()] == ["1"]
+
+
+_ALIKE = """
+import os, sys
+sys.path.insert(0, {tests!r})
+import trainer
+trainer.join_processes()
+import jax, jax.numpy as jnp
+from pathlib import Path
+from leafe_jax.training import checkpoint
+from leafe_jax.training.sharding import make_mesh
+
+first = jax.process_index() == 0
+mesh = make_mesh(dict(data=4, fsdp=1, tensor=1))
+def placed(*axes):
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+state = dict(
+    copied=jax.device_put(jnp.arange(4000.0), placed()),
+    divided=jax.device_put(jnp.arange(1000.0), placed("data")),
+)
+def steps():
+    return sorted(int(p.name) for p in Path({directory!r}).iterdir() if p.name.isdigit())
+
+saved = checkpoint.Checkpoints({directory!r}, {{}})
+usage = checkpoint.shutil.disk_usage
+def free(count):
+    checkpoint.shutil.disk_usage = lambda path: usage(path)._replace(free=count)
+# Eight bytes more than a fifth above 4 x 5,000.
+free(24008)
+saved.save(1, state, {{}}, must=True)
+saved._manager.wait_until_finished()
+# No room, on one host only.
+free(24008 if first else 23992)
+try:
+    saved.save(2, state, {{}}, must=True)
+except OSError as error:
+    assert "No space left" in str(error)
+    print("full")
+checkpoint.shutil.disk_usage = usage
+# One host is still writing.
+saving = saved._manager.is_saving_in_progress
+saved._manager.is_saving_in_progress = lambda: not first
+saved.save(3, state, {{}}, must=False)
+saved._manager.is_saving_in_progress = saving
+assert steps() == [1], steps()
+saved.save(4, state, {{}}, must=True)
+saved.close()
+assert steps() == [1, 4], steps()
+# One host's part of the newest is gone.
+saved = checkpoint.Checkpoints({directory!r}, {{}})
+read = checkpoint.Checkpoints._read
+if not first:
+    checkpoint.Checkpoints._read = lambda self, step, like: (
+        "truncated" if step == 4 else read(self, step, like)
+    )
+like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+step, found, _ = saved.restore(like)
+for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(state)):
+    for x, y in zip(a.addressable_shards, b.addressable_shards):
+        assert x.device == y.device and (x.data == y.data).all()
+assert step == 1 and steps() == [1] and (Path({directory!r}) / "4.damaged").is_dir()
+saved.save(4, state, {{}}, must=True)
+saved.close()
+print("alike")
+"""
+
+
+def test_two_processes_save_and_restore_alike(tmp_path):
+    code = _ALIKE.format(tests=str(ROOT / "tests"), directory=str(tmp_path / "steps"))
+    for process in start_two([sys.executable, "-c", code]):
+        lines = process.communicate(timeout=200)[0].splitlines()
+        assert [x for x in lines if not x.startswith("[Gloo]")] == ["full", "alike"]
 
 
 def test_one_of_two_processes_dies(tmp_path):
@@ -151,3 +262,46 @@ def test_wrong_meshes(tmp_path, changes, message):
     out = process.communicate(timeout=100)[0]
     assert process.returncode == 2 and f"error: {message}" in out, out
     assert len(out.splitlines()) == 1 and not Path(tmp_path / "bad").exists()
+
+
+_SLICES = """
+import jax
+from jax.experimental import topologies
+from leafe_jax.training.sharding import AXES, train_mesh
+
+def described(name, **options):
+    return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+
+def ordered(devices, *sizes):
+    return train_mesh(dict(zip(AXES, sizes)), devices).devices
+
+def wired(a, b):
+    return sum(abs(x - y) for x, y in zip(a.coords, b.coords)) == 1
+
+chips = described("v5e:4x4")
+# The first row's last chip and the second row's first one are three apart.
+assert not all(wired(a, b) for a, b in zip(chips, chips[1:]))
+ring = ordered(chips, 1, -1, 1)[0, :, 0]
+assert sorted(d.id for d in ring) == list(range(16))
+assert all(wired(a, b) for a, b in zip(ring, [*ring[1:], ring[0]]))
+for row in ordered(chips, 4, 1, 4).reshape(4, 4):
+    assert all(wired(a, b) for a, b in zip(row, row[1:]))
+two = described("v5e:2x2", num_slices=2)
+assert [{d.slice_index for d in part.flat} for part in ordered(two, 2, 4, 1)] == [{0}, {1}]
+# Weights divided over both: the slices one after the other, in jax's order.
+assert list(ordered(two, 1, 8, 1).flat) == list(two)
+# Whatever is no TPU stays in its order.
+assert list(ordered(jax.devices(), 2, 2, 2).flat) == jax.devices()
+print("neighbours")
+"""
+
+
+def test_a_tpu_slices_axes_follow_its_wires():
+    pytest.importorskip("libtpu")
+    done = subprocess.run(
+        [sys.executable, "-c", _SLICES], capture_output=True, text=True, timeout=200, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
+             "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+             "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+    )  # fmt: skip
+    assert done.stdout == "neighbours\n", done.stderr[-3000:]

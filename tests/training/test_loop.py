@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,19 +20,24 @@ import trainer
 from trainer import equal, run_fit
 
 from leafe_jax.errors import UserError
-from leafe_jax.training import checkpoint
+from leafe_jax.training import checkpoint, loop
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def child(tmp_path, name, out=None, devices=1, environment=None, **settings):
-    """tests/trainer.py in a process of its own, with its checkpoints in tmp_path/name."""
+def trainer_command(tmp_path, name, out=None, **settings):
+    """tests/trainer.py, with its checkpoints in tmp_path/name."""
+    return [sys.executable, str(ROOT / "tests/trainer.py"), str(tmp_path / name),
+            str(tmp_path / f"{out or name}.npz"), json.dumps(settings)]  # fmt: skip
+
+
+def child(tmp_path, name, out=None, devices=1, **settings):
+    """`trainer_command` in a process of its own."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/trainer.py"), str(tmp_path / name),
-         str(tmp_path / f"{out or name}.npz"), json.dumps(settings)],
+        trainer_command(tmp_path, name, out, **settings),
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), **(environment or {})},
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 
 
@@ -120,6 +126,69 @@ def test_out_of_memory_names_the_fields(tmp_path):
     ) as error:
         run_fit(tmp_path, log=full)
     assert str(error.value).endswith("(RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.)")
+
+
+@pytest.mark.parametrize("where", ["load_params", "init_state"])
+def test_out_of_memory_at_the_start(tmp_path, monkeypatch, where):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    if where == "init_state":
+        monkeypatch.setattr(loop, "init_state", full)
+    else:
+        monkeypatch.setattr(trainer, "place", lambda _: full)
+    message = "while loading the weights and making the optimizer's state: .*train.mesh.fsdp"
+    with pytest.raises(UserError, match=message) as error:
+        run_fit(tmp_path)
+    assert "sampl" not in str(error.value) and "\n" not in str(error.value)
+
+
+def broken(directory, step, how):
+    """Damages a checkpoint as a disk or a hurried hand would."""
+    if how == "truncated":
+        largest = max(
+            (directory / str(step)).rglob("*"), key=lambda p: p.is_file() and p.stat().st_size
+        )
+        os.truncate(largest, largest.stat().st_size // 2)
+    else:
+        shutil.rmtree(directory / str(step) / how)
+
+
+@pytest.mark.parametrize("how", ["truncated", "state", "data", "identity"])
+def test_a_damaged_checkpoint_is_put_aside(tmp_path, caplog, how):
+    def slow(*_):
+        time.sleep(0.1)  # so that the older one is written
+
+    whole = run_fit(tmp_path, progress=slow)
+    older, newest = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
+    broken(tmp_path, newest, how)
+    files = sorted(
+        p.relative_to(tmp_path / str(newest)) for p in (tmp_path / str(newest)).rglob("*")
+    )
+    steps = []
+    with caplog.at_level("WARNING", logger="leafe_jax"):
+        resumed = run_fit(tmp_path, log=lambda step, _: steps.append(step), progress=slow)
+    assert steps[0] == older + 1 and equal(whole, resumed)
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "leafe_jax"]
+    assert f"the checkpoint of step {newest} cannot be read" in line and str(tmp_path) in line
+    assert f"kept as {newest}.damaged, and training goes on from step {older}" in line
+    aside = tmp_path / f"{newest}.damaged"
+    assert sorted(p.relative_to(aside) for p in aside.rglob("*")) == files
+    # The step is saved again, and the next start finds it.
+    again = run_fit(tmp_path, log=lambda step, _: steps.append(-1))
+    assert -1 not in steps and equal(whole, again)
+
+
+def test_no_checkpoint_can_be_read(tmp_path):
+    run_fit(tmp_path, progress=lambda *_: time.sleep(0.1))
+    older, newest = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
+    for step, how in ((older, "identity"), (newest, "truncated")):
+        broken(tmp_path, step, how)
+    message = f"{tmp_path}: the checkpoint of step {newest} cannot be read .*no older one can"
+    with pytest.raises(UserError, match=message) as error:
+        run_fit(tmp_path)
+    assert "\n" not in str(error.value)
+    assert {str(older), str(newest)} <= {p.name for p in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -220,3 +289,39 @@ def test_a_maintenance_notice_saves_and_leaves(tmp_path, monkeypatch):
     server.shutdown()
     assert left.value.code == preemption.EXIT_PREEMPTED
     assert [p for p in (tmp_path / "cut").iterdir() if p.name.isdigit()]
+
+
+def test_a_notice_that_comes_too_late_kills_nobody(tmp_path, monkeypatch):
+    """The answer is on its way while the training ends."""
+    from leafe_jax.training import preemption
+
+    asked, answer, got = threading.Event(), threading.Event(), []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.set()
+            answer.wait(20)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"TERMINATE_ON_HOST_MAINTENANCE")
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(preemption, "_POLL_SECONDS", 0.1)
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    previous = signal.signal(signal.SIGTERM, lambda *_: got.append("SIGTERM"))
+    before = set(threading.enumerate())
+    try:
+        with preemption.Preemption(f"http://127.0.0.1:{server.server_port}/") as context:
+            (poller,) = set(threading.enumerate()) - before
+            monkeypatch.setattr(preemption, "_POLL_SECONDS", 20)  # the answer may take its time
+            assert asked.wait(20)
+        answer.set()
+        poller.join(20)
+        time.sleep(0.1)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        server.shutdown()
+    assert not poller.is_alive() and got == [] and not context.asked()

@@ -1,5 +1,8 @@
 """Adapters: the base stays as it is, the merged export and PEFT compute the same."""
 
+import gc
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 import trainer
 from trainer import CONFIG, equal, run_fit
 
+from leafe_jax import experiment
 from leafe_jax.errors import UserError
 from leafe_jax.models import decoder, hf
 from leafe_jax.models.attention import segment_attend
@@ -87,7 +91,8 @@ def test_merged_export_and_peft_agree_with_adapter_plus_base(tmp_path):
 
     hf.save(tmp_path / "base", CONFIG, base)
     lora.save_adapter(tmp_path / "adapter", config, adapters, str(tmp_path / "base"))
-    hf.save(tmp_path / "merged", CONFIG, lora.merge(config, base, adapters))
+    unread = hf.unread_params(tmp_path / "base", CONFIG, "float32")
+    hf.save(tmp_path / "merged", CONFIG, lora.merge(config, unread, adapters))
 
     def torch_logits(model):
         with torch.no_grad():
@@ -114,3 +119,82 @@ def test_merged_export_and_peft_agree_with_adapter_plus_base(tmp_path):
 def test_bad_settings(changes, message):
     with pytest.raises(UserError, match=message):
         lora.with_adapters(CONFIG, trainer.train_config(lora=changes).lora)
+
+
+def run_settings(**changes):
+    """What of a run's config the export looks at."""
+    return types.SimpleNamespace(
+        distill=types.SimpleNamespace(train=trainer.train_config(**changes)),
+        model=types.SimpleNamespace(dtype="bfloat16", chat_template=""),
+        sampler=types.SimpleNamespace(tensor=1),
+        phases=("distill", "evaluate"), evaluate=types.SimpleNamespace(methods=("base", "leafe")),
+    )  # fmt: skip
+
+
+def live_bytes() -> int:
+    return sum(x.nbytes for x in jax.live_arrays())
+
+
+def test_the_export_holds_one_kernel_at_a_time(tmp_path, monkeypatch):
+    """And the sampler's weights come from the file: no second copy waits for it."""
+    config, base, adapters = trained(tmp_path / "run")
+    hf.save(tmp_path / "base", CONFIG, base)
+    expected = lora.join(base, adapters)
+    kernel = expected["layers"]["1"]["mlp"]["down_proj"]
+    a, b = (np.asarray(kernel["lora"][name], np.float64) for name in ("lora_a", "lora_b"))
+    expected = (
+        np.asarray(kernel["kernel"], np.float64) + SETTINGS["alpha"] / SETTINGS["rank"] * a @ b
+    )
+    settings = run_settings(lora=SETTINGS)
+    total = sum(x.nbytes for x in jax.tree.leaves(base))
+    largest = max(x.nbytes for x in jax.tree.leaves(base))
+    shared = base["embed"]["embedding"].nbytes + 5 * base["final_norm"]["scale"].nbytes
+    del base, kernel
+    gc.collect()
+    before, peak = live_bytes(), []
+    to_host = hf.to_host
+
+    def count(array):
+        peak.append(live_bytes() - before)
+        return to_host(array)
+
+    monkeypatch.setattr(hf, "to_host", count)
+    experiment._export(settings, tmp_path, tmp_path / "base", adapters)
+    # On CPU the tensors that the file has as they are share their memory with the host's array.
+    assert 0 < max(peak) <= largest + shared < total / 4
+    assert live_bytes() - before < 0.1 * largest and not experiment._TRAINED
+    found = hf.load_params(tmp_path / "model", CONFIG, "float32")
+    np.testing.assert_allclose(
+        found["layers"]["1"]["mlp"]["down_proj"]["kernel"], expected, rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "name, doing, fields",
+    [
+        ("hf.save", "writing the trained model", "train.mesh.fsdp"),
+        ("hand_over", "handing the trained weights to the sampler", "sampler.tensor.*model.dtype"),
+    ],
+)
+def test_out_of_memory_after_training(tmp_path, monkeypatch, name, doing, fields):
+    def full(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    base = trainer.params()
+    hf.save(tmp_path / "base", CONFIG, base)
+    monkeypatch.setattr(f"leafe_jax.experiment.{name}", full)
+    message = f"train: a device is out of memory while {doing}: .*{fields}"
+    with pytest.raises(UserError, match=message):
+        experiment._export(run_settings(), tmp_path, tmp_path / "base", base)
+    assert not experiment._TRAINED
+
+
+def test_a_base_with_nan_is_not_exported(tmp_path):
+    base = trainer.params()
+    base["layers"]["1"]["mlp"]["up_proj"]["kernel"] *= jnp.nan
+    hf.save(tmp_path / "base", CONFIG, base)
+    config = lora.with_adapters(CONFIG, trainer.train_config(lora=SETTINGS).lora)
+    adapters = lora.init_adapters(config, jax.random.key(0))
+    with pytest.raises(UserError, match="NaN or infinity in model.layers.1.mlp.up_proj.weight of"):
+        experiment._export(run_settings(lora=SETTINGS), tmp_path, tmp_path / "base", adapters)
+    assert not (tmp_path / "model").exists()

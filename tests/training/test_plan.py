@@ -18,6 +18,8 @@ from leafe_jax import plan
 from leafe_jax.errors import UserError
 from leafe_jax.models import decoder
 from leafe_jax.models.attention import segment_attend
+from leafe_jax.training import lora
+from leafe_jax.training.step import loss_sums
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,6 +52,38 @@ def test_flops_are_the_compilers():
     counted = compiled.cost_analysis()["flops"]
     # The reference attention computes all pairs, not the causal half.
     assert plan.matmul_flops(config, 128, 2 * 64 * 64) == pytest.approx(counted, rel=0.06)
+
+
+@pytest.mark.parametrize("rank", [0, 16])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_train_flops_are_the_compilers(rank, remat):
+    """Loss and gradients of layers in a row, by XLA's count: frozen matrices have no gradient."""
+    config = dataclasses.replace(
+        trainer.CONFIG, hidden_size=128, intermediate_size=384, vocab_size=512, num_layers=6,
+        num_heads=8, num_kv_heads=4, head_dim=16,
+    )  # fmt: skip
+    adapters = dict(rank=rank, targets=lora.TARGETS)
+    config = lora.with_adapters(config, trainer.train_config(lora=adapters).lora)
+    options = trainer.options(config, remat=remat)
+    base, frozen = decoder.abstract_params(dataclasses.replace(config, lora=None)), {}
+    trained, count = base, None
+    if rank:
+        trained = jax.eval_shape(lambda: lora.init_adapters(config, jax.random.key(0)))
+        frozen, count = base, sum(math.prod(x.shape) for x in jax.tree.leaves(trained))
+    batch = {
+        k: jax.ShapeDtypeStruct((2, 64), jnp.float32 if k == "mass" else jnp.int32)
+        for k in ("tokens", "targets", "positions", "segment_ids", "source", "mass")
+    }
+
+    def loss(trained, frozen, batch):
+        params = lora.join(frozen, trained)
+        return loss_sums(config, params, batch, jnp.ones(2), options, trainer.one_device())[0]
+
+    compiled = jax.jit(jax.grad(loss)).lower(trained, frozen, batch).compile()
+    counted = compiled.cost_analysis()["flops"]
+    # The reference attention computes all pairs, not the causal half.
+    planned = plan.train_flops(config, 128, 2 * 64 * 64, remat, count)
+    assert planned == pytest.approx(counted, rel=0.1)
 
 
 @pytest.mark.parametrize("text", ["v5p", "v5p:", "v7x:2x2", "cpu:2x2", "v5e:0x4", "v5e:8", "cpu:x"])
@@ -110,13 +144,16 @@ def test_a_deep_samplers_memory_is_on_the_line(monkeypatch):
     sampler = runpy.run_path(str(ROOT / "configs/default.py"))["get_config"]().sampler
     sampler.num_slots, sampler.max_len = 8, 128
     chip = plan.Chip("cpu", 2**30, 0.0, 0.0)
-    scaled = plan.plan_decoding(config, sampler, jax.devices()[:1], 1, chip)
+    scaled = plan.plan_decoding(config, sampler, "bfloat16", jax.devices()[:1], 1, chip)
     monkeypatch.setattr(plan, "_DEPTHS", (12,))
-    whole = plan.plan_decoding(config, sampler, jax.devices()[:1], 1, chip)
+    whole = plan.plan_decoding(config, sampler, "bfloat16", jax.devices()[:1], 1, chip)
     assert (scaled["compiled_layers"], whole["compiled_layers"]) == (8, 12)
     assert scaled["total"] == pytest.approx(whole["total"], rel=0.05)
     # Pages of two positions' bytes each: keys and values, 12 layers, 2 heads of 8 numbers.
     assert scaled["cache"] == (8 * 9 + 1) * 16 * 2 * 12 * 2 * 8 * 2
+    # Both double in float32.
+    wide = plan.plan_decoding(config, sampler, "float32", jax.devices()[:1], 1, chip)
+    assert wide["cache"] == 2 * whole["cache"] and wide["parameters"] == 2 * whole["parameters"]
     assert scaled["sessions"] == 8 and scaled["copies"] == scaled["tensor"] == 1 and scaled["fits"]
 
 
@@ -127,18 +164,22 @@ def test_a_copy_of_the_model_lies_on_one_host():
     # Weights take 135 GiB and the pages of 64 sessions 160: three chips of 100 would do, four divide
     # the heads.
     roomy = plan.Chip("tpu", 100 * plan.GIB, 1.0, 1.0)
-    assert plan._copy_devices(config, sampler, devices, roomy) == devices
+    assert plan._copy_devices(config, sampler, "bfloat16", devices, roomy) == devices
     # Nowhere near: a host's four are all there are.
     narrow = plan.Chip("tpu", 16 * plan.GIB, 1.0, 1.0)
-    assert plan._copy_devices(config, sampler, devices, narrow) == devices
+    assert plan._copy_devices(config, sampler, "bfloat16", devices, narrow) == devices
     huge = plan.Chip("tpu", 400 * plan.GIB, 1.0, 1.0)
-    assert plan._copy_devices(config, sampler, devices, huge) == devices[:1]
+    assert plan._copy_devices(config, sampler, "bfloat16", devices, huge) == devices[:1]
+    # In float32 the same needs twice as much.
+    large = plan.Chip("tpu", 330 * plan.GIB, 1.0, 1.0)
+    assert plan._copy_devices(config, sampler, "bfloat16", devices, large) == devices[:1]
+    assert plan._copy_devices(config, sampler, "float32", devices, large) == devices[:2]
     sampler.tensor = 2
-    assert plan._copy_devices(config, sampler, devices, narrow) == devices[:2]
+    assert plan._copy_devices(config, sampler, "bfloat16", devices, narrow) == devices[:2]
     for tensor in (3, 8):
         sampler.tensor = tensor
         with pytest.raises(UserError, match=f"sampler.tensor = {tensor}: must divide"):
-            plan._copy_devices(config, sampler, devices, roomy)
+            plan._copy_devices(config, sampler, "bfloat16", devices, roomy)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from leafe_jax.models import decoder
 from leafe_jax.models.attention import segment_attend
 from leafe_jax.training.data import mixing_coefficients, survey
 from leafe_jax.training.losses import token_nll
-from leafe_jax.training.sharding import hand_over, make_mesh, shardings_for
+from leafe_jax.training.sharding import cast, hand_over, make_mesh, shardings_for
 from leafe_jax.training.step import loss_sums, make_optimizer, state_shapes
 
 
@@ -208,10 +208,25 @@ def test_a_step_that_is_not_finite_is_skipped_and_reported():
     assert equal(before, {k: state[k] for k in ("params", "opt_state")})
 
 
+def test_a_source_that_a_batch_lacks_has_no_loss():
+    """And it does not touch the other one's, nor the step."""
+    step, state = make_step()
+    batch = next(iter(trainer.batches(trainer.examples(4))))
+    both = np.bincount(np.asarray(batch["source"])[np.asarray(batch["mass"]) > 0], minlength=2)
+    assert all(both)
+    lacking = dict(batch, source=np.zeros_like(batch["source"]))
+    state, measured = step(state, lacking)
+    assert np.isnan(measured["loss_rehearsal"]) and float(measured["tokens_rehearsal"]) == 0.0
+    np.testing.assert_allclose(measured["loss_counterfactual"], measured["loss"], rtol=1e-6)
+    assert float(measured["finite"]) == 1.0
+    state, measured = step(state, batch)
+    assert all(np.isfinite(x) for x in measured.values())
+
+
 def test_clipping():
     batch = next(iter(trainer.batches(trainer.examples(4))))
     norms = []
-    for clip in (1e9, 0.5):
+    for clip in (float("inf"), 0.5):
         # One plain step of Adam from zero moments forgets the scale, so look at the moments.
         step, state = make_step(clip_norm=clip, b1=0.0)
         state, measured = step(state, batch)
@@ -246,6 +261,13 @@ def test_schedules():
         (dict(accumulation=3), "train.batch_size = 4: must be a multiple of 3"),
         (dict(accumulation=0), "train.accumulation = 0"),
         (dict(loss_chunk=0), "train.loss_chunk = 0"),
+        (dict(checkpoint_every=0), "train.checkpoint_every = 0: must be at least 1"),
+        (dict(log_every=0), "train.log_every = 0: must be at least 1"),
+        (dict(max_nonfinite=0), "train.max_nonfinite = 0: must be at least 1"),
+        (dict(warmup_steps=-1), "train.warmup_steps = -1: must be at least 0"),
+        (dict(clip_norm=0.0), "train.clip_norm = 0.0: must be above 0, .*; inf clips none"),
+        (dict(clip_norm=-1.0), "train.clip_norm = -1.0: must be above 0"),
+        (dict(clip_norm=float("nan")), "train.clip_norm = nan: must be above 0"),
     ],
 )
 def test_bad_step_settings(changes, message):
@@ -274,6 +296,6 @@ def test_hand_over_casts_and_keeps_the_masters():
     params = trainer.params()
     before = jax.tree.map(np.array, params)
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    half = hand_over(params, "bfloat16", 1)(jax.tree.map(lambda _: single, params))
+    half = hand_over(cast(params, "bfloat16"), 1)(jax.tree.map(lambda _: single, params))
     assert equal(before, params)
     assert equal(half, jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), params))
