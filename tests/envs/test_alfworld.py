@@ -575,4 +575,4 @@ def test_configs_make_the_environment(name):
         assert {c.explore.split, c.evaluate.split} <= set(env.splits)
         if mode == "full" and name != "alfworld":
             assert (env.horizon, c.context.mode, c.context.window) == (50, "window", 2)
-            assert c.distill.train.learning_rate == 1e-6 and c.distill.train.batch_size == 128
+            assert c.distill.train.learning_rate == 1e-6 and c.distill.train.num_epochs == 2
