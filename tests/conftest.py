@@ -9,3 +9,8 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 sys.path.append(str(Path(__file__).parent))  # for tests/scripted.py
+
+
+def pytest_collection_modifyitems(items):
+    """With `-n 2`: files that start whole runs first, so that many short tests fill up the end."""
+    items.sort(key=lambda item: "/envs/" in item.nodeid or "/models/" in item.nodeid)

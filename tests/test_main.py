@@ -170,16 +170,16 @@ def test_a_workdir_keeps_its_own_base_model(tmp_path, monkeypatch, capsys):
     assert f"{tmp_path}/bootstrap/model" in capsys.readouterr().err
 
 
-def test_same_seed_same_bytes_other_seed_other_trees(finished, tmp_path):
+def test_same_seed_same_bytes_other_seed_other_trees(finished, tmp_path, monkeypatch):
     workdir, out, _ = finished
     code, again, err = run(tmp_path / "again")
     assert code == 0, err
     assert trees(tmp_path / "again") == trees(workdir) and again == out
     weights = "distill/model/model.safetensors"
     assert (tmp_path / "again" / weights).read_bytes() == (workdir / weights).read_bytes()
-    code, _, err = run(tmp_path / "other", "--config.seed=1", "--config.phases=('explore',)")
-    assert code == 0, err
-    assert trees(tmp_path / "other") != trees(workdir)
+    other = tmp_path / "other"
+    assert call(monkeypatch, other, "--config.seed=1", "--config.phases=('explore',)") == 0
+    assert trees(other) != trees(workdir)
 
 
 def check_finished(workdir, out, expected_out, expected_trees):
@@ -234,7 +234,7 @@ def test_ten_kills(finished, tmp_path):
     kill_and_finish(tmp_path, out, trees(workdir), kills=10, seed=1)
 
 
-def test_one_override_each(tmp_path, finished):
+def test_one_override_each(tmp_path, finished, monkeypatch):
     """The controls of the method are reached by one override; data differ as they should."""
     source, _, _ = finished
     counts = {}
@@ -247,8 +247,8 @@ def test_one_override_each(tmp_path, finished):
         workdir = tmp_path / name
         workdir.mkdir()
         subprocess.run(["cp", "-r", str(source / "explore"), str(workdir)], check=True)
-        code, _, err = run(workdir, "--config.phases=('explore','distill')", f"--config.{override}")
-        assert code == 0, err
+        phases = "--config.phases=('explore','distill')"
+        assert call(monkeypatch, workdir, phases, f"--config.{override}") == 0
         summary = json.loads((workdir / "distill" / "summary.json").read_text())
         counts[name] = (summary["counterfactual_examples"], summary["rehearsal_examples"])
     assert counts["both"][0] > 0 and counts["both"][1] > 0
@@ -257,17 +257,15 @@ def test_one_override_each(tmp_path, finished):
     assert counts["all-rehearsed"][1] > counts["both"][1]
 
 
-def test_exploration_controls(tmp_path):
+def test_exploration_controls(tmp_path, monkeypatch):
     for override, check in {
         "explore.show_experience=False": lambda n: n["experience"] is None,
         "explore.experience_span=step": lambda n: n["experience"] is not None,
     }.items():
         workdir = tmp_path / override
-        code, _, err = run(
-            workdir, "--config.phases=('explore',)", f"--config.{override}",
-            "--config.explore.num_tasks=6",
-        )  # fmt: skip
-        assert code == 0, err
+        less = "--config.explore.num_tasks=6"
+        phases = "--config.phases=('explore',)"
+        assert call(monkeypatch, workdir, phases, f"--config.{override}", less) == 0
         nodes = [
             n for line in trees(workdir).decode().splitlines() for n in json.loads(line)["nodes"]
         ]

@@ -173,7 +173,7 @@ def test_the_export_holds_one_kernel_at_a_time(tmp_path, monkeypatch):
     "name, doing, fields",
     [
         ("hf.save", "writing the trained model", "train.mesh.fsdp"),
-        ("hand_over", "handing the trained weights to the sampler", "sampler.tensor.*model.dtype"),
+        ("cast", "keeping the trained weights for the sampler", "sampler.tensor.*model.dtype"),
     ],
 )
 def test_out_of_memory_after_training(tmp_path, monkeypatch, name, doing, fields):
