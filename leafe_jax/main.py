@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
     # Before jax is imported: compiled programs are kept, so the second run starts at once.
     cache = os.path.join(os.path.expanduser("~"), ".cache", "leafe_jax", "xla")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     if prefer_cpu():
         os.environ["JAX_PLATFORMS"] = "cpu"
     keep_freed_memory()
