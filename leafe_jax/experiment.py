@@ -474,7 +474,9 @@ def _open_workdir(root: epath.Path, workdir: str) -> None:
 def _check_training(config, root: epath.Path) -> None:
     """Refuses before stage 1 what would be refused after it."""
     path = base_model_path(config, root)
-    if "distill" in config.phases and path.exists():
+    if "distill" not in config.phases or Phase(root, "distill", config).done:
+        return
+    if path.exists():
         check(config.distill.train, hf.read_config(str(path)))
 
 
