@@ -102,6 +102,12 @@ def get_config(mode: str = "full"):
         for name, section in b.games.items():
             section.weight *= name == mode
         b.num_conversations = int(b.games[mode].weight)
+        if mode != "household":  # habits are measured on the game as its laptop config plays it
+            laptop = runpy.run_path(str(Path(__file__).with_name(f"{mode}.py")))["get_config"]()
+            c.env, c.sampler = laptop.env, laptop.sampler
+            c.explore.reflect_every = laptop.explore.reflect_every
+            c.evaluate.split = "valid_seen" if mode == "alfworld" else "valid"
+            c.evaluate.num_tasks = 24
     elif mode == "smoke":
         b.gate = ml_collections.ConfigDict()  # so small a model learns nothing
         b.num_conversations = 400

@@ -25,11 +25,12 @@ from leafe_jax.models.decoder import ModelConfig, init_params
 from leafe_jax.progress import Progress
 from leafe_jax.seeds import seed_for
 from leafe_jax.training.data import Example, ExampleFile, write_examples
-from leafe_jax.training.loop import fit, place
+from leafe_jax.training.loop import check, fit, place
 from leafe_jax.training.memory import DIVIDE, needed_for
 from leafe_jax.vocabulary import build_tokenizer
 
 MAX_POSITIONS = 1024  # of the model
+_ANY_VOCABULARY = 4096  # for checks before there is a tokenizer
 
 
 # -- examples --------------------------------------------------------------------------------------
@@ -39,6 +40,9 @@ def to_example(
     """Token ids and loss mass of a conversation: 1 on replies, `observation_mass` on the rest.
 
     It ends with the last reply within `max_len` tokens, as an episode does that fills the context.
+
+    Raises:
+      UserError: not even the first reply is within.
     """
     ids: list[int] = []
     mass: list[float] = []
@@ -55,24 +59,26 @@ def to_example(
         if len(ids) > max_len:
             break
         end = len(ids) if turn["role"] == "assistant" else end
+    if not end:
+        raise UserError(
+            f"sampler.max_len = {max_len}: a conversation of the corpus begins with a turn and a reply"
+            f" of {len(ids)} tokens"
+        )
     ids, mass = ids[:end], mass[:end]
     mass[0] = 0.0
     return Example(np.asarray(ids, np.int32), np.asarray(mass, np.float32), 0)
 
 
 # -- the phase -------------------------------------------------------------------------------------
-def _fresh_model(config, tokenizer):
-    """A model with random weights, shaped as `config.bootstrap.model` says."""
-    model_config = ModelConfig(
+def _shape(config, vocab_size: int) -> ModelConfig:
+    return ModelConfig(
         model_type="llama",  # docs/BASE_MODEL.md says why not qwen2
-        vocab_size=len(tokenizer),
+        vocab_size=vocab_size,
         rms_norm_eps=1e-6,
         tie_word_embeddings=True,
         max_position_embeddings=MAX_POSITIONS,
         **config.bootstrap.model,
     )
-    key = jax.random.key(seed_for(config.seed, "bootstrap", "init"))
-    return model_config, init_params(model_config, key)
 
 
 def _write(path: Path, config, games: list[Game]) -> None:
@@ -91,7 +97,12 @@ def _write(path: Path, config, games: list[Game]) -> None:
 
 
 def run(
-    config, start_from: Path | None, directory: Path, log: Callable, progress: Callable
+    config,
+    start_from: Path | None,
+    directory: Path,
+    begin: Callable[[], None],
+    log: Callable,
+    progress: Callable,
 ) -> None:
     """Writes `directory`/corpus.jsonl, once, and trains `directory`/model (HF format).
 
@@ -100,23 +111,36 @@ def run(
       start_from: a model to train on from, with its tokenizer; None starts with random weights and
         makes a tokenizer.
       directory: of the phase.
+      begin: called before anything is written, when every field has been checked.
       log: log(step, measurements).
       progress: progress(step, total).
 
     Raises:
-      UserError: a field of `bootstrap.games` is wrong, or `sampler.max_len`.
+      UserError: a field of `bootstrap.games` or `bootstrap.train` is wrong, or `sampler.max_len`.
       EnvDataError: an option of a game is.
     """
     corpus = directory / "corpus.jsonl"
+    max_len, seq_len = config.sampler.max_len, config.bootstrap.train.seq_len
+    if not 1 <= max_len <= seq_len:
+        raise UserError(
+            f"sampler.max_len = {max_len}: must be 1 to bootstrap.train.seq_len = {seq_len}, for"
+            " conversations are as long"
+        )
+    model_config = (
+        _shape(config, _ANY_VOCABULARY) if start_from is None else hf.read_config(start_from)
+    )
+    check(config.bootstrap.train, model_config)
     with open_games(config) as games:
+        begin()
         processes.together(
             "bootstrap: corpus", decide=lambda _: _write(corpus, config, games), seconds=None
         )
     conversations = [json.loads(line)["turns"] for line in corpus.open()]
     if start_from is None:
         tokenizer = build_tokenizer(conversations, config.bootstrap.min_count, games)
-        model_config, params = _fresh_model(config, tokenizer)
-        load_params = place(params)
+        model_config = _shape(config, len(tokenizer))
+        key = jax.random.key(seed_for(config.seed, "bootstrap", "init"))
+        load_params = place(init_params(model_config, key))
         chat = ChatFormat(tokenizer)
     else:
         model_config = hf.read_config(start_from)
@@ -125,12 +149,7 @@ def run(
         chat = load_chat(
             str(start_from), model_config.vocab_size, model.chat_template, model.enable_thinking
         )
-    mass, max_len = config.bootstrap.observation_mass, config.sampler.max_len
-    if not 1 <= max_len <= config.bootstrap.train.seq_len:
-        raise UserError(
-            f"sampler.max_len = {max_len}: must be 1 to bootstrap.train.seq_len ="
-            f" {config.bootstrap.train.seq_len}, for conversations are as long"
-        )
+    mass = config.bootstrap.observation_mass
     records = directory / "examples.array_record"
     write_examples(records, [to_example(turns, chat, mass, max_len) for turns in conversations])
     params = fit(

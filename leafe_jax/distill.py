@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class DistillConfig:
     Attributes:
       counterfactual_per_task: most pairs kept per task (paper: about 3); 0 keeps all.
       qualify: "success" (the branch's subtree reaches success) or "improve" (or its best return
-        beats the trajectory it left).
+        beats the trajectory it left: up to the same step, where that one was left for it).
       changed_only: drop pairs whose action is the one that had been taken anyway.
       rehearsal_share: share of the successful trajectories rehearsed (paper: 0.2).
       normalisation: "example" (mean over pairs of the mean over their tokens) or "token".
@@ -89,9 +89,11 @@ def _example(turns: Sequence[Turn], trained: set[int], normalisation: str, sourc
     return Example(np.asarray(ids, np.int32), action_mass(len(ids), spans, normalisation), source)
 
 
-def _best_return(tree: Tree, node: Node) -> float:
+def _best_return(tree: Tree, node: Node, last: float) -> float:
+    """The most that a trajectory of a subtree has brought up to the step `last`."""
+    own = sum(t.reward for t in tree.path(node) if t.step <= last)
     children = [n for n in tree.nodes if n.parent == node.id]
-    return max([node.return_, *(_best_return(tree, n) for n in children)])
+    return max([own, *(_best_return(tree, n, last) for n in children)])
 
 
 def _succeeds(tree: Tree, node: Node) -> bool:
@@ -107,7 +109,10 @@ def counterfactual_nodes(tree: Tree, config: DistillConfig) -> list[Node]:
         parent = tree.nodes[node.parent]
         qualifies = _succeeds(tree, node)
         if config.qualify == "improve":
-            qualifies = qualifies or _best_return(tree, node) > parent.return_
+            # What comes later than its end, a trajectory that was left had no chance to bring.
+            left = parent.stop == "branched"
+            last = max(t.step for t in tree.path(parent)) if left else float("inf")
+            qualifies = qualifies or _best_return(tree, node, last) > parent.return_
         if not qualifies:
             continue
         replaced = next((t for t in tree.path(parent) if t.step == node.branch_step), None)
@@ -117,19 +122,19 @@ def counterfactual_nodes(tree: Tree, config: DistillConfig) -> list[Node]:
     return kept
 
 
-def make_examples(trees: Sequence[Tree], config: DistillConfig, seed: int) -> list[Example]:
+def make_examples(trees: Iterable[Tree], config: DistillConfig, seed: int) -> list[Example]:
     """D_cf and D_reh of a set of trees.
 
     Args:
-      trees: in any order; the result depends on their content only.
+      trees: in any order; the result depends on their content only. Iterated twice.
       config: the rules.
       seed: of the choice among too many pairs and of the rehearsed share.
 
     Returns:
       Examples, the counterfactual ones first.
     """
-    trees = sorted(trees, key=lambda tree: tree.task_id)
-    pairs, successes = [], []
+    pairs: dict[str, list[Example]] = {}  # by task id
+    successes: list[tuple[str, int]] = []
     for tree in trees:
         nodes = counterfactual_nodes(tree, config)
         limit = config.counterfactual_per_task
@@ -137,21 +142,24 @@ def make_examples(trees: Sequence[Tree], config: DistillConfig, seed: int) -> li
             rng = random.Random(stable_seed(seed, "counterfactual", tree.task_id))
             nodes = sorted(rng.sample(nodes, limit), key=lambda node: node.id)
         for node in nodes:
-            pairs += sequence(
+            pairs.setdefault(tree.task_id, []).extend(sequence(
                 [t for t in tree.path(node) if t.step <= node.branch_step],
                 {node.branch_step}, tree.mode, config.normalisation, COUNTERFACTUAL,
-            )  # fmt: skip
-        successes += [(tree, node) for node in tree.nodes if node.success]
+            ))  # fmt: skip
+        successes += [(tree.task_id, node.id) for node in tree.nodes if node.success]
     # The paper rehearses a random share of the successful rollouts; at least one when there are any.
     number = round(config.rehearsal_share * len(successes))
     if config.rehearsal_share > 0 and successes:
         number = max(number, 1)
     rng = random.Random(stable_seed(seed, "rehearsal"))
-    rehearsed = []
-    for tree, node in sorted(
-        rng.sample(successes, number), key=lambda item: (item[0].task_id, item[1].id)
-    ):
-        turns = tree.path(node)
-        steps = {t.step for t in turns}
-        rehearsed += sequence(turns, steps, tree.mode, config.normalisation, REHEARSAL)
-    return pairs + rehearsed
+    chosen = set(rng.sample(sorted(successes), number))
+    rehearsed: dict[str, list[Example]] = {}
+    for tree in trees if chosen else ():
+        for node in tree.nodes:
+            if (tree.task_id, node.id) in chosen:
+                turns = tree.path(node)
+                steps = {t.step for t in turns}
+                rehearsed.setdefault(tree.task_id, []).extend(
+                    sequence(turns, steps, tree.mode, config.normalisation, REHEARSAL)
+                )
+    return [e for part in (pairs, rehearsed) for task in sorted(part) for e in part[task]]

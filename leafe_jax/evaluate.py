@@ -40,8 +40,8 @@ def evaluate(
 
     Returns:
       One record a task {"task_id", "family", "successes": [n bools], "steps": [n ints],
-      "returns": [n floats], "transcript": first sample's [observation, reply] pairs}, and the
-      budget spent on all.
+      "returns": [n floats], "out_of_context": number of samples that ended for want of room,
+      "transcript": first sample's [observation, reply] pairs}, and the budget spent on all.
     """
     budget = Budget()
     records = {
@@ -51,6 +51,7 @@ def evaluate(
             "successes": [False] * num_samples,
             "steps": [0] * num_samples,
             "returns": [0.0] * num_samples,
+            "out_of_context": 0,
             "transcript": [],
         }
         for task in tasks
@@ -62,6 +63,7 @@ def evaluate(
         record["successes"][number] = bool(episode.state.success)
         record["steps"][number] = len(episode.turns)
         record["returns"][number] = episode.node.return_
+        record["out_of_context"] += episode.node.stop == "context"
         if number == 0:
             record["transcript"] = [[t.observation, t.text] for t in episode.turns]
         on_episode()

@@ -37,9 +37,9 @@ from leafe_jax.explore import explore
 from leafe_jax.metrics import Metrics
 from leafe_jax.models import hf
 from leafe_jax.models.decoder import abstract_params
-from leafe_jax.phase import Phase, first_tasks, run_blocks, write_json
+from leafe_jax.phase import Phase, finished, run_blocks, write_json
 from leafe_jax.progress import Progress
-from leafe_jax.results import commit, method_result, read_trees, run_report, tree_files
+from leafe_jax.results import Trees, commit, method_result, run_report, tree_files
 from leafe_jax.sampling.policy import LMPolicy
 from leafe_jax.sampling.replicas import make_engines
 from leafe_jax.seeds import seed_for
@@ -47,6 +47,7 @@ from leafe_jax.settings import (
     DEPENDS,
     distill_config,
     explore_config,
+    first_tasks,
     flatten,
     rollout_config,
     sampling,
@@ -138,14 +139,13 @@ def run_bootstrap(config, env: Environment, workdir: epath.Path, metrics: Metric
     if phase.done:
         return False
     begin = time.time()
-    phase.begin()
     start_from = None
     if not config.bootstrap.from_scratch:
         start_from = Path(config.model.path) if config.model.path else BASE_MODEL
     with _progress(1, "step", "bootstrap") as bar:
         bootstrap.run(
-            config, start_from, Path(phase.directory), _logger(metrics, "bootstrap"),
-            _sft_progress(bar),
+            config, start_from, Path(phase.directory), phase.begin,
+            _logger(metrics, "bootstrap"), _sft_progress(bar),
         )  # fmt: skip
     phase.add_seconds(time.time() - begin)
     phase.finish()
@@ -154,20 +154,21 @@ def run_bootstrap(config, env: Environment, workdir: epath.Path, metrics: Metric
 
 def run_habits(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
     phase = Phase(workdir, "habits", config)
-    if phase.done:
-        return False
-    table = processes.together(
-        "habits", decide=lambda _: _measure_habits(config, env, workdir, metrics, phase)
-    )
-    phase.finish()
-    if "bootstrap" in config:
+    did = not phase.done
+    if did:
+        processes.together(
+            "habits", decide=lambda _: _measure_habits(config, env, workdir, metrics, phase)
+        )
+        phase.finish()
+    if "bootstrap" in config:  # a model that misses the gate is refused at every start
+        table = json.loads((phase.directory / "habits.json").read_text())
         misses = habits.gate_misses(table, config.bootstrap.gate)
         if misses:
             raise UserError(f"bootstrap.gate: the base model misses it: {'; '.join(misses)}")
-    return True
+    return did
 
 
-def _measure_habits(config, env: Environment, workdir: epath.Path, metrics: Metrics, phase: Phase):
+def _measure_habits(config, env, workdir: epath.Path, metrics: Metrics, phase: Phase) -> None:
     begin = time.time()
     tasks = first_tasks(env, config.evaluate.split, config.evaluate.num_tasks, "evaluate.num_tasks")
     prompts = Prompts(env.description, config.env.prompt_style, env.name)
@@ -181,14 +182,13 @@ def _measure_habits(config, env: Environment, workdir: epath.Path, metrics: Metr
         config.evaluate.num_samples,
         config.explore.reflect_every,
         rollout_config(config, "habits", config.evaluate.temperature),
-        config.sampler.num_slots,
+        make_policy().num_slots,
         _progress,
     )
     write_json(phase.directory / "habits.json", table)
     print(habits.console_table(table))
     metrics.scalars(0, {f"habits/{k}": v for k, v in table["all"].items()})
     phase.add_seconds(time.time() - begin)
-    return table
 
 
 def run_explore(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
@@ -207,27 +207,19 @@ def run_explore(config, env: Environment, workdir: epath.Path, metrics: Metrics)
         partial = final.parent / (final.name + ".partial")
         with partial.open("w") as file:
 
-            def finished(tree: Tree) -> None:
+            def keep(tree: Tree) -> None:
                 # Flushed tree by tree: what was finished can be read after a kill.
                 file.write(json.dumps(tree.to_json()) + "\n")
                 file.flush()
                 bar.update(1)
 
-            explore(
-                make_policy(),
-                env,
-                prompts,
-                block,
-                search,
-                rollout,
-                config.sampler.num_slots,
-                finished,
-            )
+            policy = make_policy()
+            explore(policy, env, prompts, block, search, rollout, policy.num_slots, keep)
         partial.replace(final)
 
     def log(number: int, path: epath.Path) -> None:
         if number > metrics.last_step("explore"):
-            solved = [any(n.success for n in tree.nodes) for tree in read_trees([path])]
+            solved = [any(n.success for n in tree.nodes) for tree in Trees([path])]
             metrics.scalars(number, {"explore/tasks_solved": sum(solved) / len(solved)})
 
     with _progress(len(tasks), "tree", "explore") as bar:
@@ -241,7 +233,7 @@ def run_explore(config, env: Environment, workdir: epath.Path, metrics: Metrics)
 
 def _make_examples(config, workdir: epath.Path) -> list[Example]:
     examples = distill.make_examples(
-        read_trees(tree_files(workdir)), distill_config(config), config.seed
+        Trees(tree_files(workdir)), distill_config(config), config.seed
     )
     weights = _source_weights(config)
     examples = [e for e in examples if weights[e.source] > 0]
@@ -254,8 +246,7 @@ def _make_examples(config, workdir: epath.Path) -> list[Example]:
 
 
 def _refuse_unfinished(workdir: epath.Path) -> None:
-    record = workdir / "explore" / "phase.json"
-    if record.exists() and not json.loads(record.read_text())["done"]:
+    if not finished(workdir / "explore"):
         raise UserError(
             "distill: the phase 'explore' of this workdir is not finished; put it into --config.phases"
         )
@@ -372,9 +363,10 @@ def _evaluate_method(
     rollout = rollout_config(config, "evaluate", settings.temperature)
 
     def work(block: list[Task], final: epath.Path) -> None:
+        policy = make_policy()
         records, budget = evaluate(
-            make_policy(), env, prompts, block, settings.num_samples, rollout,
-            config.sampler.num_slots, functools.partial(bar.update, 1),
+            policy, env, prompts, block, settings.num_samples, rollout,
+            policy.num_slots, functools.partial(bar.update, 1),
         )  # fmt: skip
         write_json(final, {"tasks": records, "budget": dataclasses.asdict(budget)})
 
@@ -398,6 +390,12 @@ def _log_evaluation(config, workdir: epath.Path, metrics: Metrics, method: str) 
     metrics.scalars(0, {f"eval/{method}/pass_at_1": method_result(config, workdir, method)[
         "families"]["all"]["pass_at_k"]["1"]["value"]})  # fmt: skip
 
+
+# The phases whose results a phase takes up, beside what it makes itself.
+_READS = {
+    "distill": ("explore",),
+    "report": ("explore", "distill", "evaluate/base", "evaluate/leafe"),
+}
 
 _RUN = {
     "bootstrap": run_bootstrap,
@@ -480,22 +478,40 @@ def _check_training(config, root: epath.Path) -> None:
         check(config.distill.train, hf.read_config(str(path)))
 
 
+def _check_record(config, root: epath.Path) -> None:
+    """Refuses changed fields before any work: those of the phases that are asked for, and of the phases
+    that these read from."""
+    evaluations = [f"evaluate/{method}" for method in config.evaluate.methods]
+    for name in config.phases:
+        parts = evaluations if name == "evaluate" else [name]
+        before = set(_READS.get(name, ()))
+        if name == "evaluate" and "leafe" in config.evaluate.methods:
+            before |= {"explore", "distill"}
+        for part in DEPENDS:
+            if part in parts or part in before:
+                Phase(root, part, config)
+
+
+def _stale(root: epath.Path) -> bool:
+    """Whether a phase has been finished since the report was written."""
+    results, page = root / "results.json", root / "report" / "index.html"
+    if not (results.exists() and page.exists()):
+        return True
+    written = results.stat().mtime
+    records = [root / part / "phase.json" for part in _READS["report"]]
+    return any(record.exists() and record.stat().mtime > written for record in records)
+
+
 def _run(config, env: Environment, workdir: str) -> None:
     root = epath.Path(workdir)
     _open_workdir(root, workdir)
-    for name in config.phases:  # changed fields are refused before any work
-        for part in (
-            [f"evaluate/{m}" for m in config.evaluate.methods] if name == "evaluate" else [name]
-        ):
-            if part in DEPENDS:
-                Phase(root, part, config)
+    _check_record(config, root)
     _check_training(config, root)
-    page = root / "report" / "index.html"
     did = False
     with Metrics(Path(root), kept=processes.first()) as metrics:
         for name in config.phases:
             if name == "report" and not did:
-                if processes.together("report", decide=lambda _: page.exists()):
+                if not processes.together("report", decide=lambda _: _stale(root)):
                     continue
             did |= _RUN[name](config, env, root, metrics)
     if not did and processes.first():

@@ -2,13 +2,16 @@
 
 Every K steps and on failure the same policy is asked which step went wrong and what to do instead:
 (tau, e). Environment and conversation go back to h_tau, e is shown, a revised action is sampled, and
-the branch plays on. Branch requests go through one FIFO queue, so trees grow breadth-first.
+the branch plays on. The trajectories of a tree go through a FIFO queue, one after the other, so it grows
+breadth-first and its budget ends in the same place on every machine; trees grow side by side.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from envs.base import Environment, Task
 from envs.prompts import Prompts
@@ -63,6 +66,15 @@ class ExploreConfig:
                 raise UserError(f"explore.{name} = {value!r}: must be an integer >= {least}")
 
 
+@dataclasses.dataclass(eq=False)
+class _Growth:
+    """What is still to be played of a tree: roots first, then branches."""
+
+    start: tuple[Any, str]  # state and first observation
+    roots_left: int
+    branches: collections.deque[Episode] = dataclasses.field(default_factory=collections.deque)
+
+
 class _Explorer(Hooks):
     """The decisions of the search for one set of trees."""
 
@@ -78,48 +90,61 @@ class _Explorer(Hooks):
         self.adviser = adviser
         self.policy, self.prompts, self.config = policy, prompts, config
         self.queue, self.on_tree = queue, on_tree
-        self._open: dict[str, int] = {}  # task id -> episodes not finished
+        self._growing: dict[str, _Growth] = {}  # by task id
 
     def plant(self, tree: Tree, env: Environment) -> None:
-        """Queues the roots of a tree."""
+        """Queues the first trajectory of a tree."""
         config = self.config
         roots = config.max_attempts if config.method == "independent" else config.num_roots
-        state, observation = env.reset(tree.task_id)
-        for number in range(min(roots, config.max_attempts)):
-            node = self._new_node(tree, None, None, 0, "root", None)
-            self._push(
-                Episode(
-                    node=node,
-                    name=f"{tree.task_id}/r{number}",
-                    state=state,
-                    observation=observation,
-                    budget=tree.budget,
-                    owner=tree,
-                )  # fmt: skip
+        roots = min(roots, config.max_attempts)
+        self._growing[tree.task_id] = _Growth(env.reset(tree.task_id), roots)
+        self.queue.append(self._next(tree))
+
+    def _next(self, tree: Tree) -> Episode | None:
+        growth = self._growing[tree.task_id]
+        if growth.roots_left:
+            number = sum(node.parent is None for node in tree.nodes)
+            growth.roots_left -= 1
+            state, observation = growth.start
+            episode = Episode(
+                node=self._new_node(tree, None, None, 0, "root", None),
+                name=f"{tree.task_id}/r{number}",
+                state=state,
+                observation=observation,
+                budget=tree.budget,
+                owner=tree,
             )
+        elif growth.branches:
+            episode = growth.branches.popleft()
+        else:
+            return None
+        tree.budget.episodes += 1
+        return episode
 
     def _new_node(self, tree: Tree, parent, branch_step, depth, kind, experience) -> Node:
         node = Node(len(tree.nodes), parent, branch_step, depth, kind, experience)
         tree.nodes.append(node)
-        tree.budget.episodes += 1
         return node
 
-    def _push(self, episode: Episode) -> None:
-        task_id = episode.owner.task_id
-        self._open[task_id] = self._open.get(task_id, 0) + 1
-        self.queue.append(episode)
+    def _attempts_left(self, tree: Tree) -> int:
+        """Roots to come have their places already."""
+        roots = self._growing[tree.task_id].roots_left
+        return self.config.max_attempts - len(tree.nodes) - roots
 
-    # -- hooks ---------------------------------------------------------------------------------
-    def exhausted(self, episode: Episode) -> bool:
-        limits, spent = self.config, episode.owner.budget
+    def _spent(self, tree: Tree) -> bool:
+        limits, spent = self.config, tree.budget
         return (0 < limits.max_env_steps <= spent.env_steps) or (
             0 < limits.max_generated_tokens <= spent.generated_tokens
         )
 
+    # -- hooks ---------------------------------------------------------------------------------
+    def exhausted(self, episode: Episode) -> bool:
+        return self._spent(episode.owner)
+
     def reflect_now(self, episode: Episode) -> bool:
         config, node = self.config, episode.node
         # Not worth asking where the answer could not be followed.
-        if config.method == "independent" or len(episode.owner.nodes) >= config.max_attempts:
+        if config.method == "independent" or not self._attempts_left(episode.owner):
             return False
         if config.method == "tree" and node.depth >= config.max_depth:
             return False
@@ -129,6 +154,11 @@ class _Explorer(Hooks):
 
     def reflected(self, episode: Episode, completion: Completion) -> bool:
         config, node, tree = self.config, episode.node, episode.owner
+        if completion.finish_reason == "context":  # there was no room to ask
+            node.reflections.append(
+                ReflectionRecord(episode.step, [], [], [], text="", status="context")
+            )
+            return True
         text = self.adviser(episode) if self.adviser else completion.text
         parsed = self.prompts.parse_reflection(text)
         record = ReflectionRecord(
@@ -152,7 +182,9 @@ class _Explorer(Hooks):
         child = self._new_node(tree, node.id, tau, node.depth + 1, kind, experience)
         record.child = child.id
         twin = sum(r.status == "branched" for r in node.reflections)
-        self._push(branch(self.policy, episode, tau, child, f"{episode.name}/b{tau}.{twin}"))
+        name = f"{episode.name}/b{tau}.{twin}"
+        waiting = self._growing[tree.task_id].branches
+        waiting.append(branch(self.policy, episode, tau, child, name))
         if config.continue_after_branch:
             return True
         node.stop = node.stop or "branched"
@@ -165,16 +197,18 @@ class _Explorer(Hooks):
         for earlier in episode.node.reflections:
             if (earlier.status, earlier.tau, earlier.experience) == ("branched", tau, experience):
                 return "duplicate"
-        if len(episode.owner.nodes) >= self.config.max_attempts:
-            return "attempt_limit"
         return "branched"
 
     def finished(self, episode: Episode) -> None:
         tree = episode.owner
-        self._open[tree.task_id] -= 1
-        if not self._open[tree.task_id]:
-            del self._open[tree.task_id]
-            self.on_tree(tree)
+        following = None if self._spent(tree) else self._next(tree)
+        if following is not None:
+            self.queue.append(following)
+            return
+        for dropped in self._growing.pop(tree.task_id).branches:
+            dropped.node.stop = "budget"
+            self.policy.release(dropped.session)
+        self.on_tree(tree)
 
 
 def explore(

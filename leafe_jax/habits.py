@@ -27,8 +27,8 @@ COLUMNS = (
     "told",  # success rate of trees whose reflections are the diagnosis
     "followed",  # branches from a diagnosis whose first action is the aware player's
     "parsed",  # reflections that parse
-    "right_step",  # of those that name a mistake: tau is the diagnosed step
-    "right_advice",  # of those: e is the diagnosed advice, word for word
+    "right_step",  # of those that name a mistake or miss one: tau is the diagnosed step
+    "right_advice",  # of those that name one: e is the diagnosed advice, word for word
     "num_reflections",
 )
 _TOLD_ROOTS = 8
@@ -161,6 +161,8 @@ def _line_succeeds(tree: Tree, node: Node) -> bool:
 
 
 def _judge(player, tree: Tree, node: Node, record, count: Callable[[str, str, bool], None]) -> None:
+    if record.status == "context":  # it was not asked
+        return
     turns = [t for t in tree.path(node) if t.step < record.step]
     mistake = _diagnosis(player, tree.task_id, turns)
     count(tree.family, "parsed", record.status != "unparsable")

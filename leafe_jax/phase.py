@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from envs.base import Environment, Task
+from envs.base import Task
 from leafe_jax import processes
 from leafe_jax.errors import UserError
 from leafe_jax.progress import Progress
@@ -91,23 +91,17 @@ class Phase:
         self._write()
 
 
+def finished(directory: epath.Path) -> bool:
+    """Whether a phase's directory has all of its work."""
+    record = directory / "phase.json"
+    return record.exists() and json.loads(record.read_text())["done"]
+
+
 def write_json(path: epath.Path, data: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half of one."""
     temporary = path.parent / (path.name + ".partial")
     temporary.write_text(json.dumps(data, indent=1) + "\n")
     temporary.replace(path)
-
-
-def first_tasks(env: Environment, split: str, number: int, field: str) -> list[Task]:
-    """The first `number` tasks of a split; 0 takes all.
-
-    Raises:
-      UserError: the split has fewer; `field` is the number's name in the config.
-    """
-    tasks = list(env.list_tasks(split))
-    if number > len(tasks):
-        raise UserError(f"{field} = {number}: split {split!r} has {len(tasks)} tasks")
-    return tasks[:number] if number else tasks
 
 
 def run_blocks(

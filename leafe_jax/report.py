@@ -57,9 +57,10 @@ def read_results(workdir: Path) -> dict[str, Any]:
     return results
 
 
-def read_tree_lines(workdir: Path) -> tuple[list[dict[str, Any]], int]:
-    """(trees as JSON values, number of unreadable lines); half-written blocks are read too."""
-    trees, broken = [], 0
+def read_tree_lines(workdir: Path) -> tuple[list[dict[str, Any]], int, int]:
+    """(what the page shows of the first trees, number of all, number of unreadable lines); half-written
+    blocks are read too."""
+    trees, number, broken = [], 0, 0
     directory = workdir / "explore" / "trees"
     for path in sorted([*directory.glob("*.jsonl"), *directory.glob("*.jsonl.partial")]):
         # Not splitlines(): that also splits at characters that may stand inside a JSON string.
@@ -67,12 +68,14 @@ def read_tree_lines(workdir: Path) -> tuple[list[dict[str, Any]], int]:
             if not line.strip():
                 continue
             try:
-                tree = json.loads(line)
-                _for_page(tree)  # whatever cannot be shown is no tree
-                trees.append(tree)
+                shown = _for_page(json.loads(line))  # whatever cannot be shown is no tree
             except (ValueError, KeyError, TypeError, AttributeError):
                 broken += 1
-    return trees, broken
+                continue
+            number += 1
+            if number <= _MAX_TREES:
+                trees.append(shown)
+    return trees, number, broken
 
 
 # -- table -----------------------------------------------------------------------------------------
@@ -138,12 +141,26 @@ def console_table(results: dict[str, Any]) -> str:
             "Success on held-out tasks, one plain rollout a sample, 95% intervals over tasks"
         )
         parts.append(_text_table(*_rows(results)))
+    parts += _context_sentences(results)
     if "explore" in results:
         parts.append(_explore_sentence(results["explore"]))
     if "distill" in results:
         parts.append(_distill_sentence(results["distill"]))
     parts.append(_text_table(*_budget_rows(results)))
     return "\n\n".join(parts)
+
+
+def _context_sentences(results: dict[str, Any]) -> list[str]:
+    """A sentence for each part of the run whose episodes did not all have room."""
+    parts = {f"of {name}": method for name, method in results["methods"].items()}
+    if "explore" in results:
+        parts["of stage 1"] = results["explore"]
+    return [
+        f"{part['out_of_context']:,} of {part['budget']['episodes']:,} episodes {name} ended because the"
+        " context was full (sampler.max_len)."
+        for name, part in parts.items()
+        if part.get("out_of_context")
+    ]
 
 
 def _explore_sentence(explore: dict[str, Any]) -> str:
@@ -306,9 +323,9 @@ def _explore_section(explore: dict[str, Any]) -> str:
     )
 
 
-def _trees_section(trees: list[dict[str, Any]], broken: int) -> str:
-    note = f"{min(len(trees), _MAX_TREES)} of {len(trees)} trees are on this page"
-    if len(trees) > _MAX_TREES:
+def _trees_section(shown: int, number: int, broken: int) -> str:
+    note = f"{shown} of {number} trees are on this page"
+    if number > shown:
         note += " (the first ones; explore/trees has all)"
     if broken:
         note += f"; {broken} unreadable {'line was' if broken == 1 else 'lines were'} left out"
@@ -327,17 +344,18 @@ def write_report(workdir: Path) -> None:
     sections = [_run_section(results)]
     if results["methods"]:
         sections.append(_results_section(results, directory / "pass_at_k.png"))
+    sections += [f"<p>{html.escape(sentence)}</p>" for sentence in _context_sentences(results)]
     sections.append("<h2>Budget</h2>" + _html_table(*_budget_rows(results, times=True)))
     if "distill" in results:
         sections.append(f"<p>{html.escape(_distill_sentence(results['distill']))}</p>")
-    trees, broken = read_tree_lines(workdir)
+    trees, number, broken = read_tree_lines(workdir)
     if trees or broken or "explore" in results:
         sections.append("<h2>Exploration</h2>")
     if "explore" in results:
         sections.append(_explore_section(results["explore"]))
     if trees or broken:
-        sections.append(_trees_section(trees, broken))
-    data = json.dumps([_for_page(t) for t in trees[:_MAX_TREES]], ensure_ascii=True)
+        sections.append(_trees_section(len(trees), number, broken))
+    data = json.dumps(trees, ensure_ascii=True)
     # Inside <script> only "</" and "<!--" could end or change the element; no "<" is left at all.
     data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     # Joined and not substituted: no text of the run can stand for a part of the page.

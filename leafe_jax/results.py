@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from leafe_jax import passk, processes, report
 from leafe_jax.errors import UserError
 from leafe_jax.evaluate import merge_budgets
 from leafe_jax.metrics import Metrics
-from leafe_jax.phase import write_json
+from leafe_jax.phase import finished, write_json
 from leafe_jax.seeds import seed_for
 from leafe_jax.settings import METHODS, flatten
-from leafe_jax.types import Tree
+from leafe_jax.types import Budget, Tree
 
 RESULTS_SCHEMA = 1
 
@@ -33,16 +34,24 @@ def tree_files(workdir: epath.Path) -> list[epath.Path]:
     return sorted((workdir / "explore" / "trees").glob("*.jsonl"))
 
 
-def read_trees(paths: Sequence[epath.Path]) -> list[Tree]:
-    """The trees of some blocks, in order; UserError names a line that is none."""
-    trees = []
-    for path in paths:
-        for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
-            try:
-                trees.append(Tree.from_json(json.loads(line)))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}, line {number}: not a tree: {error}") from error
-    return trees
+class Trees:
+    """The trees of some blocks, in order, read anew each time: all at once may be more than memory holds.
+
+    Raises:
+      UserError: while it is iterated, names a line that is no tree.
+    """
+
+    def __init__(self, paths: Sequence[epath.Path]):
+        self._paths = paths
+
+    def __iter__(self) -> Iterator[Tree]:
+        for path in self._paths:
+            with path.open() as file:
+                for number, line in enumerate(file, start=1):
+                    try:
+                        yield Tree.from_json(json.loads(line))
+                    except (ValueError, KeyError, TypeError) as error:
+                        raise UserError(f"{path}, line {number}: not a tree: {error}") from error
 
 
 def method_result(config, workdir: epath.Path, method: str) -> dict[str, Any]:
@@ -60,6 +69,7 @@ def method_result(config, workdir: epath.Path, method: str) -> dict[str, Any]:
             config.evaluate.num_resamples,
             seed_for(config.seed, "bootstrap-interval"),
         ),
+        "out_of_context": sum(r["out_of_context"] for r in records),
         "budget": merge_budgets([part["budget"] for part in parts]),
         "seconds": _seconds(directory),
     }
@@ -70,22 +80,29 @@ def _seconds(directory: epath.Path) -> float:
 
 
 def _explore_result(workdir: epath.Path) -> dict[str, Any]:
-    trees = read_trees(tree_files(workdir))
-    nodes = [(tree, node) for tree in trees for node in tree.nodes]
-    statuses: dict[str, int] = {}
-    for _, node in nodes:
-        for reflection in node.reflections:
-            statuses[reflection.status] = statuses.get(reflection.status, 0) + 1
-    branches = [(tree, node) for tree, node in nodes if node.parent is not None]
+    count: collections.Counter[str] = collections.Counter()
+    statuses: collections.Counter[str] = collections.Counter()
+    budget = Budget()
+    for tree in Trees(tree_files(workdir)):
+        budget.add(tree.budget)
+        count["tasks"] += 1
+        count["solved_tasks"] += any(node.success for node in tree.nodes)
+        for node in tree.nodes:
+            count["success_episodes"] += node.success
+            count["branches"] += node.parent is not None
+            count["branches_successful"] += node.parent is not None and node.success
+            count["out_of_context"] += node.stop == "context"
+            statuses.update(reflection.status for reflection in node.reflections)
     return {
-        "tasks": len(trees),
-        "solved_tasks": sum(any(n.success for n in tree.nodes) for tree in trees),
-        "episodes": len(nodes),
-        "success_episodes": sum(node.success for _, node in nodes),
+        "tasks": count["tasks"],
+        "solved_tasks": count["solved_tasks"],
+        "episodes": budget.episodes,
+        "success_episodes": count["success_episodes"],
+        "out_of_context": count["out_of_context"],
         "reflections": dict(sorted(statuses.items())),
-        "branches": len(branches),
-        "branches_successful": sum(node.success for _, node in branches),
-        "budget": merge_budgets([dataclasses.asdict(tree.budget) for tree in trees]),
+        "branches": count["branches"],
+        "branches_successful": count["branches_successful"],
+        "budget": dataclasses.asdict(budget),
         "seconds": _seconds(workdir / "explore"),
     }
 
@@ -109,7 +126,7 @@ def _device() -> str:
 
 
 def run_report(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
-    """results.json, the plots and the page, from what lies in the workdir; by the first process."""
+    """results.json, the plots and the page, from the finished phases; by the first process."""
     if not processes.first():
         return True
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "grain")
@@ -127,12 +144,12 @@ def run_report(config, env: Environment, workdir: epath.Path, metrics: Metrics) 
         "methods": {
             method: method_result(config, workdir, method)
             for method in METHODS
-            if (workdir / "evaluate" / method / "phase.json").exists()
+            if finished(workdir / "evaluate" / method)
         },
     }
-    if (workdir / "explore" / "phase.json").exists():
+    if finished(workdir / "explore"):
         results["explore"] = _explore_result(workdir)
-    if (workdir / "distill" / "summary.json").exists():
+    if finished(workdir / "distill"):
         summary = json.loads((workdir / "distill" / "summary.json").read_text())
         results["distill"] = {**summary, "seconds": _seconds(workdir / "distill")}
     write_json(workdir / "results.json", results)

@@ -31,7 +31,7 @@ class RolloutConfig:
       sampling: of actions and reflections.
       max_action_tokens, max_reflection_tokens: most tokens of a reply.
       seed: the run's seed.
-      purpose: "explore" or "evaluate/<method>": part of every key's name.
+      purpose: "explore", "evaluate" (the same for every method) or of the habits: part of every key's name.
     """
 
     mode: str
@@ -91,7 +91,7 @@ class Hooks:
         return True
 
     def exhausted(self, episode: Episode) -> bool:
-        """After a step: is the budget spent?"""
+        """After a step or a reflection: is the budget spent?"""
         return False
 
     def finished(self, episode: Episode) -> None:
@@ -249,26 +249,32 @@ class Rollout:
         budget.prefilled_tokens += completion.prefilled
         budget.cached_tokens += completion.cached
         if episode.reflecting:
-            budget.reflections += 1
+            budget.reflections += completion.finish_reason != "context"
             episode.reflecting = False
             # The reflection is no part of the trajectory: environment and cache stay where they
             # were before it.
             self.policy.rewind(episode.session, episode.lengths.pop())
-            if not hooks.reflected(episode, completion):
+            if not hooks.reflected(episode, completion) or episode.state.done:
                 return False
-            return not episode.state.done
+            return self._affords(episode, hooks)
         if move is None:
             episode.node.stop = "context"
             episode.lengths.pop()
             return False
         self._step(episode, completion, *move)
-        if hooks.exhausted(episode):
-            episode.node.stop = episode.node.stop or "budget"
+        if not self._affords(episode, hooks):
             return False
         if hooks.reflect_now(episode):
             episode.reflecting = True
             return True
         return not episode.state.done
+
+    @staticmethod
+    def _affords(episode: Episode, hooks: Hooks) -> bool:
+        if hooks.exhausted(episode):
+            episode.node.stop = episode.node.stop or "budget"
+            return False
+        return True
 
     def _step(self, episode, completion, action, well_formed, state, result) -> None:
         node = episode.node

@@ -4,11 +4,12 @@ every field that can be checked before any work."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from typing import Any
 
 import envs
-from envs.base import Environment
+from envs.base import Environment, Task
 from envs.prompts import STYLES
 from leafe_jax import distill
 from leafe_jax.errors import UserError
@@ -23,7 +24,13 @@ METHODS = ("base", "leafe")
 _SAMPLING = ("seed", "model", "env", "context", "sampler")
 DEPENDS = {
     "bootstrap": ("seed", "model", "sampler.max_len", "bootstrap"),
-    "habits": (*_SAMPLING, "bootstrap", "explore.reflect_every", "evaluate"),
+    "habits": (
+        *_SAMPLING,
+        "bootstrap",
+        "explore.reflect_every",
+        "explore.experience_span",
+        "evaluate",
+    ),  # fmt: skip
     "explore": (*_SAMPLING, "explore"),
     "distill": (*_SAMPLING, "explore", "distill"),
     "evaluate/base": (*_SAMPLING, "evaluate"),
@@ -57,14 +64,15 @@ def flatten(config, prefix: str = "") -> dict[str, Any]:
 
 
 def relevant(config, phase: str) -> dict[str, Any]:
-    """The fields a phase depends on. Which methods are evaluated is not one of them, nor is what may
-    change between two starts, such as the mesh."""
+    """The fields a phase depends on. Which methods are evaluated is not one of them, nor is the gate
+    (what is measured is the same), nor what may change between two starts, such as the mesh."""
     sections = DEPENDS[phase]
     return {
         name: value
         for name, value in flatten(config).items()
         if any(name == s or name.startswith(s + ".") for s in sections)
         and name != "evaluate.methods"
+        and not name.startswith("bootstrap.gate.")
         and not _CHANGEABLE_FIELD.search(name)
     }
 
@@ -86,10 +94,9 @@ def distill_config(config) -> distill.DistillConfig:
 
 def sampling(config, temperature: float) -> Sampling:
     s = config.sampler
-    bias = tuple((i, float(value)) for i, value in s.logit_bias)
     return Sampling(
-        temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, bias, tuple(s.stop_ids),
-        tuple(s.stop_strings),
+        temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, tuple(s.logit_bias),
+        tuple(s.stop_ids), tuple(s.stop_strings),
     )  # fmt: skip
 
 
@@ -104,6 +111,26 @@ def rollout_config(config, purpose: str, temperature: float) -> RolloutConfig:
         seed=config.seed,
         purpose=purpose,
     )
+
+
+def first_tasks(env: Environment, split: str, number: int, field: str) -> list[Task]:
+    """The first `number` tasks of a split, the families by turns; 0 takes all.
+
+    Some benchmarks list their tasks family by family, and the first ones would be of one family alone.
+
+    Raises:
+      UserError: the split has fewer; `field` is the number's name in the config.
+    """
+    tasks = list(env.list_tasks(split))
+    if number > len(tasks):
+        raise UserError(f"{field} = {number}: split {split!r} has {len(tasks)} tasks")
+    if not number:
+        return tasks
+    families: dict[str, list[Task]] = {}
+    for task in tasks:
+        families.setdefault(task.family, []).append(task)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*families.values()))
+    return [task for task in turns if task is not None][:number]
 
 
 def validate(config) -> Environment:
@@ -149,14 +176,14 @@ def validate(config) -> Environment:
     explore_config(config)
     distill_config(config)
     env = make_environment(config)
-    splits = {"explore.split": config.explore.split, "evaluate.split": config.evaluate.split}
-    if "explore" in config.phases and splits["explore.split"] == splits["evaluate.split"]:
+    exploring = "explore" in config.phases
+    if exploring and config.explore.split == config.evaluate.split:
         raise UserError(
             f"explore.split = {config.explore.split!r}: must not be the split that is evaluated"
         )
-    wanted = {"explore": "explore.split", "evaluate": "evaluate.split", "habits": "evaluate.split"}
-    for phase, field in wanted.items():
+    for phase, section in (("explore",) * 2, ("evaluate",) * 2, ("habits", "evaluate")):
         if phase in config.phases:
-            if not env.list_tasks(splits[field]):
-                raise UserError(f"{field} = {splits[field]!r}: this split has no task")
+            split, number = config[section].split, config[section].num_tasks
+            if not first_tasks(env, split, number, f"{section}.num_tasks"):
+                raise UserError(f"{section}.split = {split!r}: this split has no task")
     return env

@@ -57,7 +57,13 @@ class Sampling:
             if not fits:
                 raise UserError(f"sampler.{name} = {getattr(self, name)!r}: must be {allowed}")
         for pair in self.logit_bias:
-            if len(pair) != 2 or not isinstance(pair[0], int) or pair[0] < 0:
+            if not (
+                isinstance(pair, (tuple, list))
+                and len(pair) == 2
+                and isinstance(pair[0], int)
+                and pair[0] >= 0
+                and isinstance(pair[1], (int, float))
+            ):
                 raise UserError(f"sampler.logit_bias: {pair!r}: must be (token id, number)")
         for name, kind in (("stop_ids", int), ("stop_strings", str)):
             value = getattr(self, name)
@@ -109,8 +115,8 @@ class ReflectionRecord:
       prompt_ids, ids, logprobs, text: as in Turn.
       status: why it did or did not open a branch: "branched"; "no_mistake" (the model says that nothing
         was wrong); "unparsable" (no (tau, e) in the reply); "out_of_range" (tau is no step of this
-        trajectory); "duplicate" (the same (tau, e) was followed from it before); "attempt_limit"
-        (another branch of the tree took the last attempt meanwhile).
+        trajectory); "duplicate" (the same (tau, e) was followed from it before); "context"
+        (there was no room left to ask).
       tau: 1-based step to go back to, when parsed.
       experience: e, when parsed.
       child: id of the node it opened, or None.

@@ -9,16 +9,16 @@ from scripted import ScriptedPolicy
 from envs.household import Household
 from envs.players.household import HouseholdPlayer
 from envs.prompts import Prompts
-from leafe_jax.distill import DistillConfig, make_examples
+from leafe_jax.distill import DistillConfig, counterfactual_nodes, make_examples
 from leafe_jax.errors import UserError
 from leafe_jax.explore import ExploreConfig, explore
 from leafe_jax.rollout import RolloutConfig
-from leafe_jax.types import Sampling, Tree
+from leafe_jax.sampling.policy import Completion
+from leafe_jax.types import Node, Sampling, Tree, Turn
 
 ENV = Household(horizon=20)
 PROMPTS = Prompts(ENV.description)
 PLAYER = HouseholdPlayer(ENV)
-HABIT_OF = {"closed": "open what is closed."}
 
 
 def search(**changes) -> ExploreConfig:
@@ -216,6 +216,55 @@ def test_limits():
         search(method="mcts")
 
 
+def test_independent_attempts_end_one_after_the_other():
+    """A player that knows the way uses a budget of 50 steps for whole episodes, not for 64 beginnings."""
+    task_id = "test/clean/0003"
+    tree, policy = grow(
+        task_id,
+        config=search(method="independent", max_attempts=64, max_env_steps=50),
+        reply=lambda turns, text, seed: PLAYER.next_action(
+            task_id, [action for _, action in turns], PLAYER.all_aware
+        ),
+        max_active=128,
+    )
+    length = len(tree.nodes[0].turns)
+    assert tree.budget.env_steps == 50 and tree.budget.episodes == len(tree.nodes)
+    assert [n.success for n in tree.nodes] == [True] * (50 // length) + [False] * (50 % length > 0)
+    assert not policy.live
+
+
+def test_branches_that_the_budget_leaves_no_room_for():
+    def reply(turns, user, seed):
+        return f"[{len(turns)}] retry." if "Reflect" in user else "look"
+
+    tree, policy = grow(
+        "test/pick/0003",
+        config=search(continue_after_branch=True, reflect_every=5, max_env_steps=12),
+        reply=reply,
+    )
+    assert [(len(n.turns), n.stop) for n in tree.nodes] == [
+        (12, "budget"),
+        (0, "budget"),
+        (0, "budget"),
+    ]
+    assert tree.budget.episodes == 1 and tree.budget.env_steps == 12 and not policy.live
+
+
+def test_a_reflection_that_has_no_room_is_not_one():
+    class Full(ScriptedPolicy):
+        def _reply(self, request):
+            if "Reflect" in request.text:
+                return Completion("", (), None, (), (), "context", 0, 0)
+            return super()._reply(request)
+
+    policy, trees = Full(lambda turns, text, seed: "look"), []
+    task = next(t for t in ENV.list_tasks("test") if t.task_id == "test/pick/0003")
+    explore(policy, ENV, PROMPTS, [task], search(), rollout_config(), 4, trees.append)
+    (tree,) = trees
+    assert [r.status for r in tree.nodes[0].reflections] == ["context"] * 3
+    assert tree.budget.reflections == 0 and len(tree.nodes) == 1
+
+
 def test_breadth_first_and_continue_after_branch():
     def reply(turns, user, seed):
         return f"[{len(turns)}] retry." if "Reflect" in user else "look"
@@ -224,9 +273,8 @@ def test_breadth_first_and_continue_after_branch():
         "test/pick/0003",
         config=search(continue_after_branch=True, max_attempts=7, reflect_every=5, max_depth=3),
         reply=reply,
-        max_active=1,
     )
-    # One at a time and first in, first out: the root's branches come before their own.
+    # First in, first out, one after the other: the root's branches come before their own.
     assert [n.parent for n in tree.nodes] == [None, 0, 0, 0, 0, 1, 1]
     assert [n.branch_step for n in tree.nodes[1:5]] == [5, 10, 15, 20]
     assert tree.nodes[0].stop == "failure"
@@ -243,7 +291,17 @@ def test_other_expansion_rules(method):
         assert tree.nodes[1].turns[0].experience == "open what is closed."
 
 
-def test_trees_do_not_depend_on_how_many_run_at_once():
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_roots": 3},
+        {"num_roots": 2, "continue_after_branch": True},
+        {"num_roots": 2, "max_env_steps": 60},
+        {"method": "independent", "max_env_steps": 60},
+    ],
+)
+def test_trees_do_not_depend_on_how_many_run_at_once(changes):
     def noisy(turns, user, seed):
         if "Reflect" in user:
             return f"[{1 + seed % 9}] word {seed % 5}."
@@ -254,11 +312,12 @@ def test_trees_do_not_depend_on_how_many_run_at_once():
     for max_active in (1, 3, 64):
         trees = []
         explore(
-            ScriptedPolicy(noisy), ENV, PROMPTS, tasks, search(num_roots=1), rollout_config(),
+            ScriptedPolicy(noisy), ENV, PROMPTS, tasks, search(**changes), rollout_config(),
             max_active, trees.append,
         )  # fmt: skip
         texts = {}
         for tree in trees:
+            assert tree.budget.env_steps <= changes.get("max_env_steps", 10**9)
             texts[tree.task_id] = [
                 (n.branch_step, n.experience, [(t.step, t.action) for t in n.turns])
                 for n in tree.nodes
@@ -321,6 +380,30 @@ def test_distill_rules():
     assert (
         len(make_examples([tree], distill_config(changed_only=False, rehearsal_share=0.0), 0)) == 2
     )
+
+
+def test_improvement_counts_up_to_where_the_parent_was_left():
+    def node(number, parent, branch_step, rewards, stop, first=1):
+        turns = [
+            Turn(first + i, "", None, [1], None, [2], [0.0], str(number), str(number), True, reward)
+            for i, reward in enumerate(rewards)
+        ]
+        made = Node(number, parent, branch_step, number, "root", None, turns)
+        made.stop, made.return_ = stop, sum(rewards)
+        return made
+
+    def kept(parent_rewards, stop, branch_rewards):
+        parent = node(0, None, None, parent_rewards, stop)
+        branch = node(1, 0, 2, branch_rewards, "failure", first=2)
+        tree = Tree("household", "t", "f", 0, "dialogue", [parent, branch])
+        improve = distill_config(qualify="improve")
+        return [n.id for n in counterfactual_nodes(tree, improve)]
+
+    # Left after three steps with 1 in hand: what the branch brings in its fifth does not count ...
+    assert kept([1, 0, 0], "branched", [0, 0, 0, 9]) == []
+    assert kept([1, 0, 0], "branched", [0, 1]) == [1]
+    # ... and does beside a trajectory that came to its own end.
+    assert kept([1, 0, 0], "failure", [0, 0, 0, 9]) == [1]
 
 
 def test_parsers_are_total():

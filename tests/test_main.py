@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from leafe_jax.main import main
+from leafe_jax.settings import relevant
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
@@ -30,6 +32,13 @@ def run(workdir, *overrides) -> tuple[int, str, str]:
     process = start(workdir, *overrides)
     out, err = process.communicate(timeout=400)
     return process.returncode, out, err
+
+
+def call(monkeypatch, workdir, *overrides) -> int:
+    """main() in this process: for what ends early."""
+    arguments = ["main", f"--config={QUICKSTART}:smoke", f"--workdir={workdir}", *overrides]
+    monkeypatch.setattr(sys, "argv", arguments)  # config_flags looks there for overrides
+    return main(arguments)
 
 
 def trees(workdir: Path) -> bytes:
@@ -114,30 +123,28 @@ def test_a_finished_run_does_nothing(finished):
 
 
 @pytest.mark.parametrize(
-    ("override", "phase"),
+    ("override", "phase", "phases"),
     [
-        ("--config.explore.reflect_every=4", "explore"),
-        ("--config.distill.beta=0.5", "distill"),
-        ("--config.evaluate.temperature=0.5", "evaluate/base"),
-        ("--config.seed=9", "explore"),
+        ("--config.explore.reflect_every=4", "explore", None),
+        ("--config.distill.beta=0.5", "distill", None),
+        ("--config.evaluate.temperature=0.5", "evaluate/base", None),
+        ("--config.seed=9", "explore", None),
+        # Also of the phases that others have left what these take up.
+        ("--config.explore.reflect_every=4", "explore", "('distill',)"),
+        ("--config.distill.beta=0.5", "distill", "('evaluate',)"),
+        ("--config.evaluate.temperature=0.5", "evaluate/base", "('report',)"),
     ],
 )
-def test_a_changed_config_is_refused_by_name(finished, override, phase, capsys, monkeypatch):
+def test_a_changed_config_is_refused_by_name(
+    finished, override, phase, phases, capsys, monkeypatch
+):
     workdir, _, _ = finished
-    arguments = ["main", f"--config={QUICKSTART}:smoke", f"--workdir={workdir}", override]
-    monkeypatch.setattr(sys, "argv", arguments)  # config_flags looks there for overrides
-    assert main(arguments) == 2
+    chosen = [f"--config.phases={phases}"] if phases else []
+    assert call(monkeypatch, workdir, override, *chosen) == 2
     error = capsys.readouterr().err
     field = override.removeprefix("--config.").split("=")[0]
     assert error.startswith(f"error: {field} = ") and f"phase '{phase}'" in error
     assert error.count("\n") == 1
-
-
-def call(monkeypatch, workdir, *overrides) -> int:
-    """main() in this process: for what ends early."""
-    arguments = ["main", f"--config={QUICKSTART}:smoke", f"--workdir={workdir}", *overrides]
-    monkeypatch.setattr(sys, "argv", arguments)  # config_flags looks there for overrides
-    return main(arguments)
 
 
 def test_training_that_cannot_begin_claims_nothing(finished, tmp_path, capsys, monkeypatch):
@@ -161,6 +168,54 @@ def test_distill_wants_a_finished_stage_one(finished, tmp_path, capsys, monkeypa
     record.write_text(json.dumps({**json.loads(record.read_text()), "done": False}))
     assert call(monkeypatch, tmp_path, "--config.phases=('distill',)") == 2
     assert "the phase 'explore' of this workdir is not finished" in capsys.readouterr().err
+
+
+def test_the_report_is_of_what_is_finished(finished, tmp_path, capsys, monkeypatch):
+    workdir = tmp_path / "run"
+    subprocess.run(["cp", "-rp", str(finished[0]), str(workdir)], check=True)
+    report_only = "--config.phases=('report',)"
+    assert call(monkeypatch, workdir, report_only) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    record = workdir / "evaluate" / "leafe" / "phase.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "done": False}))
+    (workdir / "evaluate" / "leafe" / "0001.json").unlink()
+    assert call(monkeypatch, workdir, report_only) == 0, "it is older than what is there"
+    assert "nothing to do" not in capsys.readouterr().out
+    assert set(json.loads((workdir / "results.json").read_text())["methods"]) == {"base"}
+
+
+def test_a_model_that_misses_the_gate_is_refused_again(tmp_path, capsys, monkeypatch):
+    config = ROOT / "configs/bootstrap.py"
+    made = runpy.run_path(str(config))["get_config"]()
+    (tmp_path / "habits").mkdir()
+    record = {"phase": "habits", "done": True, "config": relevant(made, "habits"), "seconds": 1.0}
+    (tmp_path / "habits" / "phase.json").write_text(json.dumps(record))
+    row = dict.fromkeys(made.bootstrap.gate, 1.0) | {"told": 0.25}
+    (tmp_path / "habits" / "habits.json").write_text(json.dumps({"all": row}))
+    for gate, code in ((0.6, 2), (0.6, 2), (0.2, 0)):
+        arguments = ["main", f"--config={config}", f"--workdir={tmp_path}"]
+        arguments += ["--config.phases=('habits',)", f"--config.bootstrap.gate.told={gate}"]
+        monkeypatch.setattr(sys, "argv", arguments)
+        assert main(arguments) == code
+        error = capsys.readouterr().err
+        assert ("misses it: all: told 25.0% < 60.0%" in error) == (code == 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampler.max_len=2048", "sampler.max_len = 2048: must be 1 to bootstrap.train.seq_len"),
+        ("bootstrap.train.schedule=steep", "train.schedule = 'steep': must be"),
+    ],
+)
+def test_a_bootstrap_that_cannot_begin_claims_nothing(
+    override, message, tmp_path, capsys, monkeypatch
+):
+    arguments = ["main", f"--config={ROOT}/configs/bootstrap.py:smoke", f"--workdir={tmp_path}"]
+    arguments.append(f"--config.{override}")
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "bootstrap").exists()
 
 
 def test_a_workdir_keeps_its_own_base_model(tmp_path, monkeypatch, capsys):
@@ -364,7 +419,9 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path, finished):
         subprocess.run(["umount", str(mount)], check=True)
 
 
-def test_preempted_runs_say_so(tmp_path):
+def test_preempted_runs_say_so(finished, tmp_path):
+    (tmp_path / "run").mkdir()
+    subprocess.run(["cp", "-r", str(finished[0] / "explore"), str(tmp_path / "run")], check=True)
     process = start(tmp_path / "run", "--config.distill.train.num_epochs=400")
     for line in process.stderr:
         if line.startswith("distill:"):

@@ -138,8 +138,8 @@ def test_lines_that_are_no_trees_are_counted(tmp_path):
     ]
     raw = "\n".join(lines).encode("utf-8", "surrogatepass") + b"\n\xff\xfe torn"
     (tmp_path / "explore" / "trees" / "0002.jsonl").write_bytes(raw)
-    trees, broken = report.read_tree_lines(tmp_path)
-    assert len(trees) == 5 and broken == 1 + 5 + 1
+    trees, number, broken = report.read_tree_lines(tmp_path)
+    assert len(trees) == number == 5 and broken == 1 + 5 + 1
     parsed(tmp_path)
     page = (tmp_path / "report" / "index.html").read_text()
     assert "5 of 5 trees" in page and "7 unreadable lines were left out" in page
@@ -153,6 +153,27 @@ def test_very_long_text_is_cut_on_the_page_and_says_so(tmp_path):
     shown = json.loads(parsed(tmp_path).data)[0]["nodes"][0]["turns"][0]["observation"]
     assert shown.endswith("[... 1,990,000 more characters in the tree file]")
     assert shown.count("o") < 10_020
+
+
+def test_more_trees_than_the_page_holds(tmp_path, monkeypatch):
+    make_workdir(tmp_path)
+    monkeypatch.setattr(report, "_MAX_TREES", 2)
+    assert len(json.loads(parsed(tmp_path).data)) == 2
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "2 of 4 trees are on this page (the first ones" in page
+
+
+def test_episodes_without_room_are_told(tmp_path):
+    results = make_workdir(tmp_path)
+    sentence = "episodes of base ended because the context was full (sampler.max_len)."
+    assert sentence not in report.console_table(results)
+    results["methods"]["base"]["out_of_context"] = 3
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    parsed(tmp_path)
+    assert f"3 of {results['methods']['base']['budget']['episodes']:,} {sentence}" in (
+        report.console_table(results)
+    )
+    assert sentence in (tmp_path / "report" / "index.html").read_text()
 
 
 def test_the_page_s_tables(tmp_path):

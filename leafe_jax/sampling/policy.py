@@ -99,6 +99,7 @@ class LMPolicy:
 
     def __init__(self, engine: Engine, chat: ChatFormat):
         self.engine, self.chat = engine, chat
+        self.num_slots = engine.num_slots  # of all copies: that many episodes keep it busy
         self.start, self.fork, self.rewind = engine.start, engine.fork, engine.rewind
         self.append, self.release, self.length = engine.append, engine.release, len
         self.launch = engine.launch

@@ -43,9 +43,13 @@ class Preemption:
 
     def __enter__(self) -> Preemption:
         # Handlers can only be set in the main thread; elsewhere (notebooks, tests) none is needed.
-        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
-            for number in SIGNALS:
-                self._previous[number] = signal.signal(number, lambda *_: self._noted.set())
+        if threading.current_thread() is threading.main_thread():
+            if jax.process_count() == 1:
+                handlers = dict.fromkeys(SIGNALS, lambda *_: self._noted.set())
+            else:  # the runtime has taken SIGTERM over, and knows nothing of the other
+                handlers = {signal.SIGUSR1: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
+            for number, handler in handlers.items():
+                self._previous[number] = signal.signal(number, handler)
         if self._url:
             threading.Thread(target=self._poll, daemon=True).start()
         return self
