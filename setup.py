@@ -1,4 +1,4 @@
-"""Installation; the packages above the line are the project's given stack."""
+"""Installation; the packages above the line are those that the project is built on."""
 
 from setuptools import find_packages, setup
 
@@ -21,9 +21,12 @@ setup(
         "array_record",  # Grain's record files: training examples
         "ml-collections>=1.1.0",
         "tensorboardX>=2.6.5",
-        # -- beyond the given stack, each with its reason --
+        # -- beyond these, each with its reason --
         "absl-py",  # command-line flags; ml_collections' config flags are built on it
         "numpy",  # host-side arrays
+        "ml_dtypes",  # bfloat16 for NumPy, which jax brings
+        "etils[epath]",  # paths, which orbax brings
+        "tokenizers",  # makes the embedded model's tokenizer; transformers brings it
         "safetensors",  # the hub's checkpoint format, read without pickle
         "jinja2",  # chat templates of Hugging Face tokenizers
         "tqdm",  # progress bars with rate and time left

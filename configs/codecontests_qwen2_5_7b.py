@@ -8,7 +8,8 @@ The files are those of deepmind/code_contests on the hub, or its protocol buffer
 name says its split. Programs run in the sandbox (docs/SECURITY.md): install bubblewrap.
 Optimizer, rollback and evaluation settings are the paper's (arXiv 2603.16843), tests and sampling
 of solutions are CTRL's. Numbers are compared more strictly: an expected integer must be met exactly, where
-CTRL's judge takes what is within 1e-5 of it (docs/ENVIRONMENTS.md). Needs an accelerator; no numbers have
+CTRL's judge takes what is within 1e-5 of it (docs/ENVIRONMENTS.md). Needs accelerators: the sampler
+takes 70 GiB on one device, half of that on each of two with `--config.sampler.tensor=2`. No numbers have
 been measured with it yet.
 """
 
@@ -46,6 +47,7 @@ def get_config(mode: str = "full"):
     c.evaluate.num_samples = 128  # (paper)
     c.evaluate.temperature = 0.7
     c.distill.train.seq_len = 16384
+    c.distill.train.batch_size = 8  # rows of about 16 examples (paper: 128 examples)
     if mode == "smoke":
         c.env.options.problems = ()
         c.env.options.layout = "own"

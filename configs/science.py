@@ -8,7 +8,13 @@ one that knows the household alone solves nothing here. The laboratory is not Sc
 
     --config.model.path=DIR --config.env.prompt_style=react --config.context.mode=window \
     --config.env.options.task_types="()" --config.env.horizon=30 \
-    --config.sampler.max_len=8192 --config.sampler.max_action_tokens=256
+    --config.sampler.max_len=8192 --config.sampler.max_action_tokens=256 \
+    --config.sampler.max_reflection_tokens=256 \
+    --config.distill.train.seq_len=8192 --config.distill.train.learning_rate=1e-6 \
+    --config.distill.train.num_epochs=2 --config.distill.train.schedule=constant \
+    --config.distill.train.compute_dtype=bfloat16 --config.distill.train.remat=full \
+    --config.distill.train.scan_layers=True --config.distill.train.mesh.data=1 \
+    --config.distill.train.mesh.fsdp=-1 --config.model.dtype=bfloat16
 """
 
 import runpy

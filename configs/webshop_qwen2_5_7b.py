@@ -38,5 +38,5 @@ def get_config(mode: str = "full"):
         c.env.options.num_products = 100
         c.explore.num_tasks = c.evaluate.num_tasks = 2
     else:
-        c.evaluate.num_tasks = 0  # all 500 held-out goals
+        c.explore.num_tasks = c.evaluate.num_tasks = 0  # all training goals, all 500 held out
     return c

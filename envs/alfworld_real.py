@@ -57,7 +57,7 @@ class AlfworldReal(Alfworld):
             import fast_downward  # noqa: F401
         except ImportError as error:
             raise EnvDataError(
-                f"env.name = 'alfworld_real': {error}; `pip install leafe_jax[alfworld]` brings it"
+                f"env.name = 'alfworld_real': {error}; `pip install -e '.[alfworld]'` brings it"
             ) from None
         self._loaded: collections.OrderedDict[str, _Loaded] = collections.OrderedDict()
 

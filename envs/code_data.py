@@ -138,7 +138,9 @@ def _read_parquet(path: str) -> Iterator[Any]:
         import pyarrow.lib
         import pyarrow.parquet
     except ImportError:
-        raise EnvDataError(f"{path}: Parquet files need pyarrow (pip install pyarrow)") from None
+        raise EnvDataError(
+            f"{path}: Parquet files need pyarrow (pip install -e '.[parquet]')"
+        ) from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             # Few rows at a time: a problem's tests can take megabytes.

@@ -336,7 +336,7 @@ def _require_java() -> None:
     if importlib.util.find_spec("scienceworld") is None:
         raise EnvDataError(
             "env.name = 'scienceworld': the package scienceworld is missing: pip install"
-            " 'leafe_jax[scienceworld]'"
+            " -e '.[scienceworld]'"
         )
     if shutil.which("java") is None:
         raise EnvDataError(
