@@ -4,8 +4,8 @@
         --config.model.path=Qwen2.5-1.5B-Instruct --workdir=runs/household_qwen
 
 Needs accelerators: the sampler holds the whole model in bfloat16 and pages for 64 sessions of 8,192 tokens
-on each device (of 1.5B: 17 GiB; `--config.sampler.tensor=2` has two share them), the training step is sharded
-over all of them. Optimizer settings are the paper's; no numbers have been measured with it yet.
+on each device (of 1.5B: 17 GiB; `--config.sampler.tensor=2` has two share them), the training step is
+sharded over all of them. Optimizer settings are the paper's; no numbers have been measured with it yet.
 """
 
 import runpy
