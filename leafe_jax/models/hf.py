@@ -351,6 +351,12 @@ def _host_tensor(leaf: _Leaf) -> np.ndarray | None:
     return None if array is None else np.ascontiguousarray(array.T if leaf.transposed else array)
 
 
+def write_tensors(tensors: dict[str, np.ndarray], path: Path) -> None:
+    """Writes a safetensors file that all may read who may read the directory."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors 0.8 lets the owner alone read it
+
+
 def _write_weights(directory: Path, params, max_bytes: int) -> str:
     """Writes all tensors; returns the dtype's name."""
     leaves = [
@@ -368,7 +374,7 @@ def _write_weights(directory: Path, params, max_bytes: int) -> str:
             if array is not None:
                 tensors[leaf.name] = array
         if tensors:
-            save_file(tensors, directory / file, metadata={"format": "pt"})
+            write_tensors(tensors, directory / file)
     if len(shards) > 1 and jax.process_index() == 0:
         weight_map = {
             leaf.name: file for file, shard in zip(names, shards, strict=True) for leaf in shard

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from leafe_jax.errors import UserError
 from leafe_jax.models import hf
@@ -135,7 +134,7 @@ def save_adapter(path: str | Path, config: ModelConfig, adapters: dict, base: st
     if not tensors:  # another process writes
         return
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    hf.write_tensors(tensors, directory / "adapter_model.safetensors")
     fields: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -91,6 +91,14 @@ def test_bfloat16_stays_bfloat16(tmp_path):
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a.astype("f4"), b), params, wide))
 
 
+def test_whoever_may_read_the_directory_may_read_the_weights(tmp_path):
+    path = tmp_path / "model.safetensors"
+    for mode, expected in ((0o755, 0o644), (0o700, 0o600), (0o770, 0o660)):
+        tmp_path.chmod(mode)
+        hf.write_tensors({"a": np.zeros(3, np.float32)}, path)
+        assert path.stat().st_mode & 0o777 == expected
+
+
 def test_tokenizer_and_eos_are_written(tmp_path):
     fast = Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1, "go": 2}, unk_token="<pad>"))
     fast.pre_tokenizer = pre_tokenizers.Whitespace()
