@@ -2,9 +2,8 @@
 
     python -m leafe_jax.main --config=configs/alfworld.py --workdir=runs/alfworld
 
-The base model must have learnt the game (configs/bootstrap.py, docs/BASE_MODEL.md);
-one that knows the household alone solves nothing here. With the official games, whose episodes are
-longer than the context of the embedded model:
+The embedded base model has learnt this game (docs/BASE_MODEL.md). With the official games, whose
+episodes are longer than the context of the embedded model:
 
     --config.env.options.data=$ALFWORLD_DATA --config.env.options.max_receptacles=0 \
     --config.context.mode=window

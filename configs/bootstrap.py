@@ -2,8 +2,9 @@
 
     python -m leafe_jax.main --config=configs/bootstrap.py --workdir=runs/bootstrap
 
-The result, `<workdir>/bootstrap/model`, is what leafe_jax/assets/base holds. What the corpus is made
-of, without training: `python -m leafe_jax.corpus --config=configs/bootstrap.py`. One game alone:
+The result, `<workdir>/bootstrap/model`, is what leafe_jax/assets/base holds (made at the commit that
+docs/BASE_MODEL.md names). What the corpus is made of, without training:
+`python -m leafe_jax.corpus --config=configs/bootstrap.py`. One game alone:
 `--config=configs/bootstrap.py:household`.
 """
 

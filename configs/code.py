@@ -2,8 +2,7 @@
 
     python -m leafe_jax.main --config=configs/code.py --workdir=runs/code
 
-The base model must have learnt the game (configs/bootstrap.py, docs/BASE_MODEL.md);
-one that knows the household alone solves nothing here. A checkpoint that knows Python goes into
+The embedded base model has learnt this game (docs/BASE_MODEL.md). A checkpoint that knows Python goes into
 --config.model.path; our problem set for it:
 
     --config.env.options.layout=own --config.env.options.num_tests=10 --config.context.mode=window \

@@ -2,8 +2,7 @@
 
     python -m leafe_jax.main --config=configs/science.py --workdir=runs/science
 
-The base model must have learnt the game (configs/bootstrap.py, docs/BASE_MODEL.md);
-one that knows the household alone solves nothing here. The laboratory is not ScienceWorld
+The embedded base model has learnt this game (docs/BASE_MODEL.md). The laboratory is not ScienceWorld
 (envs/science.py says what it is). All fifteen task types, with an instruct checkpoint:
 
     --config.model.path=DIR --config.env.prompt_style=react --config.context.mode=window \

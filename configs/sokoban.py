@@ -2,8 +2,8 @@
 
     python -m leafe_jax.main --config=configs/sokoban.py --workdir=runs/sokoban
 
-The base model must have learnt the game (configs/bootstrap.py, docs/BASE_MODEL.md);
-one that knows the household alone solves nothing here. The benchmark is configs/sokoban_qwen2_5_7b.py.
+The embedded base model has learnt this game (docs/BASE_MODEL.md). The benchmark is
+configs/sokoban_qwen2_5_7b.py.
 """
 
 import runpy

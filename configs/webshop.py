@@ -2,8 +2,7 @@
 
     python -m leafe_jax.main --config=configs/webshop.py --workdir=runs/webshop
 
-The base model must have learnt the game (configs/bootstrap.py, docs/BASE_MODEL.md);
-one that knows the household alone solves nothing here. With an instruct checkpoint give
+The embedded base model has learnt this game (docs/BASE_MODEL.md). With an instruct checkpoint give
 
     --config.model.path=DIR --config.env.prompt_style=react --config.context.mode=window \
     --config.sampler.max_len=8192 --config.sampler.max_action_tokens=256 \
