@@ -36,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.sampler.num_slots = 128  # conversations computed together
     c.sampler.page_size = 16  # positions whose keys and values lie together
     c.sampler.num_pages = 0  # of the pool; 0 has room for num_slots conversations of max_len
-    c.sampler.max_len = 320  # tokens per conversation
+    c.sampler.max_len = 384  # tokens per conversation
     c.sampler.turn_chunk = 16  # prompt tokens handled together with decoding
     c.sampler.prefill_chunk = 32  # prompt tokens per prefill call
     c.sampler.max_action_tokens = 8  # tokens per action
@@ -84,7 +84,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.evaluate = ml_collections.ConfigDict()
     c.evaluate.methods = ("base", "leafe")  # models to evaluate
     c.evaluate.split = "test"  # held-out tasks
-    c.evaluate.num_tasks = 72  # the split's first tasks; 0 takes all
+    c.evaluate.num_tasks = 48  # the split's first tasks; 0 takes all
     c.evaluate.num_samples = 128  # episodes per task: n of Pass@k
     c.evaluate.block_size = 12  # tasks evaluated together
     c.evaluate.temperature = 1.0
@@ -126,7 +126,7 @@ def laptop_config(name: str, mode: str) -> ml_collections.ConfigDict:
 def train_config() -> ml_collections.ConfigDict:
     """Fields of one SFT run."""
     t = ml_collections.ConfigDict()
-    t.seq_len = 320  # tokens per packed row
+    t.seq_len = 384  # tokens per packed row
     t.batch_size = 8  # rows per optimizer step
     t.accumulation = 1  # parts that a batch is computed in, one after the other
     t.num_epochs = 5  # (paper: 2 to 3)

@@ -156,7 +156,7 @@ def test_training_that_cannot_begin_claims_nothing(finished, tmp_path, capsys, m
     # As after a first checkpoint, which a run goes on from.
     (tmp_path / "distill" / "checkpoints" / "50").mkdir(parents=True)
     assert call(monkeypatch, tmp_path, phases) == 2
-    assert "seq_len = 320, but phase 'distill'" in capsys.readouterr().err
+    assert "seq_len = 384, but phase 'distill'" in capsys.readouterr().err
     (tmp_path / "distill" / "checkpoints" / "50").rmdir()
     assert call(monkeypatch, tmp_path, phases, "--config.sampler.num_slots=64") == 0
     assert (tmp_path / "distill" / "model" / "config.json").exists()
