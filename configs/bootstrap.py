@@ -94,7 +94,7 @@ def get_config(mode: str = "full"):
     b.train.checkpoint_every = 200
     # Least rates per family, measured on rollouts by the phase habits; a model below them fails.
     b.gate = ml_collections.ConfigDict(
-        dict(told=0.6, followed=0.7, parsed=0.95, right_step=0.5, right_advice=0.7)
+        dict(told=0.5, followed=0.7, parsed=0.95, right_step=0.3, right_advice=0.6)
     )
     c.sampler.max_len = 1024
     c.evaluate.split = "valid"

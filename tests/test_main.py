@@ -411,7 +411,7 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path, finished):
         for path in mount.rglob("*.jsonl"):
             for line in path.read_text().splitlines():
                 json.loads(line)
-        subprocess.run(["mount", "-o", "remount,size=100m", str(mount)], check=True)
+        subprocess.run(["mount", "-o", "remount,size=200m", str(mount)], check=True)
         code, out, err = run(mount / "run")
         assert code == 0, err
         assert out == finished[1]
