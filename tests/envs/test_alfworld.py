@@ -561,7 +561,7 @@ def test_a_broken_file_among_the_official_ones_is_named(tmp_path, file, text):
 
 @pytest.mark.skipif(bool(LIVE), reason="the real package is installed")
 def test_without_the_package_the_adapter_says_what_to_install():
-    with pytest.raises(EnvDataError, match=r"pip install leafe_jax\[alfworld\]"):
+    with pytest.raises(EnvDataError, match=r"pip install -e '\.\[alfworld\]'"):
         envs.make("alfworld_real")
 
 

@@ -67,7 +67,7 @@ def test_sizes_of_the_published_splits(name, sizes):
 
 
 @pytest.mark.parametrize("missing, message", [("java", "Java is missing: install a headless JRE"),
-                                              ("package", r"pip install 'leafe_jax\[scienceworld\]'")])  # fmt: skip
+                                              ("package", r"pip install -e '.\[scienceworld\]'")])  # fmt: skip
 def test_what_is_missing_is_one_line(monkeypatch, missing, message):
     monkeypatch.setattr(shutil, "which", lambda name: None if missing == "java" else "/bin/java")
     found = None if missing == "package" else object()
