@@ -80,9 +80,9 @@ from leafe_jax.sampling.storage import Paged
 from leafe_jax.training.sharding import make_mesh, shardings_for
 import jax.numpy as jnp
 
-# Qwen2.5-7B's heads, two layers of it: 64 sessions of 8k on four chips.
+# Qwen2.5-7B's heads, four layers of it: 64 sessions of 8k on four chips.
 config = ModelConfig(
-    model_type="qwen2", vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_layers=2,
+    model_type="qwen2", vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_layers=4,
     num_heads=28, num_kv_heads=4, head_dim=128, rope_theta=1e6, rms_norm_eps=1e-6,
     tie_word_embeddings=False, max_position_embeddings=32768,
 )
