@@ -12,6 +12,7 @@ one of the paper's models. Bytes are the compiler's own count, per chip.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -31,7 +32,7 @@ class Chip:
 
     Attributes:
       platform: jax's name of the platform.
-      memory: bytes.
+      memory: bytes that the compiler has for a program.
       flops: bfloat16 operations a second; 0 is unknown.
       bandwidth: of the memory, bytes a second; 0 is unknown.
     """
@@ -42,12 +43,13 @@ class Chip:
     bandwidth: float
 
 
-# cloud.google.com/tpu/docs, "System architecture" of each version.
+# cloud.google.com/tpu/docs, "System architecture" of each version; memory as the compiler of libtpu
+# 0.0.51 says when a program is too large, less than is published.
 CHIPS = {
-    "v4": Chip("tpu", 32 * GIB, 275e12, 1228e9),
-    "v5e": Chip("tpu", 16 * GIB * 63 // 64, 197e12, 819e9),  # 16 GiB; the compiler gives 15.75
-    "v5p": Chip("tpu", 95 * GIB, 459e12, 2765e9),
-    "v6e": Chip("tpu", 32 * GIB, 918e12, 1640e9),
+    "v4": Chip("tpu", round(30.75 * GIB), 275e12, 1228e9),
+    "v5e": Chip("tpu", round(15.75 * GIB), 197e12, 819e9),
+    "v5p": Chip("tpu", 95 * GIB, 459e12, 2765e9),  # 95.73
+    "v6e": Chip("tpu", round(31.24 * GIB), 918e12, 1640e9),
 }
 
 # The paper's models: hidden, intermediate, layers, heads, key-value heads, vocabulary (config.json of
@@ -124,9 +126,9 @@ def _placed(tree: Any, shardings: Any) -> Any:
     )
 
 
-def _compile(lowered) -> tuple[int, int]:
-    """(bytes in all, bytes beside arguments and results) of a program on each chip, by the compiler's
-    count.
+def _compile(lowered) -> tuple[int, int, int]:
+    """Bytes of a program on each chip, by the compiler's count: (arguments and results, what it needs
+    beside them, its instructions).
 
     Raises:
       OutOfMemory: the compiler gave up, as it does where a program is far too large.
@@ -142,20 +144,22 @@ def _compile(lowered) -> tuple[int, int]:
         raise OutOfMemory(text) from error
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
     kept -= memory.alias_size_in_bytes  # donated arguments are results
-    return kept + memory.temp_size_in_bytes, memory.temp_size_in_bytes
+    return kept, memory.temp_size_in_bytes, memory.generated_code_size_in_bytes
 
 
 class OutOfMemory(Exception):
     """The compiler's words."""
 
 
-def _memory(count: Callable[[], tuple[int, int]], chip: Chip) -> dict[str, Any]:
+def _memory(count: Callable[[], tuple[int, int, int]], chip: Chip) -> dict[str, Any]:
     """The figures of a program's memory, `count` as `_compile` gives them."""
     try:
-        total, temporary = count()
+        kept, temporary, code = count()
     except OutOfMemory as error:
-        return {"activations": None, "total": None, "fits": False, "compiler": str(error)}
-    return {"activations": temporary, "total": total, "fits": total <= chip.memory}
+        found = {"activations": None, "code": None, "total": None}
+        return {**found, "fits": False, "compiler": str(error)}
+    total = kept + temporary + code
+    return {"activations": temporary, "code": code, "total": total, "fits": total <= chip.memory}
 
 
 def matmul_flops(config, tokens: int, pairs: int) -> float:
@@ -269,7 +273,7 @@ def plan_training(config, train, devices, chip: Chip) -> dict[str, Any]:
 
 def decode_program(config, sampler, dtype: str, mesh):
     """The sampler's turn for all rows of one copy of the model at full length, lowered: a chunk of the
-    prompt, then tokens one by one. No other program of a run has more rows and tokens.
+    prompt, then tokens one by one. No other of its programs has more rows and tokens.
 
     Args:
       config: the model.
@@ -278,7 +282,8 @@ def decode_program(config, sampler, dtype: str, mesh):
       mesh: of the copy's devices, along "tensor".
 
     Returns:
-      (lowered program, weights, pages), the latter two as sharded ShapeDtypeStructs.
+      (lowered program, weights, pages, number of the sampler's programs); weights and pages as sharded
+      ShapeDtypeStructs.
     """
     import jax
 
@@ -294,7 +299,7 @@ def decode_program(config, sampler, dtype: str, mesh):
     shapes, programs, pool = plan_programs(
         config, weights, make_storage(s.attention, config, mesh), num_slots=s.num_slots,
         max_len=s.max_len, turn_chunk=s.turn_chunk, prefill_chunk=s.prefill_chunk,
-        max_new_tokens=max(s.max_action_tokens, s.max_reflection_tokens), stop_ids=(0,),
+        max_new_tokens=_longest(s), stop_ids=(0,),
         page_size=s.page_size, num_pages=_num_pages(s), options=not sampling.plain,
     )  # fmt: skip
     program = next(
@@ -304,7 +309,12 @@ def decode_program(config, sampler, dtype: str, mesh):
         and p.tokens == max(shapes.turns)
     )
     with jax.set_mesh(mesh):  # the kernel asks it for the TPU's generation
-        return programs.lower(program), weights, pool
+        return programs.lower(program), weights, pool, len(programs.listed)
+
+
+def _longest(sampler) -> int:
+    """Most tokens of a reply."""
+    return max(sampler.max_action_tokens, sampler.max_reflection_tokens)
 
 
 def _num_pages(sampler) -> int:
@@ -365,19 +375,27 @@ def plan_decoding(config, sampler, dtype: str, host, hosts: int, chip: Chip) -> 
 
     own = _copy_devices(config, sampler, dtype, host, chip)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": len(own)}, own)
-    weights, cache = (_device_bytes(x) for x in decode_program(config, sampler, dtype, mesh)[1:])
+    _, weights, pool, programs = decode_program(config, sampler, dtype, mesh)
+    cache = _device_bytes(pool)
+    # A step reads the rows of its tokens, not the table; a tied head reads it as the head.
+    read = cache + sum(
+        _device_bytes(leaf)
+        for part, leaf in weights.items()
+        if part != "embed" or config.tie_word_embeddings
+    )
 
-    def count() -> tuple[int, int]:
+    def count() -> tuple[int, int, int]:
         depths = sorted({min(depth, config.num_layers) for depth in _DEPTHS})
         found = []
         for depth in depths:
             shallow = dataclasses.replace(config, num_layers=depth)
             found.append(_compile(decode_program(shallow, sampler, dtype, mesh)[0]))
-        if depths[-1] == config.num_layers:
-            return found[-1]
-        beyond = (config.num_layers - depths[-1]) / (depths[-1] - depths[0])
-        total, temporary = (b + max(b - a, 0) * beyond for a, b in zip(*found, strict=True))
-        return round(total), round(temporary)
+        bytes_ = found[-1]
+        if depths[-1] < config.num_layers:
+            beyond = (config.num_layers - depths[-1]) / (depths[-1] - depths[0])
+            bytes_ = [round(b + max(b - a, 0) * beyond) for a, b in zip(*found, strict=True)]
+        kept, temporary, code = bytes_
+        return kept, temporary, code * programs  # all stay on the device; none has more of it
 
     slots = sampler.num_slots
     flops = matmul_flops(config, slots, slots * sampler.max_len) / len(own)
@@ -386,19 +404,20 @@ def plan_decoding(config, sampler, dtype: str, host, hosts: int, chip: Chip) -> 
         "copies": hosts * (sampler.copies or len(host) // len(own)),
         "sessions": slots,
         "length": sampler.max_len,
+        "programs": programs,
         "compiled_layers": min(_DEPTHS[-1], config.num_layers),
-        "parameters": weights,
+        "parameters": _device_bytes(weights),
         "cache": cache,
         **_memory(count, chip),
         "flops": flops,  # of one token of every session of a copy, at full length
-        "roofline_seconds": _roofline(chip, flops, weights + cache),
+        "roofline_seconds": _roofline(chip, flops, read),
     }
 
 
 def _table(name: str, part: dict[str, Any]) -> str:
     lines = [f"{name}"]
     for key, value in part.items():
-        if key in ("parameters", "optimizer", "activations", "cache", "total"):
+        if key in ("parameters", "optimizer", "activations", "cache", "code", "total"):
             value = "unknown" if value is None else f"{value / GIB:.2f} GiB"
         elif key == "flops":
             value = f"{value:.3e}"
@@ -428,6 +447,8 @@ def _host(kind: str, devices) -> tuple[list, int]:
 def _devices(kind: str, shape: str, count: int):
     import jax
 
+    from leafe_jax.errors import UserError
+
     if kind == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return jax.devices()[:count], Chip("cpu", memory // count, 0.0, 0.0)
@@ -435,9 +456,17 @@ def _devices(kind: str, shape: str, count: int):
 
     # A v4 chip is one device to jax, as it is when it is there; a description has its two cores apart.
     whole = {"chip_config_name": "megacore"} if kind == "v4" else {}
-    topology = topologies.get_topology_desc(
-        platform="tpu", topology_name=f"{'v5' if kind == 'v5p' else kind}:{shape}", **whole
-    )
+    try:
+        topology = topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{'v5' if kind == 'v5p' else kind}:{shape}", **whole
+        )
+    except (jax.errors.JaxRuntimeError, RuntimeError, NotImplementedError, ValueError) as error:
+        if importlib.util.find_spec("libtpu") is None:
+            raise UserError(
+                f"--topology={kind}:{shape}: needs the TPU compiler, pip install libtpu"
+            ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--topology={kind}:{shape}: refused by libtpu ({reason})") from error
     return topology.devices, CHIPS[kind]
 
 
@@ -476,9 +505,15 @@ def main(argv: list[str]) -> int:
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
 
     from leafe_jax.errors import UserError
+    from leafe_jax.sampling.engine import check_sizes
 
     try:
         model = find_model(values["model"].value or config.model.path)
+        s = config.sampler
+        check_sizes(  # before minutes of compiling
+            model, num_slots=s.num_slots, max_len=s.max_len, turn_chunk=s.turn_chunk,
+            prefill_chunk=s.prefill_chunk, max_new_tokens=_longest(s), page_size=s.page_size,
+        )  # fmt: skip
         devices, chip = _devices(kind, shape, count)
         result = {
             "topology": values["topology"].value,

@@ -376,7 +376,7 @@ class Decoder(nnx.Module):
 
     def hidden(self, tokens: Array, positions: Array, attend: Attend) -> Array:
         """Final-norm states [B, T, D] of tokens [B, T] at positions [B, T]."""
-        x = self.embed.embedding[...][tokens]
+        x = _rows(self.embed.embedding[...], tokens)
         for i in range(self.config.num_layers):
             x = self.layers[str(i)](x, positions, attend)
         return self.final_norm(x)
@@ -450,7 +450,23 @@ def block(config: ModelConfig, params, x: Array, positions: Array, attend: Atten
 
 def embed(params, tokens: Array) -> Array:
     """Input states [B, T, D] of tokens [B, T]."""
-    return params["embed"]["embedding"][tokens]
+    return _rows(params["embed"]["embedding"], tokens)
+
+
+@jax.custom_vjp
+def _rows(table: Array, indices: Array) -> Array:
+    """table[indices]; the gradient is summed in float32 whatever the dtype: in bfloat16 the sum over a
+    token that a batch has a thousand times stops growing at 256 times one of its terms."""
+    return table[indices]
+
+
+def _rows_backward(kept, of_y):
+    table, indices = kept
+    sums = jnp.zeros(table.shape, jnp.float32).at[indices].add(of_y.astype(jnp.float32))
+    return sums.astype(table.dtype), None
+
+
+_rows.defvjp(lambda table, indices: (_rows(table, indices), (table, indices)), _rows_backward)
 
 
 def final_norm(config: ModelConfig, params, x: Array) -> Array:

@@ -131,6 +131,23 @@ class _Job(Row):
         return self.prompt + (self.request.max_new_tokens if self.request else 0)
 
 
+def check_sizes(config: ModelConfig, *, max_len: int, **sizes: int) -> None:
+    """Refuses what no engine of this model can have; arguments as of `Engine`.
+
+    Raises:
+      UserError: a size is out of range.
+    """
+    for name, value in sizes.items():
+        if value < 1:
+            raise UserError(f"sampler.{name} = {value}: must be at least 1")
+    least = sizes["turn_chunk"] + sizes["max_new_tokens"]
+    if not least <= max_len <= config.max_position_embeddings:
+        raise UserError(
+            f"sampler.max_len = {max_len}: must be at least turn_chunk + max_new_tokens = {least} and"
+            f" at most the model's {config.max_position_embeddings} positions"
+        )
+
+
 class Engine:
     """Sessions over one pool of pages.
 
@@ -169,21 +186,10 @@ class Engine:
         options: bool = False,
         mesh: Mesh | None = None,
     ):
-        for name, value in (
-            ("num_slots", num_slots),
-            ("turn_chunk", turn_chunk),
-            ("prefill_chunk", prefill_chunk),
-            ("max_new_tokens", max_new_tokens),
-            ("page_size", page_size),
-        ):
-            if value < 1:
-                raise UserError(f"sampler.{name} = {value}: must be at least 1")
-        if not turn_chunk + max_new_tokens <= max_len <= config.max_position_embeddings:
-            raise UserError(
-                f"sampler.max_len = {max_len}: must be at least turn_chunk + max_new_tokens ="
-                f" {turn_chunk + max_new_tokens} and at most the model's"
-                f" {config.max_position_embeddings} positions"
-            )
+        check_sizes(
+            config, num_slots=num_slots, max_len=max_len, turn_chunk=turn_chunk,
+            prefill_chunk=prefill_chunk, max_new_tokens=max_new_tokens, page_size=page_size,
+        )  # fmt: skip
         # One more than the tokens need: a page that is read in part is written anew.
         num_pages = num_pages or num_slots * (-(-max_len // page_size) + 1)
         if num_pages < 2:

@@ -3,14 +3,16 @@
     python -m leafe_jax.training.bench --model=DIR --engine=leafe_jax,transformers,tunix
 
 prints one JSON line an engine: a whole step (forward, backward, AdamW) on the same random tokens, every
-weight trained, no padding. Engines run interleaved, and times are medians. `BenchTrain` also joins other
-harnesses: it is made with (model, batch, seq), and `step` gives the loss.
+weight trained, no padding. Engines run interleaved, and times are medians; where the models do not fit
+beside each other, one engine a command. `BenchTrain` also joins other harnesses: it is made with (model,
+batch, seq), and `step` gives the loss.
 
     step_s, steps_s         seconds of a step; ratio: our time to theirs
     tokens_per_s            of the batch
     model_flops_per_s       by plan.matmul_flops, three forward passes with causal attention
     share_of_peak           of that, where the device's bfloat16 peak is known and --dtype=bfloat16
-    peak_bytes              of the first device, else of the process; all engines together
+    peak_bytes              of the first device, by torch's count for transformers and by jax's for the
+                            others together; without an accelerator of the process
     compile_s               what the first step took longer than the others
     loss                    of the first step: the engines agree
 """
@@ -32,6 +34,7 @@ from leafe_jax.errors import UserError
 from leafe_jax.plan import CHIPS, matmul_flops
 from leafe_jax.sampling.bench import find_checkpoint, load_tunix, peak_bytes, rounded
 from leafe_jax.startup import keep_freed_memory, prefer_cpu
+from leafe_jax.training.forward import REMAT
 
 LEARNING_RATE, B1, B2, EPS, WEIGHT_DECAY = 1e-4, 0.9, 0.999, 1e-8, 0.01
 
@@ -55,13 +58,24 @@ class Engine(abc.ABC):
       model: checkpoint directory, or the name of one under ./ckpt (`NAME-DTYPE`).
       batch, seq: rows and tokens of each.
       dtype: "float32" or "bfloat16", to compute in; weights are float32.
+      remat: train.remat; anything but "none" is gradient checkpointing to transformers, and nothing to
+        Tunix.
+      scan_layers: train.scan_layers, ours only.
+
+    Attributes:
+      num_devices: that it computes on.
     """
 
     name = ""
+    num_devices = 1
 
-    def __init__(self, model: str, batch: int, seq: int, dtype: str = "float32"):
+    def __init__(
+        self, model: str, batch: int, seq: int, dtype: str = "float32", remat: str = "none",
+        scan_layers: bool = False,
+    ):  # fmt: skip
         from leafe_jax.models import hf
 
+        self.remat, self.scan_layers = remat, scan_layers
         self.path, self.dtype = find_checkpoint(model, "float32"), dtype
         self.config = hf.read_config(str(self.path))
         rng = np.random.default_rng(0)
@@ -76,6 +90,10 @@ class Engine(abc.ABC):
     def step(self) -> float:
         """One step; the mean loss of the next tokens before it."""
 
+    def peak_bytes(self) -> int:
+        """See the module's `peak_bytes`."""
+        return peak_bytes()
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -83,9 +101,9 @@ class Settings:
 
     batch_size: int
     compute_dtype: str
+    remat: str
+    scan_layers: bool
     accumulation: int = 1
-    remat: str = "none"
-    scan_layers: bool = False
     loss_chunk: int = 8192
     checkpoint_every: int = 1  # this and the next two are of the loop, which is not measured
     log_every: int = 1
@@ -122,7 +140,8 @@ class BenchTrain(Engine):
             step_options,
         )
 
-        settings = Settings(len(self.ids), self.dtype)
+        self.num_devices = jax.device_count()
+        settings = Settings(len(self.ids), self.dtype, self.remat, self.scan_layers)
         mesh = train_mesh({"data": 1, "fsdp": -1, "tensor": 1})
         options = step_options(settings, self.config, mesh)
         places = shardings_for(abstract_params(self.config), mesh)
@@ -169,6 +188,8 @@ class Transformers(Engine):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         model = AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32)
         self.model = model.to(self.device).train()
+        if self.remat != "none":
+            self.model.gradient_checkpointing_enable()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), LEARNING_RATE, (B1, B2), EPS, WEIGHT_DECAY, fused=True
         )
@@ -182,6 +203,10 @@ class Transformers(Engine):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.item()
+
+    def peak_bytes(self) -> int:
+        cuda = self.device == "cuda"
+        return self.torch.cuda.max_memory_allocated() if cuda else super().peak_bytes()
 
 
 class Tunix(Engine):
@@ -251,8 +276,8 @@ def measure(engines: Sequence[Engine], repeats: int, log: Callable[[str], None])
                 "ratio": statistics.median(seconds[engines[0].name][1:]) / step,
                 "tokens_per_s": rows * seq / step,
                 "model_flops_per_s": flops / step,
-                "share_of_peak": flops / step / peak / jax.device_count() if known else None,
-                "peak_bytes": peak_bytes(),
+                "share_of_peak": flops / step / peak / engine.num_devices if known else None,
+                "peak_bytes": engine.peak_bytes(),
                 "compile_s": max(0.0, first - step),
                 "loss": losses[engine.name],
             }
@@ -272,6 +297,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--batch", type=int, default=32, help="rows")
     parser.add_argument("--seq", type=int, default=256, help="tokens of a row")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--remat", choices=tuple(REMAT), default="none", help="train.remat")
+    parser.add_argument("--scan_layers", action="store_true", help="train.scan_layers")
     parser.add_argument("--repeats", type=int, default=5, help="steps after the first")
     arguments = parser.parse_args(argv)
     if prefer_cpu():
@@ -283,7 +310,8 @@ def main(argv: Sequence[str]) -> int:
     def log(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    common = {name: getattr(arguments, name) for name in ("model", "batch", "seq", "dtype")}
+    names = ("model", "batch", "seq", "dtype", "remat", "scan_layers")
+    common = {name: getattr(arguments, name) for name in names}
     try:
         names = arguments.engine.split(",")
         if not all(name in ENGINES for name in names) or arguments.repeats < 1:

@@ -143,9 +143,9 @@ def fit(
         if jax.process_count() == 1:
             raise
         raise UserError(
-            "train: another process of this run has died or cannot be reached"
-            f" ({str(error).splitlines()[0]}); start all of them again to go on from the last"
-            " checkpoint"
+            f"train: a step failed ({str(error).splitlines()[0]}), mostly because another process of"
+            " this run has died or cannot be reached; start all of them again to go on from the last"
+            " checkpoint; if the same words come again, the cause is in them"
         ) from error
     checkpoints.close()
     return state["params"]
@@ -245,7 +245,7 @@ class _Run:
             last = step == self.total
             if step % train.checkpoint_every == 0 or last or asked:
                 self.checkpoints.save(step, state, data_state, must=last or asked)
-            if asked and not last:
+            if asked:
                 self.checkpoints.close()
                 logging.getLogger("leafe_jax").info(
                     "train: told to stop; step %d is saved; the same command goes on from there",
@@ -271,5 +271,6 @@ class _Run:
             self.checkpoints.close()
             raise UserError(
                 f"train: loss or gradient was not finite for {skipped} steps in a row (step {step});"
-                f" its batch is in {file}; lower train.learning_rate = {train.learning_rate}"
+                f" its batch is in {file}; lower train.learning_rate = {train.learning_rate}, with the"
+                f" checkpoints of {self.directory} moved away: they are those of this one"
             )

@@ -20,7 +20,6 @@ _POLL_SECONDS = 5.0
 # which start anew with every fit or go on from a checkpoint, would never meet a notice that came
 # between two loops. These go on by one for as long as the process lives.
 _calls = itertools.count(1)
-_reached = threading.Event()  # it says so once only; a fit that was at its last step has gone on
 
 
 class Preemption:
@@ -31,8 +30,9 @@ class Preemption:
     the next training after its first step.
 
     Args:
-      notice_url: address polled for a maintenance notice, "" for none; any answer but NONE is one.
-        On Google Cloud: http://metadata.google.internal/computeMetadata/v1/instance/maintenance-event
+      notice_url: address polled for a maintenance notice, "" for none; any answer but NONE and FALSE is
+        one. On Google Cloud: .../maintenance-event or .../preempted under
+        http://metadata.google.internal/computeMetadata/v1/instance
     """
 
     def __init__(self, notice_url: str):
@@ -54,18 +54,18 @@ class Preemption:
             threading.Thread(target=self._poll, daemon=True).start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
         self._left.set()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if kind is None and self._noted.is_set() and self._previous:
+            os.kill(os.getpid(), signal.SIGTERM)  # it came after the last `asked`: nobody has heard of it
 
     def asked(self) -> bool:
         """Whether to save and leave now; every process calls it after each of its steps."""
         if jax.process_count() == 1:
             return self._noted.is_set()
-        if multihost_utils.reached_preemption_sync_point(next(_calls)):
-            _reached.set()
-        return _reached.is_set()
+        return multihost_utils.reached_preemption_sync_point(next(_calls))
 
     def _poll(self) -> None:
         request = urllib.request.Request(self._url, headers={"Metadata-Flavor": "Google"})
@@ -77,7 +77,7 @@ class Preemption:
                 continue
             if self._left.is_set():  # while the answer came: nobody saves any more
                 return
-            if notice != "NONE":
+            if notice not in ("NONE", "FALSE"):
                 self._noted.set()
                 if jax.process_count() > 1:  # the others hear of it from the distributed runtime
                     os.kill(os.getpid(), signal.SIGTERM)

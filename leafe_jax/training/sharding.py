@@ -1,5 +1,6 @@
-"""Mesh and sharding rules: one list of (regex, spec) for parameters, optimizer state, adapters, caches
-and batches; and the way of the weights from the trainer to the sampler."""
+"""Mesh and sharding rules: one list of (regex, spec) for parameters, optimizer state, adapters and
+batches; and the way of the weights from the trainer to the sampler. Pages of keys and values lie by heads
+along the same mesh's "tensor" axis (sampling/storage.py)."""
 
 from __future__ import annotations
 
@@ -38,7 +39,6 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"lora/lora_b$", P(None, "tensor")),
     (r"norm/scale$", P()),
     (r"(^|/)(count|step|nonfinite)$", P()),  # scalars of the optimizer and the train state
-    (r"(^|/)pool/[kv]/\d+$", P(None, "tensor")),  # pages of keys and values, divided by heads
     (r"^batch/", BATCH),  # rows
 )
 
@@ -175,7 +175,7 @@ def hand_over(params: Any, tensor: int) -> Callable[[Any], Any]:
 
 
 def shardings_for(tree: Any, mesh: Mesh) -> Any:
-    """A tree of NamedShardings for parameters, a whole train state, {"pool": ...} or {"batch": ...}.
+    """A tree of NamedShardings for parameters, a whole train state or {"batch": ...}.
 
     Raises:
       ValueError: a leaf that no rule matches.

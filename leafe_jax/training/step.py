@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,7 +33,8 @@ class StepOptions:
     """How a step computes; none of it changes what it computes, beyond rounding.
 
     Attributes:
-      compute_dtype: "float32" or "bfloat16"; masters, losses and gradient sums are float32.
+      compute_dtype: "float32" or "bfloat16"; masters, losses, and sums over tokens and over parts are
+        float32. A kernel's gradient has this dtype when devices add theirs up.
       accumulation: parts a batch is computed in, one after the other.
       remat: one of forward.REMAT.
       scan_layers: see forward.hidden_states.
@@ -64,6 +66,15 @@ def step_options(train, config: ModelConfig, mesh: Mesh) -> StepOptions:
         for name in names:
             if getattr(train, name) < least:
                 raise UserError(f"train.{name} = {getattr(train, name)}: must be at least {least}")
+    for name, allowed, text in (
+        ("learning_rate", 0 <= train.learning_rate < math.inf, "at least 0"),
+        ("weight_decay", 0 <= train.weight_decay < math.inf, "at least 0"),
+        ("b1", 0 <= train.b1 < 1, "at least 0 and below 1"),
+        ("b2", 0 <= train.b2 < 1, "at least 0 and below 1"),
+        ("eps", 0 < train.eps < math.inf, "above 0"),  # 0: 0 / 0 where a gradient is 0
+    ):
+        if not allowed:
+            raise UserError(f"train.{name} = {getattr(train, name)}: must be {text}")
     if not train.clip_norm > 0:
         raise UserError(
             f"train.clip_norm = {train.clip_norm}: must be above 0, which would scale every gradient"
@@ -203,7 +214,11 @@ def _gradients(
     def add(sums, rows):
         return jax.tree.map(jnp.add, sums, part(rows)), None
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained)
+    # Said where: the carry of a loop could else be a whole copy on every device.
+    zeros = jax.lax.with_sharding_constraint(
+        jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained),
+        shardings_for(trained, mesh),
+    )
     start = (jnp.zeros(()), jnp.zeros(coefficients.shape), zeros)
     return jax.lax.scan(add, start, split)[0]
 

@@ -195,6 +195,23 @@ def test_masters_are_float32_under_bfloat16_compute():
     assert float(measured["update_norm"]) > 0 and not equal(before, after)
 
 
+def test_a_frequent_tokens_gradient_is_summed_in_float32():
+    """In bfloat16, 4,096 ones would add up to 256. Against numpy's sum in float64 of the same terms."""
+    rng = np.random.default_rng(0)
+    tokens = rng.choice(3, (16, 512), p=[0.7, 0.3, 0.0])
+    terms = jnp.asarray(rng.normal(0.5, 1.0, (16, 512, 8)), jnp.bfloat16)
+    params = {"embed": {"embedding": jnp.zeros((3, 8), jnp.bfloat16)}}
+
+    @jax.jit
+    def gradient(params):
+        return jax.grad(lambda p: jnp.sum(decoder.embed(p, tokens).astype(jnp.float32) * terms))(params)
+
+    found = gradient(params)["embed"]["embedding"]
+    assert found.dtype == jnp.bfloat16
+    sums = np.stack([np.asarray(terms, np.float64)[tokens == i].sum(0) for i in range(3)])
+    np.testing.assert_allclose(np.asarray(found, np.float64), sums, rtol=2**-8)
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_reported():
     bad = trainer.params()
     bad["final_norm"]["scale"] = bad["final_norm"]["scale"] * jnp.inf
@@ -265,6 +282,11 @@ def test_schedules():
         (dict(log_every=0), "train.log_every = 0: must be at least 1"),
         (dict(max_nonfinite=0), "train.max_nonfinite = 0: must be at least 1"),
         (dict(warmup_steps=-1), "train.warmup_steps = -1: must be at least 0"),
+        (dict(learning_rate=float("nan")), "train.learning_rate = nan: must be at least 0"),
+        (dict(weight_decay=-0.1), "train.weight_decay = -0.1: must be at least 0"),
+        (dict(b1=float("nan")), "train.b1 = nan: must be at least 0 and below 1"),
+        (dict(b2=1.0), "train.b2 = 1.0: must be at least 0 and below 1"),
+        (dict(eps=0.0), "train.eps = 0.0: must be above 0"),
         (dict(clip_norm=0.0), "train.clip_norm = 0.0: must be above 0, .*; inf clips none"),
         (dict(clip_norm=-1.0), "train.clip_norm = -1.0: must be above 0"),
         (dict(clip_norm=float("nan")), "train.clip_norm = nan: must be above 0"),

@@ -26,9 +26,11 @@ def model(tmp_path_factory):
     return str(directory)
 
 
-def test_ours_and_transformers_take_the_same_steps(model):
+@pytest.mark.parametrize("how", [dict(), dict(remat="full", scan_layers=True)])
+def test_ours_and_transformers_take_the_same_steps(model, how):
     pytest.importorskip("torch")
-    ours, theirs = bench.BenchTrain(model, 3, 19), bench.Transformers(model, 3, 19)
+    ours, theirs = (engine(model, 3, 19, **how) for engine in (bench.BenchTrain, bench.Transformers))
+    assert theirs.model.is_gradient_checkpointing == bool(how)
     losses = [(ours.step(), theirs.step()) for _ in range(4)]
     np.testing.assert_allclose(*zip(*losses), rtol=1e-5)
     assert losses[3][0] < losses[0][0]
@@ -68,11 +70,11 @@ def test_figures_by_hand():
 
 def test_the_command(model, capsys):
     flags = [f"--model={model}", "--batch=2", "--seq=8", "--repeats=2"]
-    assert bench.main([*flags, "--dtype=bfloat16"]) == 0
+    assert bench.main([*flags, "--dtype=bfloat16", "--remat=full", "--scan_layers"]) == 0
     (record,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert record["engine"] == "leafe_jax" and record["dtype"] == "bfloat16"
     assert record["step_s"] > 0 and record["compile_s"] > 0 and record["peak_bytes"] > 1e7
-    assert record["loss"] > 0
+    assert record["loss"] > 0 and record["remat"] == "full" and record["scan_layers"]
     for wrong in ("--engine=vllm", "--repeats=0", "--batch=0", "--seq=1"):
         assert bench.main([*flags, wrong]) == 2
         assert wrong in capsys.readouterr().err
