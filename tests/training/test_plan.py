@@ -112,10 +112,12 @@ QUICKSTART = ("--config=configs/quickstart.py", "--model=leafe_jax/assets/base",
 
 
 def test_plan_on_fake_devices():
-    done = run(*QUICKSTART, "--topology=cpu:2", "--config.distill.train.mesh.data=1",
-               "--config.distill.train.mesh.fsdp=2")  # fmt: skip
+    flags = ("--topology=cpu:2", "--config.distill.train.mesh.data=1",
+             "--config.distill.train.mesh.fsdp=2")  # fmt: skip
+    done = run(*QUICKSTART, *flags)
     assert done.returncode == 0, done.stderr[-2000:]
-    figures = json.loads(done.stdout)["train"]
+    plans = json.loads(done.stdout)
+    figures = plans["train"]
     config = plan.find_model(str(ROOT / "leafe_jax/assets/base"))
     leaves = jax.tree_util.tree_flatten_with_path(decoder.abstract_params(config))[0]
     # fsdp = 2: half of each matrix, all of each norm; float32.
@@ -124,7 +126,53 @@ def test_plan_on_fake_devices():
     assert 2 * share <= figures["optimizer"] <= 2 * share + 64
     assert figures["mesh"] == {"data": 1, "fsdp": 2, "tensor": 1}
     assert figures["roofline_seconds"] is None
-    assert figures["total"] > figures["parameters"] + figures["optimizer"] + figures["activations"]
+    parts = ("parameters", "optimizer", "activations", "code")
+    batch = figures["total"] - sum(figures[name] for name in parts)
+    assert 0 < batch < 2**20
+    decode = plans["decode"]
+    assert decode["total"] > sum(decode[k] for k in ("parameters", "cache", "activations", "code"))
+    # The same in words.
+    told = run(*QUICKSTART[:2], *flags)
+    assert told.returncode == 0, told.stderr[-2000:]
+    first, *lines = told.stdout.splitlines()
+    assert first.startswith("cpu:2: 2 chips of ")
+    at = lines.index("sampler's turn, of one copy of the model")
+    assert lines[0] == "train step"
+    for part, rows in ((figures, lines[1:at]), (decode, lines[at + 1 :])):
+        said = {row.split()[0]: row.split()[1:] for row in rows}
+        assert list(said) == list(part)
+        for name in ("parameters", "activations", "total"):
+            assert said[name] == [f"{part[name] / 2**30:.2f}", "GiB"]
+        assert said["fits"] == ["yes"] and said["roofline_seconds"] == ["unknown"]
+
+
+_LIMITS = """
+import re
+import jax, jax.numpy as jnp
+from leafe_jax import plan
+
+for kind, shape, count in (("v4", "2x2x1", 4), ("v5e", "2x2", 4), ("v5p", "2x2x1", 4), ("v6e", "2x2", 4)):
+    devices, chip = plan._devices(kind, shape, count)
+    where = jax.sharding.SingleDeviceSharding(devices[0])
+    large = jax.ShapeDtypeStruct((2**35,), jnp.float32, sharding=where)
+    try:
+        plan._compile(jax.jit(lambda x: x + 1).lower(large))
+    except plan.OutOfMemory as error:
+        print(kind, chip.memory / 2**30, re.search(r"exceeds available HBM \\(([\\d.]+)G\\)", str(error)).group(1))
+"""
+
+
+def test_chips_have_the_memory_that_the_compiler_gives():
+    pytest.importorskip("libtpu")
+    done = subprocess.run(
+        [sys.executable, "-c", _LIMITS], capture_output=True, text=True, timeout=200, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
+             "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
+    )  # fmt: skip
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [kind for kind, *_ in lines] == ["v4", "v5e", "v5p", "v6e"], done.stderr[-3000:]
+    for kind, ours, theirs in lines:
+        assert 0.99 * float(theirs) < float(ours) <= float(theirs) + 0.005, kind
 
 
 def test_errors_are_one_line():
@@ -132,6 +180,8 @@ def test_errors_are_one_line():
         (("--topology=v5e:4x4",), "--config and --topology are needed"),
         ((*QUICKSTART, "--topology=v5e"), "--topology=v5e: must be"),
         ((*QUICKSTART, "--topology=cpu:2", "--config.distill.train.mesh.data=3"), "train.mesh: data = 3"),
+        ((*QUICKSTART, "--topology=cpu:2", "--config.sampler.max_len=4096"), "sampler.max_len = 4096: must be"),
+        ((*QUICKSTART, "--topology=v5e:3x5"), "--topology=v5e:3x5: "),
     ):  # fmt: skip
         done = run(*arguments)
         assert done.returncode == 2 and done.stderr.count("error:") == 1
