@@ -432,5 +432,7 @@ def test_preempted_runs_say_so(finished, tmp_path):
     process.send_signal(signal.SIGTERM)
     rest = process.communicate(timeout=200)[1]
     assert process.returncode == 75
-    (step,) = re.findall(r"train: told to stop; step (\d+) is saved; the same command goes on", rest)
+    (step,) = re.findall(
+        r"train: told to stop; step (\d+) is saved; the same command goes on", rest
+    )
     assert (tmp_path / "run" / "distill" / "checkpoints" / step).is_dir()

@@ -59,7 +59,8 @@ class Preemption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         if kind is None and self._noted.is_set() and self._previous:
-            os.kill(os.getpid(), signal.SIGTERM)  # it came after the last `asked`: nobody has heard of it
+            # It came after the last `asked`, and nobody has heard of it.
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def asked(self) -> bool:
         """Whether to save and leave now; every process calls it after each of its steps."""

@@ -204,7 +204,9 @@ def test_a_frequent_tokens_gradient_is_summed_in_float32():
 
     @jax.jit
     def gradient(params):
-        return jax.grad(lambda p: jnp.sum(decoder.embed(p, tokens).astype(jnp.float32) * terms))(params)
+        return jax.grad(lambda p: jnp.sum(decoder.embed(p, tokens).astype(jnp.float32) * terms))(
+            params
+        )
 
     found = gradient(params)["embed"]["embedding"]
     assert found.dtype == jnp.bfloat16

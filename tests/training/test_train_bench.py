@@ -29,7 +29,9 @@ def model(tmp_path_factory):
 @pytest.mark.parametrize("how", [dict(), dict(remat="full", scan_layers=True)])
 def test_ours_and_transformers_take_the_same_steps(model, how):
     pytest.importorskip("torch")
-    ours, theirs = (engine(model, 3, 19, **how) for engine in (bench.BenchTrain, bench.Transformers))
+    ours, theirs = (
+        engine(model, 3, 19, **how) for engine in (bench.BenchTrain, bench.Transformers)
+    )
     assert theirs.model.is_gradient_checkpointing == bool(how)
     losses = [(ours.step(), theirs.step()) for _ in range(4)]
     np.testing.assert_allclose(*zip(*losses), rtol=1e-5)
