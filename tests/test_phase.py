@@ -48,7 +48,7 @@ def several(monkeypatch):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=60)
+            thread.join(timeout=300)
         assert not problems and not any(t.is_alive() for t in threads), problems
 
     return start

@@ -82,7 +82,7 @@ def finish(children):
     """(exit code, lines of stdout, lines of stderr that are ours) of each."""
     found = []
     for child in children:
-        out, err = child.communicate(timeout=120)
+        out, err = child.communicate(timeout=300)
         # Gloo and jax's runtime say things of their own.
         lines = [line for line in out.splitlines() if "[Gloo]" not in line]
         found.append((child.returncode, lines, [x for x in err.splitlines() if "error: " in x]))
@@ -167,7 +167,7 @@ def call_roll(count, callers, seconds=2.0, stranger=b""):
         )
         threads[-1].start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=300)
     return found
 
 

@@ -220,7 +220,7 @@ def test_at_a_terminal_with_an_interrupt():
         os.write(controller, b"up\n\xff\n")
         assert "not understood" in until("not understood")
         os.write(controller, b"\x03")  # Ctrl-C
-        assert game.wait(timeout=60) == 130
+        assert game.wait(timeout=300) == 130
     finally:
         game.kill()
         os.close(controller)

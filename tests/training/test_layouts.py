@@ -86,7 +86,7 @@ def test_a_checkpoint_of_one_layout_goes_on_under_another(tmp_path, one_device):
         if line.startswith("5 "):  # 3 is saved
             first.send_signal(signal.SIGTERM)
             break
-    first.communicate(timeout=100)
+    first.communicate(timeout=300)
     assert first.returncode == 75
     lines = finish(child(tmp_path, "run", devices=2, mesh=mesh((2, 1, 1)), scan_layers=True, **SETTINGS))  # fmt: skip
     assert int(lines[0].split()[0]) >= 6
@@ -131,7 +131,7 @@ def test_one_of_two_processes_is_told_to_stop(tmp_path, one_device):
             break
     both[1].send_signal(signal.SIGTERM)
     for process in both:
-        process.communicate(timeout=100)
+        process.communicate(timeout=300)
         assert process.returncode == 75
     lines = finish(child(tmp_path, "two", **SETTINGS))
     assert 1 < int(lines[0].split()[0]) < len(expected)
@@ -247,7 +247,7 @@ def test_one_of_two_processes_dies(tmp_path):
         if line.startswith("5 "):
             both[1].kill()
             break
-    left = both[0].communicate(timeout=100)[0].splitlines()
+    left = both[0].communicate(timeout=300)[0].splitlines()
     # Where a collective fails, the loop says so. A survivor that waits at a barrier of the runtime
     # instead (in a save) is ended by the runtime when the other one's heartbeat is missed.
     assert both[0].returncode in (2, -signal.SIGABRT)
@@ -270,7 +270,7 @@ def test_one_of_two_processes_dies(tmp_path):
 )  # fmt: skip
 def test_wrong_meshes(tmp_path, changes, message):
     process = child(tmp_path, "bad", devices=4, **changes)
-    out = process.communicate(timeout=100)[0]
+    out = process.communicate(timeout=300)[0]
     assert process.returncode == 2 and f"error: {message}" in out, out
     assert len(out.splitlines()) == 1 and not Path(tmp_path / "bad").exists()
 

@@ -237,7 +237,7 @@ def test_killed_process_resumes_to_the_same_bits(tmp_path, sent):
         if int(line.split()[0]) >= 7:
             process.send_signal(sent)
             break
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == (-9 if sent == signal.SIGKILL else 75)
     assert not (tmp_path / "cut.npz").exists()
     lines = finish(child(tmp_path, "cut", count=100, num_epochs=4))
@@ -259,7 +259,7 @@ def test_twenty_kills(tmp_path):
         # From the first step on: a process needs some seconds to get there.
         time.sleep(rng.uniform(0.0, 1.2))
         process.send_signal(signal.SIGKILL)
-        rest = process.communicate(timeout=60)[0].splitlines()
+        rest = process.communicate(timeout=300)[0].splitlines()
         longest = max(longest, int([first, *rest][-1].split()[0]))
         kills += 1
         assert process.returncode == -9, "the run must be longer than the kills take"
