@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
+BASE = ROOT / "leafe_jax" / "assets" / "base"
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
 SETTINGS = {
     "explore.num_tasks": 6, "explore.block_size": 2, "evaluate.num_tasks": 3,
@@ -169,7 +170,9 @@ def with_trees(alone, workdir):
 
 @pytest.mark.slow
 def test_adapters(tmp_path, alone):
-    settings = {"phases": "('explore','distill')", "distill__train__lora__rank": 4}
+    # Several steps; and an epsilon above the gradients that rounding alone makes.
+    settings = {"phases": "('explore','distill')", "distill__train__lora__rank": 4,
+                "distill__train__num_epochs": 12, "distill__train__eps": 1e-4}  # fmt: skip
     one, two = with_trees(alone, tmp_path / "one"), with_trees(alone, tmp_path / "two")
     code, _, err = finish(start(one, **settings))
     assert code == 0, err
@@ -178,8 +181,11 @@ def test_adapters(tmp_path, alone):
     for file in ("adapter/adapter_model.safetensors", "model/model.safetensors"):
         ours, theirs = (load_file(w / "distill" / file) for w in (two, one))
         assert ours.keys() == theirs.keys()
+        start_of = load_file(BASE / "model.safetensors") if file.startswith("model") else {}
         for name, value in theirs.items():
-            assert np.abs(ours[name] - value).max() <= 1e-5 * max(np.abs(value).max(), 1), name
+            moved = np.abs(value - start_of.get(name, 0.0)).max()
+            assert np.abs(ours[name] - value).max() <= 1e-3 * moved, name
+            assert moved > 0 or "_proj" not in name, name
 
 
 @pytest.mark.slow
