@@ -460,7 +460,7 @@ def _devices(kind: str, shape: str, count: int):
         topology = topologies.get_topology_desc(
             platform="tpu", topology_name=f"{'v5' if kind == 'v5p' else kind}:{shape}", **whole
         )
-    except (jax.errors.JaxRuntimeError, RuntimeError, NotImplementedError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         if importlib.util.find_spec("libtpu") is None:
             raise UserError(
                 f"--topology={kind}:{shape}: needs the TPU compiler, pip install libtpu"
