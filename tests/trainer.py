@@ -107,6 +107,9 @@ def equal(a, b) -> bool:
 def join_processes() -> None:
     """Joins the other processes when LEAFE_TEST_RANK, _PROCESSES and _PORT are set."""
     if "LEAFE_TEST_RANK" in os.environ:
+        # Gloo writes its lines to C's stdout, in pieces and from several threads.
+        sys.stdout = open(os.dup(1), "w")
+        os.dup2(2, 1)
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(
             f"127.0.0.1:{os.environ['LEAFE_TEST_PORT']}",
