@@ -228,32 +228,31 @@ def test_a_workdir_keeps_its_own_base_model(tmp_path, monkeypatch, capsys):
     assert f"{tmp_path}/bootstrap/model" in capsys.readouterr().err
 
 
-def test_same_seed_same_bytes_other_seed_other_trees(finished, tmp_path, monkeypatch):
-    workdir, out, _ = finished
-    code, again, err = run(tmp_path / "again")
-    assert code == 0, err
-    assert trees(tmp_path / "again") == trees(workdir) and again == out
-    weights = "distill/model/model.safetensors"
-    assert (tmp_path / "again" / weights).read_bytes() == (workdir / weights).read_bytes()
-    other = tmp_path / "other"
+def test_another_seed_another_run(finished, tmp_path, monkeypatch):
+    """That the same seed makes the same bytes, cut off or not: `check_finished` below."""
+    workdir, other = finished[0], tmp_path / "other"
     assert call(monkeypatch, other, "--config.seed=1", "--config.phases=('explore',)") == 0
     assert trees(other) != trees(workdir)
 
 
-def check_finished(workdir, out, expected_out, expected_trees):
+def check_finished(workdir, out, finished):
+    """It printed what `finished` did, and its trees and weights are the same bytes."""
+    expected, expected_out, _ = finished
     if "nothing to do" in out:  # the last kill came after the report: print it again
         done = subprocess.run(
             [sys.executable, "-m", "leafe_jax.report", f"--workdir={workdir}"],
             capture_output=True, text=True, check=True, cwd=ROOT,
         )  # fmt: skip
         out = done.stdout
-    assert out == expected_out and trees(workdir) == expected_trees
+    assert out == expected_out and trees(workdir) == trees(expected)
+    weights = "distill/model/model.safetensors"
+    assert (workdir / weights).read_bytes() == (expected / weights).read_bytes()
     steps = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     logged = [(line["step"], *sorted(k for k in line if k != "step")) for line in steps]
     assert len(logged) == len(set(logged)), "no step is logged twice"
 
 
-def kill_and_finish(directory, expected_out, expected_trees, kills, seed):
+def kill_and_finish(directory, finished, kills, seed):
     """SIGKILL at random moments until `kills` have hit a run at work; every run must finish."""
     rng = random.Random(seed)
     hits, runs = 0, 0
@@ -272,24 +271,22 @@ def kill_and_finish(directory, expected_out, expected_trees, kills, seed):
                     json.loads(line)
         else:  # it got through between two kills: go on with a new one
             assert process.returncode == 0, err
-            check_finished(workdir, out, expected_out, expected_trees)
+            check_finished(workdir, out, finished)
             runs += 1
             workdir = directory / str(runs)
     code, out, err = run(workdir)
     assert code == 0, err
-    check_finished(workdir, out, expected_out, expected_trees)
+    check_finished(workdir, out, finished)
     print(f"{hits} kills, {runs + 1} runs finished")
 
 
 def test_killed_runs_end_with_the_same_table(finished, tmp_path):
-    workdir, out, _ = finished
-    kill_and_finish(tmp_path, out, trees(workdir), kills=2, seed=0)
+    kill_and_finish(tmp_path, finished, kills=1, seed=0)
 
 
 @pytest.mark.slow
 def test_ten_kills(finished, tmp_path):
-    workdir, out, _ = finished
-    kill_and_finish(tmp_path, out, trees(workdir), kills=10, seed=1)
+    kill_and_finish(tmp_path, finished, kills=10, seed=1)
 
 
 def test_one_override_each(tmp_path, finished, monkeypatch):
@@ -416,7 +413,7 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path, finished):
         subprocess.run(["mount", "-o", "remount,size=200m", str(mount)], check=True)
         code, out, err = run(mount / "run")
         assert code == 0, err
-        assert out == finished[1]
+        check_finished(mount / "run", out, finished)
     finally:
         subprocess.run(["umount", str(mount)], check=True)
 

@@ -241,6 +241,7 @@ def test_two_processes_save_and_restore_alike(tmp_path):
         assert lines == ["full", "alike"]
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_dies(tmp_path):
     both = two_processes(tmp_path, "two", mesh=mesh((2, 2, 1)), slow=0.2, **SETTINGS)
     for line in both[0].stdout:
