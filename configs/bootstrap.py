@@ -116,6 +116,7 @@ def get_config(mode: str = "full"):
         b.model.num_layers = 1
         c.evaluate.num_tasks = 6
         c.evaluate.num_samples = 4
+        c.sampler.compile_ahead = False  # so short a run is over before it pays
     elif mode != "full":
         allowed = ", ".join(("full", "smoke", *b.games))
         raise ValueError(f"--config=configs/bootstrap.py:{mode}: the modes are {allowed}")

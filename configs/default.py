@@ -118,6 +118,7 @@ def laptop_config(name: str, mode: str) -> ml_collections.ConfigDict:
         c.evaluate.methods = ("base",)
         c.phases = ("explore", "evaluate", "report")
         c.sampler.num_slots = 8
+        c.sampler.compile_ahead = False  # so short a run is over before it pays
     elif mode != "full":
         raise ValueError(f"--config=configs/{name}.py:{mode}: the modes are full and smoke")
     return c

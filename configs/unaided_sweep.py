@@ -45,5 +45,6 @@ def get_config(mode: str = "full"):
         c.explore.num_tasks = 24
         c.evaluate.num_tasks = 6
         c.evaluate.num_samples = 4
+        c.sampler.compile_ahead = False  # so short a run is over before it pays
         c.sweep.settings = (0.0, 8.0)
     return c
