@@ -181,7 +181,7 @@ def test_gradients_equal_torch(case, tmp_path):
 
     theirs = dict(model.named_parameters())
     scale = max(float(p.grad.abs().max()) for p in theirs.values())
-    for path, grad in jax.tree_util.tree_flatten_with_path(jax.grad(loss)(params))[0]:
+    for path, grad in jax.tree_util.tree_flatten_with_path(jax.jit(jax.grad(loss))(params))[0]:
         name, transposed = hf.hub_name(hf._path(path))
         expected = theirs.pop(name).grad.numpy()
         expected = expected.T if transposed else expected
@@ -261,9 +261,10 @@ def test_every_field_changes_the_logits(config, name, value):
         shapes = decoder.abstract_params(config)
         # Values by path and shape, so that only what the field changes differs.
         leaves = [
-            jax.random.normal(jax.random.key(sum(map(ord, hf._path(p)))), leaf.shape) * 0.3
+            np.random.default_rng(sum(map(ord, hf._path(p)))).normal(0, 0.3, leaf.shape)
             for p, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]
         ]
+        leaves = [leaf.astype(np.float32) for leaf in leaves]
         params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
         return logits(config, params, tokens(0, 64))
 
