@@ -388,6 +388,7 @@ def test_wrong_input_gives_one_line(arguments, message, tmp_path, capsys, monkey
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_was_finished(tmp_path, finished):
     mount = tmp_path / "small"
     mount.mkdir()

@@ -229,7 +229,10 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     assert steps[0] == 3 and equal(resumed, run_fit(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "sent",
+    [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)],
+)
 def test_killed_process_resumes_to_the_same_bits(tmp_path, sent):
     # Slow enough to be hit in the middle.
     process = child(tmp_path, "cut", slow=0.05, count=100, num_epochs=4)
