@@ -281,7 +281,7 @@ def kill_and_finish(directory, finished, kills, seed):
 
 
 def test_killed_runs_end_with_the_same_table(finished, tmp_path):
-    kill_and_finish(tmp_path, finished, kills=1, seed=0)
+    kill_and_finish(tmp_path, finished, kills=2, seed=0)
 
 
 @pytest.mark.slow
