@@ -15,7 +15,7 @@ setup(
         "flax>=0.12.8",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
-        "transformers>=5.17",
+        "transformers>=5.22",
         "sentencepiece>=0.2.1",
         "grain>=0.2.18",
         "array_record",  # Grain's record files: training examples
