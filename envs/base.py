@@ -16,9 +16,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from envs.terminal import one_line
+
 
 class EnvDataError(ValueError):
-    """A task, split, option or data file is wrong; the message names it and what is allowed."""
+    """A task, split, option or data file is wrong; the message names it and what is allowed.
+
+    The message is one line without control characters, whatever the data in it holds.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 @dataclasses.dataclass(frozen=True)
