@@ -194,7 +194,9 @@ def _named_errors(path: str | Path) -> Iterator[None]:
         raise
     except UnicodeDecodeError as error:
         bad = error.object[error.start]
-        raise EnvDataError(f"{path}: not {error.encoding.upper()} text (byte 0x{bad:02x})") from None
+        raise EnvDataError(
+            f"{path}: not {error.encoding.upper()} text (byte 0x{bad:02x})"
+        ) from None
     except OSError as error:
         raise EnvDataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (EOFError, zlib.error) as error:

@@ -21,6 +21,10 @@ from envs.base import EnvDataError
 Fact = tuple[str, ...]  # (predicate, object, ...)
 Masks = tuple[int, int]  # (facts that must hold, facts that must not)
 _MAX_TERMS = 100_000
+_MAX_DEPTH = 100  # parentheses inside parentheses; ALFRED's domain has 12
+_MAX_OBJECTS = 2_000  # the generated games have up to 100
+_MAX_TYPES = 1_000
+_MAX_WORK = 1_000_000  # conditions and bindings tried while grounding; up to 40,000 here
 
 
 # -- what a file says ------------------------------------------------------------------------------
@@ -99,6 +103,8 @@ def parse_lisp(text: str, where: str) -> list:
         for word in line.replace("(", " ( ").replace(")", " ) ").replace("?", " ?").split():
             if word == "(":
                 stack.append([])
+                if len(stack) > _MAX_DEPTH:
+                    raise EnvDataError(f"{where}, line {number}: over {_MAX_DEPTH} open '('")
             elif word != ")":
                 stack[-1].append(word)
             elif len(stack) == 1:
@@ -123,6 +129,11 @@ def _typed(words: Sequence, default: str = "object") -> list[tuple[str, str]]:
         out += [(name, kind) for name in pending]
         pending = []
     return out + [(name, default) for name in pending]
+
+
+def _joined(sections: Sequence[list]) -> list:
+    """The words of all sections of a name."""
+    return list(itertools.chain.from_iterable(sections))
 
 
 class _Reader:
@@ -231,16 +242,21 @@ def read_task(domain: str, problem: str, where: str) -> Task:
         if unsupported in sections:
             raise reader.fail(f"{unsupported} is not supported")
     parents = {"object": set()}
-    for name, parent in _typed(sum(sections[":types"], [])):
+    for name, parent in reader.typed(_joined(sections[":types"])):
         parents.setdefault(name, set()).add(parent)
         parents.setdefault(parent, set())
+    if len(parents) > _MAX_TYPES:
+        raise reader.fail(f":types has {len(parents)} types; at most {_MAX_TYPES} are allowed")
     arity = {
         words[0]: len(reader.typed(words[1:]))
         for group in sections[":predicates"]
         for words in group
-        if isinstance(words, list) and words
+        if isinstance(words, list) and words and isinstance(words[0], str)
     }
-    objects = dict(_typed(sum(sections[":constants"], [])))
+    objects = dict(reader.typed(_joined(sections[":constants"])))
+    for name, kind in objects.items():
+        if kind not in parents:
+            raise reader.fail(f"constant {name!r} has the unknown type {kind!r}")
     actions = tuple(reader.action(words) for words in sections[":action"])
     for action in actions:
         reader.check(f"action {action.name}", arity, action.precondition)
@@ -249,33 +265,39 @@ def read_task(domain: str, problem: str, where: str) -> Task:
 
     reader = _Reader(f"{where}: pddl_problem")
     sections = reader.sections(parse_lisp(problem, reader.where))
-    for name, kind in _typed(sum(sections[":objects"], [])):
+    for name, kind in reader.typed(_joined(sections[":objects"])):
         if name in objects or kind not in parents:
             reason = "is declared twice" if name in objects else f"has the unknown type {kind!r}"
             raise reader.fail(f"object {name!r} {reason}")
         objects[name] = kind
+    if len(objects) > _MAX_OBJECTS:
+        raise reader.fail(f"has {len(objects)} objects; at most {_MAX_OBJECTS} are allowed")
     if len(sections[":init"]) != 1 or len(sections[":goal"]) != 1 or not sections[":goal"][0]:
         raise reader.fail("must have one (:init ...) and one (:goal ...)")
-    initial, measured = _initial(reader, sections[":init"][0], objects)
+    initial, measured = _initial(reader, sections[":init"][0], objects, dict(arity))
     goal = reader.condition(sections[":goal"][0][0])
     reader.check(":goal", arity, goal)
     supertypes = {kind: _closure(kind, parents) for kind in parents}
     return Task(supertypes, objects, actions, initial, measured, goal)
 
 
-def _initial(reader: _Reader, statements: list, objects: Mapping[str, str]):
+def _initial(reader: _Reader, statements: list, objects: Mapping[str, str], arity: dict[str, int]):
+    """(facts, measured objects) of `:init`; adds the predicates that it alone names to `arity`."""
     facts, measured = set(), set()
     for statement in statements:
         if not isinstance(statement, list) or not statement:
             raise reader.fail(f":init has {statement!r}")
         if statement[0] == "=":
-            if isinstance(statement[1], list):
-                measured.update(statement[1][1:])
+            if len(statement) > 1 and isinstance(statement[1], list):
+                measured.update(name for name in statement[1][1:] if isinstance(name, str))
         elif statement[0] != "not":  # what is not stated is false anyway
-            for name in statement[1:]:
+            fact = reader.literal(statement, False)
+            for name in fact.arguments:
                 if name not in objects:
                     raise reader.fail(f":init {statement!r}: no object {name!r}")
-            facts.add(tuple(statement))
+            arity.setdefault(fact.predicate, len(fact.arguments))
+            reader.check(f":init {statement!r}", arity, fact)
+            facts.add((fact.predicate, *fact.arguments))
     return frozenset(facts), frozenset(measured)
 
 
@@ -349,6 +371,7 @@ class Grounder:
         self._task = task
         self._where = where
         self.fluents: dict[Fact, int] = {}
+        self._work = 0
         self.changing = frozenset(e.literal.predicate for a in task.actions for e in a.effects)
         # `checked` and the like change and nobody asks: two states that differ there are the same.
         self._matters = self._relevant(asked)
@@ -394,6 +417,13 @@ class Grounder:
                     matters.update(lit.predicate for lit in _literals(effect.condition))
         return frozenset(matters) & self.changing
 
+    def _spend(self, cost: int = 1) -> None:
+        self._work += cost
+        if self._work > _MAX_WORK:
+            raise EnvDataError(
+                f"{self._where}: grounding its actions and goal takes over {_MAX_WORK} steps"
+            )
+
     def _bit(self, fact: Fact) -> int:
         return 1 << self.fluents.setdefault(fact, len(self.fluents))
 
@@ -420,6 +450,7 @@ class Grounder:
 
     def _ground(self, condition: Condition, binding: Mapping[str, str]) -> list[Masks]:
         """Disjunctive normal form: [] is false, [(0, 0)] is true."""
+        self._spend()
         truth = self._truth(condition, binding)
         if truth is not None:
             return [(0, 0)] if truth else []
@@ -473,6 +504,7 @@ class Grounder:
 
     def _bindings(self, parameters, parts: Sequence[Condition], binding) -> Iterator[dict]:
         """Assignments of `parameters` for which no part is false for good."""
+        self._spend()
         waiting = []
         for part in parts:
             if self._variables(part) <= binding.keys():
@@ -514,6 +546,7 @@ class Grounder:
             yield from self._bindings(rest, waiting, {**binding, name: found})
 
     def _unify(self, arguments, objects, kinds: Mapping[str, str], binding) -> dict | None:
+        self._spend()
         extended = dict(binding)
         for argument, found in zip(arguments, objects, strict=False):
             if argument.startswith("?"):
@@ -574,6 +607,7 @@ class Grounder:
         before = -1
         while before != len(operators):
             before = len(operators)
+            self._spend(before)
             possible = self.initial
             for operator in operators:
                 possible |= operator.add
