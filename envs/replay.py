@@ -25,12 +25,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+from envs import replies
 from envs.base import EnvDataError, Environment, State, StepResult
 
 _ATTEMPTS = 3  # workers that may die or hang over one request before the run is ended
@@ -109,13 +111,15 @@ class _Worker:
     def __init__(self, factory: str, options: Mapping[str, Any], seats: int):
         ours, theirs = socket.socketpair()
         path = os.pathsep.join(p for p in sys.path if p)
+        # What it prints is not for the terminal; a last line that says why it ended is for the error.
+        self._printed = tempfile.TemporaryFile()
         # No `multiprocessing` spawn: it would import the caller's main module (and JAX) again. A new
         # session, so that Ctrl-C does not reach the worker and its whole process group can be ended.
         self._process = subprocess.Popen(
             [sys.executable, "-c", "import envs.replay as r, sys; r._serve(int(sys.argv[1]))",
              str(theirs.fileno())],
             pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path}, start_new_session=True,
+            stderr=self._printed, env={**os.environ, "PYTHONPATH": path}, start_new_session=True,
         )  # fmt: skip
         theirs.close()
         self._connection = Connection(ours.detach())
@@ -147,12 +151,21 @@ class _Worker:
                 raise WorkerDied(f"no answer to {message[0]!r} within {seconds:g} s")
             kind, answer = self._connection.recv()
         except (OSError, EOFError) as error:
-            raise WorkerDied(f"the worker ended ({error or type(error).__name__})") from None
+            reason = self._last_line() or error or type(error).__name__
+            raise WorkerDied(f"the worker ended ({reason})") from None
         if kind == "refused":
             raise EnvDataError(answer)
         if kind == "broken":
             raise WorkerDied(answer)
         return answer
+
+    def _last_line(self) -> str:
+        """The last line that the worker printed, "" for none."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)  # the connection closes before the process has ended
+        size = os.fstat(self._printed.fileno()).st_size
+        text = os.pread(self._printed.fileno(), 4096, max(0, size - 4096))
+        return text.decode(errors="replace").strip().rpartition("\n")[2][-200:]
 
     def stop(self) -> None:
         """Lets the simulator end by itself, for at most five seconds."""
@@ -170,6 +183,7 @@ class _Worker:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._connection.close()
+        self._printed.close()
 
 
 class _Seat:
@@ -292,7 +306,9 @@ class ReplayEnvironment(Environment):
     # -- the protocol --------------------------------------------------------------------------
     def _reset(self, task_id: str) -> tuple[State, str]:
         if task_id not in self._started:
-            reply = self._with_seat(ReplayState(task_id), lambda seat: self._begin(seat, task_id))
+            first = ReplayState(task_id)
+            reply = self._with_seat(first, lambda seat: self._begin(seat, task_id))
+            reply = self._checked_reply(f"{self.name} task {task_id!r}, reset", reply)
             text = reply.observation
             state = ReplayState(task_id, observations=(text,), score=reply.score)
             self._started[task_id] = state, text
@@ -307,6 +323,8 @@ class ReplayEnvironment(Environment):
             return reply
 
         reply = self._with_seat(state, play, action)
+        where = f"{self.name} task {state.task_id!r}, step {state.num_steps + 1}"
+        reply = self._checked_reply(where, reply)
         new_state = dataclasses.replace(
             state,
             actions=(*state.actions, action),
@@ -316,6 +334,14 @@ class ReplayEnvironment(Environment):
         return new_state, StepResult(
             reply.observation, reply.score - state.score, reply.done, reply.success, reply.info
         )
+
+    @staticmethod
+    def _checked_reply(where: str, reply: Any) -> Reply:
+        """The simulator's reply, its texts and score checked; the base class checks the rest."""
+        replies.instance(where, "reply", reply, Reply)
+        observation = replies.text(where, "observation", reply.observation)
+        score = replies.number(where, "score", reply.score)
+        return dataclasses.replace(reply, observation=observation, score=score)
 
     def _step_many(self, moves: Sequence[tuple[Any, str]]) -> list[tuple[State, StepResult]]:
         """Side by side: a thread a worker, which plays the moves that the worker is nearest to."""
@@ -395,15 +421,14 @@ class ReplayEnvironment(Environment):
     def _restore(self, seat: _Seat, state: ReplayState) -> None:
         """Brings the simulator to `state`, comparing what it says on the way."""
         if seat.cost(state) > len(state.actions):
-            self._compare(state, 0, self._begin(seat, state.task_id).observation)
+            self._compare(state, 0, self._begin(seat, state.task_id))
         assert seat.live is not None
         score = None
         for number in range(len(seat.live[1]), len(state.actions)):
             seat.live = None
             reply = seat.request(self._timeout, "step", state.actions[number])
             seat.live = (state.task_id, state.actions[: number + 1])
-            self._compare(state, number + 1, reply.observation)
-            score = reply.score
+            score = self._compare(state, number + 1, reply)
         if score is not None and score != state.score:
             seat.live = None
             raise EnvDataError(
@@ -412,8 +437,11 @@ class ReplayEnvironment(Environment):
                 " deterministic, so this state cannot be restored"
             )
 
-    def _compare(self, state: ReplayState, step: int, replayed: str) -> None:
-        recorded = state.observations[step]
+    def _compare(self, state: ReplayState, step: int, reply: Any) -> float:
+        """The score of a replayed reply; EnvDataError unless it says what was recorded."""
+        where = f"{self.name} task {state.task_id!r}, step {step}"
+        reply = self._checked_reply(where, reply)
+        recorded, replayed = state.observations[step], reply.observation
         if not self.same(recorded, replayed):
             action = f" (action {state.actions[step - 1]!r})" if step else " (reset)"
             raise EnvDataError(
@@ -421,6 +449,7 @@ class ReplayEnvironment(Environment):
                 f" {replayed[:_SHOWN]!r} is not the recorded one {recorded[:_SHOWN]!r}; the simulator"
                 " is not deterministic, so this state cannot be restored"
             )
+        return reply.score
 
     def _with_seat(
         self, state: ReplayState, use: Callable[[_Seat], Any], action: str | None = None

@@ -139,14 +139,21 @@ def _package() -> Any:
     )
     import scienceworld
 
-    # Of a JVM that died it would print tracebacks; the worker's own error says it in one line.
-    logging.getLogger("py4j").setLevel(logging.CRITICAL + 1)
+    # Of a JVM that died py4j would log tracebacks, some of them to the root logger; the worker's own
+    # error says it in one line. Nothing else logs in a worker process.
+    logging.disable(logging.CRITICAL)
     if scienceworld.__version__ != VERSION:
         raise EnvDataError(
             f"the package scienceworld is version {scienceworld.__version__}; it must be"
             f" {VERSION}: pip install scienceworld=={VERSION}"
         )
-    return scienceworld.ScienceWorldEnv("")
+    try:
+        return scienceworld.ScienceWorldEnv("")
+    except ValueError:  # py4j reads the port number that Java prints first
+        raise EnvDataError(
+            "env.name = 'scienceworld': Java did not start; is there memory for"
+            f" JDK_JAVA_OPTIONS={os.environ['JDK_JAVA_OPTIONS']!r}?"
+        ) from None
 
 
 class ScienceWorldSimulator(Simulator):
@@ -359,7 +366,8 @@ def _java_version() -> tuple[str, int]:
         done = subprocess.run(["java", "-version"], capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error), 0
-    lines = done.stderr.decode(errors="replace").splitlines()
+    # A JVM that cannot start says so on standard output.
+    lines = (done.stderr + done.stdout).decode(errors="replace").splitlines()
     said = next((line for line in lines if " version " in line), " ".join(lines))[:80]
     found = re.search(r'version "(?:1\.)?([0-9]{1,4})', said)
     return said, int(found[1]) if found else 0

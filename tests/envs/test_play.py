@@ -190,7 +190,7 @@ def test_control_characters_of_an_environment_do_not_reach_the_terminal(monkeypa
     assert play.main(["--env=hostile"]) == 0 and env.closed
     out = capsys.readouterr().out
     assert not {c for c in out if not c.isprintable()} - {"\n", "\t"}
-    assert "clear \\x1b[2J bell \\x07" in out and "\\u202e end" in out and "\\ud800" in out
+    assert "clear \\x1b[2J bell \\x07" in out and "\\u202e end" in out and "lone \ufffd" in out
     assert "The expert knows no way" in out and out.count("over, not solved") == 1
     assert "The episode is over; :undo" in out
 
