@@ -202,10 +202,10 @@ def main(arguments: Sequence[str]) -> int:
         flags = _parse(arguments)
         env = _make(flags)
         if flags.list:
-            print("\n".join(list_splits(env, flags.split)))
+            print(printable("\n".join(list_splits(env, flags.split))))
         else:
             task_id = choose_task(env, flags.split, flags.task)
-            print(f"{env.name}, task {task_id}")
+            print(printable(f"{env.name}, task {task_id}"))
             play(Game(env, task_id))
         sys.stdout.flush()
     except (EnvDataError, ImportError) as error:
