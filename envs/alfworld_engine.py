@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from envs import files, pddl, planner, twl2
+from envs import files, grounding, pddl, planner, twl2
 from envs.base import EnvDataError
 
 NOTHING = "Nothing happens."
@@ -63,7 +63,7 @@ class Game:
         positive = frozenset(name.removeprefix("not_") for name in asked)
         self._deniable = frozenset(n.removeprefix("not_") for n in asked if n.startswith("not_"))
         self._check_conditional(positive)
-        self.grounder = pddl.Grounder(self._task, positive, where)
+        self.grounder = grounding.Grounder(self._task, positive, where)
         self._parameters = {action.name: action.parameters for action in self._task.actions}
         self.entities = _entities(self._task)
         self.start = Position(self.grounder.initial)
@@ -107,7 +107,7 @@ class Game:
         """Numbers of the operators that apply, in no particular order."""
         operators = self.grounder.operators
         watched, watchers, always = self._watch
-        found = [n for n in always if pddl.holds(operators[n].branches, facts)]
+        found = [n for n in always if grounding.holds(operators[n].branches, facts)]
         for bit in _bits(facts & watched):
             for need, no, number in watchers[bit]:
                 if facts & need == need and not facts & no:
@@ -123,7 +123,7 @@ class Game:
         """(new position, feedback, understood). As in TextWorld only outer blanks are forgiven."""
         for number in self._by_command.get(command.strip(), ()):
             operator = self.grounder.operators[number]
-            if pddl.holds(operator.branches, position.facts):
+            if grounding.holds(operator.branches, position.facts):
                 new = self._apply(position, number)
                 symbols, binding = self._text(operator).feedback, self._binding(operator)
                 feedback = self._derive(symbols, self._facts, new, binding, twl2.Budget())
@@ -132,7 +132,7 @@ class Game:
 
     def won(self, position: Position) -> bool:
         """Whether the goal is reached."""
-        return pddl.holds(self.grounder.goal, position.facts)
+        return grounding.holds(self.grounder.goal, position.facts)
 
     def plan(self, facts: int, max_length: int) -> list[str] | None:
         """Commands that lead from a position to the goal, or None when no plan was found."""
@@ -156,20 +156,20 @@ class Game:
                         f" {effect.literal.predicate}, which the grammar asks about: not supported"
                     )
 
-    def _text(self, operator: pddl.Operator) -> twl2.ActionText:
+    def _text(self, operator: grounding.Operator) -> twl2.ActionText:
         text = self._grammar.actions.get(operator.action)
         if text is None:
             raise EnvDataError(f"{self._where}: grammar: no action {operator.action!r}")
         return text
 
-    def _binding(self, operator: pddl.Operator) -> dict[twl2.Placeholder, str]:
+    def _binding(self, operator: grounding.Operator) -> dict[twl2.Placeholder, str]:
         parameters = self._parameters[operator.action]
         return {
             (name.removeprefix("?"), kind): found
             for (name, kind), found in zip(parameters, operator.arguments, strict=True)
         }
 
-    def _command(self, operator: pddl.Operator, budget: twl2.Budget) -> str:
+    def _command(self, operator: grounding.Operator, budget: twl2.Budget) -> str:
         template = self._text(operator).template
         changing = {n.removeprefix("not_") for n in twl2.queried(template)} & self.grounder.changing
         if changing:
@@ -209,7 +209,7 @@ def _bits(mask: int) -> Iterator[int]:
 class _Facts:
     """All facts that a query may find, by predicate and by the objects in some of their places."""
 
-    def __init__(self, task: pddl.Task, grounder: pddl.Grounder):
+    def __init__(self, task: pddl.Task, grounder: grounding.Grounder):
         self.fluents = dict(grounder.fluents)
         self._task = task
         self._by_predicate = defaultdict(list)  # -> (bit, or 0 where it always holds; fact)

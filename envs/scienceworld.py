@@ -26,7 +26,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from envs.base import EnvDataError, State, Task, check_option
-from envs.replay import ReplayEnvironment, Reply, Simulator
+from envs.replay import ReplayEnvironment
+from envs.workers import Reply, Simulator
 
 VERSION = "1.2.3"  # of the package; another one plays the same actions differently
 JAVA_VERSION = 11  # the least: Java 8 does not read JDK_JAVA_OPTIONS, and replays would differ
@@ -261,9 +262,9 @@ class ScienceWorld(ReplayEnvironment):
         self._types = _checked_types(task_types, simplifications)
         self._simplifications = simplifications
         self._members: dict[str, frozenset[Task]] = {}
-        _require_java()
         options = {"simplifications": simplifications}
         super().__init__(horizon, num_workers, episodes_per_worker, timeout, options)
+        _require_java()  # last, so that a wrong option is named wherever it is given
 
     def _list_tasks(self, split: str) -> Sequence[Task]:
         return task_list(self._splits, split, self._types)

@@ -5,7 +5,8 @@ import sys
 import time
 
 from envs.base import EnvDataError, Task
-from envs.replay import ReplayEnvironment, Reply, Simulator
+from envs.replay import ReplayEnvironment
+from envs.workers import Reply, Simulator
 
 
 class CountingSimulator(Simulator):

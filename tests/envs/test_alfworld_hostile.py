@@ -125,7 +125,7 @@ def test_recursive_types_are_one_type():
 
 
 def test_actions_with_too_many_arguments_are_refused_without_trying_them_all(monkeypatch):
-    monkeypatch.setattr("envs.pddl._MAX_WORK", 50_000)
+    monkeypatch.setattr("envs.grounding._MAX_WORK", 50_000)
     names = " ".join(f"s{n}" for n in range(500))
     problem = PROBLEM.replace("(:objects", f"(:objects {names} - spot")
     domain = DOMAIN.replace(

@@ -323,9 +323,9 @@ env = envs.make("scienceworld", num_workers=1, timeout=30)
 state, _ = env.reset("train/boil/0000")
 kill()
 if {always}:
-    from envs.replay import _Worker
-    request = _Worker.request
-    _Worker.request = lambda worker, *a: (kill() if a[1] != "start" else None, request(worker, *a))[1]
+    from envs.workers import Worker
+    request = Worker.request
+    Worker.request = lambda worker, *a: (kill() if a[1] != "start" else None, request(worker, *a))[1]
 try:
     print(env.step(state, "open door to kitchen")[1].observation)
 except EnvDataError as error:
