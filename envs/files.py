@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TextIO
 
-from envs.base import EnvDataError
+from envs.errors import EnvDataError
+from envs.replies import without_surrogates
 
 MAX_BYTES = 16 << 20  # of a file that is read at once: a game, a level file
 MAX_LINE = 64 << 20  # characters of one line of a file that is read line by line
@@ -126,7 +127,7 @@ def read_json(path: str | Path, limit: int = MAX_BYTES) -> Any:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text.
+    """The value of a JSON text, with U+FFFD for escapes such as \\ud800 that are half a character.
 
     Args:
       text: the text.
@@ -137,7 +138,7 @@ def parse_json(text: str, where: str) -> Any:
         fit: 1e400, an integer of over 4,300 digits.
     """
     try:
-        return DECODER.decode(text)
+        return _whole(DECODER.decode(text), text, 0, len(text))
     except (ValueError, RecursionError) as error:
         raise EnvDataError(f"{where}: not JSON that can be read ({error})") from None
 
@@ -151,6 +152,33 @@ def _finite(digits: str) -> float:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON value")
+
+
+def decode_at(text: str, position: int) -> tuple[Any, int]:
+    """(value, end) of the JSON value that begins at `position`, as parse_json reads it.
+
+    Raises:
+      json.JSONDecodeError: not JSON, or cut off; ValueError or RecursionError: see parse_json.
+    """
+    value, end = DECODER.raw_decode(text, position)
+    return _whole(value, text, position, end), end
+
+
+def _whole(value: Any, text: str, start: int, end: int) -> Any:
+    """`value`, read from text[start:end], without lone surrogates; keys and values."""
+    if text.find("\\ud", start, end) < 0 and text.find("\\uD", start, end) < 0:
+        return value
+    return _replaced(value)
+
+
+def _replaced(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_surrogates(value)
+    if isinstance(value, list):
+        return [_replaced(item) for item in value]
+    if isinstance(value, dict):
+        return {_replaced(key): _replaced(item) for key, item in value.items()}
+    return value
 
 
 DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant)

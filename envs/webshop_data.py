@@ -136,7 +136,7 @@ def read_records(path: Path) -> Iterator[tuple[str | int, Any]]:
             size = 1 << 20
             while True:
                 try:
-                    found, end = files.DECODER.raw_decode(buffer, position)
+                    found, end = files.decode_at(buffer, position)
                 except json.JSONDecodeError as error:
                     # The record may go on in the next chunk; ever larger ones, so that a broken
                     # file is not parsed again for every megabyte.

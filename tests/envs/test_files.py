@@ -92,6 +92,13 @@ def test_json_beyond_reason(text):
     assert refused(files.parse_json, text, "file.json").startswith("file.json: not JSON")
 
 
+def test_half_characters_in_json_are_replaced():
+    text = r'{"\ud800": ["\uDC80 x", {"y": "\ud83d\ude00", "z": 1}], "plain": "\u00e9"}'
+    expected = {"\ufffd": ["\ufffd x", {"y": "\U0001f600", "z": 1}], "plain": "\u00e9"}
+    assert files.parse_json(text, "x") == expected
+    assert files.decode_at("[] " + text, 3) == (expected, len(text) + 3)
+
+
 def test_an_error_is_one_safe_line():
     error = EnvDataError("file \x1b]0;title\x07: \udc80 first\r\n\tsecond \u202e" + "x" * 100_000)
     assert str(error).startswith(r"file \x1b]0;title\x07: \udc80 first second \u202e")
