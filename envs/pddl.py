@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from envs.base import EnvDataError
 
 Fact = tuple[str, ...]  # (predicate, object, ...)
-_MAX_DEPTH = 100  # parentheses inside parentheses; ALFRED's domain has 12
+_MAX_DEPTH = 100  # parentheses inside parentheses; ALFRED's domain has 9
 _MAX_OBJECTS = 2_000  # the generated games have up to 100
 _MAX_TYPES = 1_000
 

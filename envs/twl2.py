@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from envs import files
 from envs.base import EnvDataError
 
-_MAX_COST = 100_000  # of one text; the longest of the generated games' texts costs 320
+_MAX_COST = 100_000  # of one text; the longest of the generated games' texts costs 350
 _MAX_DEPTH = 50  # rules inside rules; ALFRED's grammar has 4
 
 Placeholder = tuple[str, str]  # (name, type)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 import time
+import types
 
 import pytest
 
@@ -174,6 +176,19 @@ def written(folder, data):
 def test_game_files_that_are_none(tmp_path, text):
     env = envs.make("alfworld", games=[str(written(tmp_path / "a" / "b", text))])
     refused(env.reset, env.tasks[0].task_id)
+
+
+def test_the_real_package_is_not_given_a_game_without_end(tmp_path, monkeypatch):
+    for name in ("alfworld", "alfworld.agents", "alfworld.agents.environment",
+                 "alfworld.agents.environment.alfred_tw_env", "fast_downward"):  # fmt: skip
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setattr(
+        "envs.alfworld_real._Loaded", lambda data, chain: pytest.fail("was given it")
+    )
+    data = {"pddl_domain": DOMAIN, "pddl_problem": PROBLEM,
+            "grammar": grammar("#w#", w=[{"rhs": "#w#"}])}  # fmt: skip
+    env = envs.make("alfworld_real", games=[str(written(tmp_path / "a" / "b", data))])
+    assert "expands to over" in refused(env.reset, env.tasks[0].task_id)
 
 
 def test_what_is_no_file(tmp_path):
