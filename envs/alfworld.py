@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from envs import alfworld_games as generator
+from envs import files
 from envs.alfworld_engine import Game, Position, load_game, read_game
 from envs.base import (
     EnvDataError,
@@ -107,8 +107,9 @@ class Alfworld(Environment):
     # -- tasks -------------------------------------------------------------------------------------
     def _given(self, path: Path) -> Task:
         path = path / "game.tw-pddl" if path.is_dir() else path
-        if not path.is_file():
+        if not path.exists():
             raise EnvDataError(f"env.options.games: {path} is missing; {_SOURCE}")
+        files.check_regular(path)
         folder = path.resolve().parent
         task_id = f"games/{folder.parent.name}/{folder.name}"
         if task_id in self._files:
@@ -269,8 +270,8 @@ def generated_game(task_id: str) -> Game:
 
 
 def _task_type(trajectory: Path) -> str:
-    try:
-        task_type = json.loads(trajectory.read_text(encoding="utf-8"))["task_type"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise EnvDataError(f"{trajectory}: cannot read task_type: {error!r}") from None
-    return str(task_type)
+    data = files.read_json(trajectory)
+    task_type = data.get("task_type") if isinstance(data, dict) else None
+    if not isinstance(task_type, str):
+        raise EnvDataError(f"{trajectory}: task_type = {task_type!r:.60}: must be a text")
+    return task_type

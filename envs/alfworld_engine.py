@@ -9,16 +9,17 @@ why a lamp that was never lit is not "off" (textworld/envs/pddl/logic PddlState.
 from __future__ import annotations
 
 import functools
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from envs import pddl, planner, twl2
+from envs import files, grounding, pddl, planner, twl2
 from envs.base import EnvDataError
 
 NOTHING = "Nothing happens."
+_MAX_FILE = 4 << 20  # bytes of a game file; the official ones have at most a few 100,000
+_MAX_COMMANDS = 5_000_000  # cost of all commands of a game, see twl2.Budget; about 15,000 here
 
 
 class Position(NamedTuple):
@@ -62,14 +63,13 @@ class Game:
         positive = frozenset(name.removeprefix("not_") for name in asked)
         self._deniable = frozenset(n.removeprefix("not_") for n in asked if n.startswith("not_"))
         self._check_conditional(positive)
-        self.grounder = pddl.Grounder(self._task, positive, where)
+        self.grounder = grounding.Grounder(self._task, positive, where)
         self._parameters = {action.name: action.parameters for action in self._task.actions}
         self.entities = _entities(self._task)
         self.start = Position(self.grounder.initial)
         facts = _Facts(self._task, self.grounder)
-        self.intro = self._grammar.derive(
-            twl2.parse_symbols("#intro#", where), _View(self, facts, self.start), {}
-        )
+        symbols = twl2.parse_symbols("#intro#", where)
+        self.intro = self._derive(symbols, facts, self.start, {}, twl2.Budget())
 
     # Grounding takes most of the time, and whoever only lists tasks needs none of it.
     @functools.cached_property
@@ -80,7 +80,8 @@ class Game:
     @functools.cached_property
     def commands(self) -> tuple[str, ...]:
         """The command of each operator, aligned with grounder.operators."""
-        return tuple(self._command(o) for o in self.grounder.operators)
+        budget = twl2.Budget(_MAX_COMMANDS)
+        return tuple(self._command(o, budget) for o in self.grounder.operators)
 
     @functools.cached_property
     def _by_command(self) -> dict[str, list[int]]:
@@ -106,7 +107,7 @@ class Game:
         """Numbers of the operators that apply, in no particular order."""
         operators = self.grounder.operators
         watched, watchers, always = self._watch
-        found = [n for n in always if pddl.holds(operators[n].branches, facts)]
+        found = [n for n in always if grounding.holds(operators[n].branches, facts)]
         for bit in _bits(facts & watched):
             for need, no, number in watchers[bit]:
                 if facts & need == need and not facts & no:
@@ -122,19 +123,16 @@ class Game:
         """(new position, feedback, understood). As in TextWorld only outer blanks are forgiven."""
         for number in self._by_command.get(command.strip(), ()):
             operator = self.grounder.operators[number]
-            if pddl.holds(operator.branches, position.facts):
+            if grounding.holds(operator.branches, position.facts):
                 new = self._apply(position, number)
-                feedback = self._grammar.derive(
-                    self._text(operator).feedback,
-                    _View(self, self._facts, new),
-                    self._binding(operator),
-                )
+                symbols, binding = self._text(operator).feedback, self._binding(operator)
+                feedback = self._derive(symbols, self._facts, new, binding, twl2.Budget())
                 return new, feedback, True
         return position, NOTHING, False
 
     def won(self, position: Position) -> bool:
         """Whether the goal is reached."""
-        return pddl.holds(self.grounder.goal, position.facts)
+        return grounding.holds(self.grounder.goal, position.facts)
 
     def plan(self, facts: int, max_length: int) -> list[str] | None:
         """Commands that lead from a position to the goal, or None when no plan was found."""
@@ -158,20 +156,20 @@ class Game:
                         f" {effect.literal.predicate}, which the grammar asks about: not supported"
                     )
 
-    def _text(self, operator: pddl.Operator) -> twl2.ActionText:
+    def _text(self, operator: grounding.Operator) -> twl2.ActionText:
         text = self._grammar.actions.get(operator.action)
         if text is None:
             raise EnvDataError(f"{self._where}: grammar: no action {operator.action!r}")
         return text
 
-    def _binding(self, operator: pddl.Operator) -> dict[twl2.Placeholder, str]:
+    def _binding(self, operator: grounding.Operator) -> dict[twl2.Placeholder, str]:
         parameters = self._parameters[operator.action]
         return {
             (name.removeprefix("?"), kind): found
             for (name, kind), found in zip(parameters, operator.arguments, strict=True)
         }
 
-    def _command(self, operator: pddl.Operator) -> str:
+    def _command(self, operator: grounding.Operator, budget: twl2.Budget) -> str:
         template = self._text(operator).template
         changing = {n.removeprefix("not_") for n in twl2.queried(template)} & self.grounder.changing
         if changing:
@@ -179,8 +177,11 @@ class Game:
                 f"{self._where}: grammar: the template of {operator.action} depends on"
                 f" {', '.join(sorted(changing))}, which changes: not supported"
             )
-        view = _View(self, self._facts, self.start)
-        return self._grammar.derive(template, view, self._binding(operator))
+        return self._derive(template, self._facts, self.start, self._binding(operator), budget)
+
+    def _derive(self, symbols, facts: _Facts, position: Position, binding, budget) -> str:
+        view = _View(self, facts, position, budget)
+        return self._grammar.derive(symbols, view, binding, budget)
 
     @functools.cached_property
     def _watch(self):
@@ -208,7 +209,7 @@ def _bits(mask: int) -> Iterator[int]:
 class _Facts:
     """All facts that a query may find, by predicate and by the objects in some of their places."""
 
-    def __init__(self, task: pddl.Task, grounder: pddl.Grounder):
+    def __init__(self, task: pddl.Task, grounder: grounding.Grounder):
         self.fluents = dict(grounder.fluents)
         self._task = task
         self._by_predicate = defaultdict(list)  # -> (bit, or 0 where it always holds; fact)
@@ -227,7 +228,8 @@ class _Facts:
         if key not in self._index:
             table = self._index[key] = defaultdict(list)
             for pair in self._by_predicate.get(predicate, ()):
-                table[tuple(pair[1][i] for i in places)].append(pair)
+                if len(pair[1]) > len(placeholders):
+                    table[tuple(pair[1][i] for i in places)].append(pair)
         values = tuple(binding[placeholders[i - 1]] for i in places)
         return self._index[key].get(values, [])
 
@@ -238,9 +240,10 @@ class _Facts:
 class _View:
     """A game at a position, as the grammar sees it."""
 
-    def __init__(self, game: Game, facts: _Facts, position: Position):
+    def __init__(self, game: Game, facts: _Facts, position: Position, budget: twl2.Budget):
         self._facts = facts
         self._position = position
+        self._budget = budget
         self.entity = game.entities.__getitem__
 
     def assignments(self, query: tuple[twl2.Atom, ...], binding: twl2.Binding):
@@ -254,6 +257,7 @@ class _View:
         predicate = atom.predicate.removeprefix("not_")
         used = set(binding.values())
         for bit, fact in self._facts.candidates(predicate, atom.placeholders, binding):
+            self._budget.spend(1)
             if not mask & bit if bit else denied:  # bit 0: a fact that always holds
                 continue
             extended = dict(binding)
@@ -313,12 +317,7 @@ def read_game(path: str | Path) -> dict:
     Raises:
       EnvDataError: no such file, or not a JSON object.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EnvDataError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise EnvDataError(f"{path}: not a JSON file: {error}") from None
+    data = files.read_json(path, _MAX_FILE)
     if not isinstance(data, dict):
         raise EnvDataError(f"{path}: must be a JSON object, not {data!r:.60}")
     return data

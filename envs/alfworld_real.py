@@ -94,6 +94,8 @@ class AlfworldReal(Alfworld):
         """Brings the package to `state`; returns its GameState."""
         loaded = self._loaded.get(state.task_id)
         if loaded is None:
+            # The package trusts its files: a grammar without end would never come back from it.
+            _ = self.game(state.task_id).commands
             full = len(self._loaded) >= _MAX_LOADED
             chain = self._loaded.popitem(last=False)[1].chain if full else None
             loaded = self._loaded[state.task_id] = _Loaded(self.game_data(state.task_id), chain)

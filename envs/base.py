@@ -16,9 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
-class EnvDataError(ValueError):
-    """A task, split, option or data file is wrong; the message names it and what is allowed."""
+from envs import replies
+from envs.errors import EnvDataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +117,15 @@ class Environment(abc.ABC):
         """What window prompts list as admissible; a text of its own where the list is too long."""
         return self.actions(state)
 
+    def shown_actions(self, state: Any) -> Sequence[str] | str:
+        """`prompt_actions`, checked.
+
+        Raises:
+          EnvDataError: it returned something other than texts.
+        """
+        where = f"{self.name} task {state.task_id!r}, step {state.num_steps + 1}"
+        return replies.listed(where, self.prompt_actions(state))
+
     def goal(self, first_observation: str) -> str:
         """The task in words, out of the first observation; "" where every observation shows it."""
         return first_observation.rpartition("Your task is to: ")[2] if self.states_goal else ""
@@ -153,15 +161,30 @@ class Environment(abc.ABC):
         digest = hashlib.sha256()
         for task in self.list_tasks(split):
             _, observation = self.reset(task.task_id)
-            digest.update(f"{task.task_id}\n{observation}\n".encode())
+            # A file name that is no UTF-8 is part of a task's id.
+            digest.update(f"{task.task_id}\n{observation}\n".encode(errors="backslashreplace"))
         return digest.hexdigest()[:16]
 
     def reset(self, task_id: str) -> tuple[State, str]:
-        """Returns the first state and observation of `task_id`; EnvDataError if unknown."""
-        return self._reset(task_id)
+        """Returns the first state and observation of `task_id`.
+
+        Raises:
+          EnvDataError: the task is unknown, or the environment's reply is wrong.
+        """
+        where = f"{self.name} task {task_id!r}, reset"
+        reply = self._reset(task_id)
+        if not isinstance(reply, tuple) or len(reply) != 2:
+            raise EnvDataError(f"{where}: returned {reply!r:.80}: must be (State, observation)")
+        state, observation = reply
+        replies.instance(where, "state", state, State)
+        return state, replies.text(where, "observation", observation)
 
     def step(self, state: Any, action: str) -> tuple[State, StepResult]:
-        """Plays `action`; any string is an action, and a finished episode stays as it is."""
+        """Plays `action`; any string is an action, and a finished episode stays as it is.
+
+        Raises:
+          EnvDataError: the environment's reply is wrong, see envs/replies.py.
+        """
         ((new_state, result),) = self.step_many([(state, action)])
         return new_state, result
 
@@ -174,7 +197,7 @@ class Environment(abc.ABC):
         live = [number for number, (state, _) in enumerate(moves) if not state.done]
         played = dict(zip(live, self._step_many([moves[n] for n in live]), strict=True))
         return [
-            self._finish(state, *played[number])
+            self._finish(state, *self._checked(state, played[number]))
             if number in played
             else (
                 state,
@@ -188,6 +211,22 @@ class Environment(abc.ABC):
 
     def close(self) -> None:  # noqa: B027 - most have nothing to end
         """Ends worker processes, if the environment has any; it may not be used afterwards."""
+
+    def _checked(self, state: State, reply: Any) -> tuple[State, StepResult]:
+        """What `_step` returned, with plain Python values, or EnvDataError."""
+        where = f"{self.name} task {state.task_id!r}, step {state.num_steps + 1}"
+        if not isinstance(reply, tuple) or len(reply) != 2:
+            raise EnvDataError(f"{where}: returned {reply!r:.80}: must be (State, StepResult)")
+        new_state, result = reply
+        replies.instance(where, "state", new_state, State)
+        replies.instance(where, "result", result, StepResult)
+        return new_state, StepResult(
+            replies.text(where, "observation", result.observation),
+            replies.number(where, "reward", result.reward),
+            replies.flag(where, "done", result.done),
+            replies.flag(where, "success", result.success),
+            replies.info(where, result.info),
+        )
 
     def _finish(self, state: State, new_state: State, result: StepResult):
         """What holds everywhere: steps are counted, and the episode ends at goal or horizon."""

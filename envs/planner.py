@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from envs.pddl import Grounder, Masks, Operator
+from envs.grounding import Grounder, Masks, Operator
 
 _MAX_STATES = 50_000  # per way to satisfy the goal
 

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import envs
 from envs.base import EnvDataError, Environment, StepResult
+from envs.terminal import one_line, printable
 
 HELP = (
     "Type an action, or :actions (those that are admissible), :undo, :restart, :hint (what an expert"
@@ -62,13 +63,6 @@ def _make(flags: argparse.Namespace) -> Environment:
         if name in options:
             raise EnvDataError(f"--options: {name!r} is no option of an environment")
     return envs.make(flags.env, **options)
-
-
-def printable(text: str) -> str:
-    """`text` with control characters spelt out, so that it cannot command the terminal."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
-    )
 
 
 def list_splits(env: Environment, split: str | None) -> list[str]:
@@ -208,14 +202,14 @@ def main(arguments: Sequence[str]) -> int:
         flags = _parse(arguments)
         env = _make(flags)
         if flags.list:
-            print("\n".join(list_splits(env, flags.split)))
+            print(printable("\n".join(list_splits(env, flags.split))))
         else:
             task_id = choose_task(env, flags.split, flags.task)
-            print(f"{env.name}, task {task_id}")
+            print(printable(f"{env.name}, task {task_id}"))
             play(Game(env, task_id))
         sys.stdout.flush()
     except (EnvDataError, ImportError) as error:
-        print(f"error: {' '.join(printable(str(error)).split())}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print()

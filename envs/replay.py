@@ -14,73 +14,19 @@ initialised JAX deadlocks.
 
 from __future__ import annotations
 
-import abc
 import collections
-import contextlib
 import dataclasses
-import functools
-import importlib
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import Connection
 from typing import Any
 
+from envs import replies
 from envs.base import EnvDataError, Environment, State, StepResult
+from envs.workers import START_SECONDS, Reply, Seat, Worker, WorkerDied
 
 _ATTEMPTS = 3  # workers that may die or hang over one request before the run is ended
-_START_SECONDS = 120.0
 _SHOWN = 600  # characters of each text in the mismatch error
-
-
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """What a simulator says after an action.
-
-    Attributes:
-      observation: feedback text.
-      score: points so far; a reward is the difference of two scores.
-      done: the simulator has ended the episode.
-      success: goal reached.
-      info: plain JSON-able extras, see StepResult.
-    """
-
-    observation: str
-    score: float = 0.0
-    done: bool = False
-    success: bool = False
-    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-class Simulator(abc.ABC):
-    """One live simulator inside a worker process. What it raises ends the worker, EnvDataError excepted.
-
-    A worker makes one per seat, when first needed; they may share what is expensive (a JVM).
-    """
-
-    @abc.abstractmethod
-    def reset(self, task_id: str) -> Reply:
-        """Starts a task; the reply has its first observation and the score it begins with."""
-
-    @abc.abstractmethod
-    def step(self, action: str) -> Reply:
-        """Plays an action; any string is one."""
-
-    @abc.abstractmethod
-    def ask(self, question: str) -> Any:
-        """Answers about the current state without changing it, e.g. "actions"; picklable."""
-
-    @abc.abstractmethod
-    def plan(self, task_id: str) -> list[str] | None:
-        """An expert's actions from the task's start; may leave the simulator anywhere."""
-
-    def close(self) -> None:  # noqa: B027 - most have nothing to end
-        """Ends what the simulator started."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,140 +45,7 @@ class ReplayState(State):
     score: float = 0.0
 
 
-class WorkerDied(Exception):
-    """A worker ended, broke or did not answer in time; its episode is replayed in a new one."""
-
-
-class _Worker:
-    """The parent's side of one worker process with `seats` live simulators."""
-
-    def __init__(self, factory: str, options: Mapping[str, Any], seats: int):
-        ours, theirs = socket.socketpair()
-        path = os.pathsep.join(p for p in sys.path if p)
-        # No `multiprocessing` spawn: it would import the caller's main module (and JAX) again. A new
-        # session, so that Ctrl-C does not reach the worker and its whole process group can be ended.
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", "import envs.replay as r, sys; r._serve(int(sys.argv[1]))",
-             str(theirs.fileno())],
-            pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path}, start_new_session=True,
-        )  # fmt: skip
-        theirs.close()
-        self._connection = Connection(ours.detach())
-        self.seats = [_Seat(self, number) for number in range(seats)]
-        try:
-            self.request(_START_SECONDS, "start", factory, dict(options))
-        except BaseException:
-            self.kill()
-            raise
-
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def request(self, seconds: float, *message: Any) -> Any:
-        """Sends one request and waits for its answer.
-
-        Raises:
-          WorkerDied: no answer within `seconds`, or the worker broke.
-          EnvDataError: the simulator refused the request.
-        """
-        try:
-            self._connection.send(message)
-            if not self._connection.poll(seconds):
-                raise WorkerDied(f"no answer to {message[0]!r} within {seconds:g} s")
-            kind, answer = self._connection.recv()
-        except (OSError, EOFError) as error:
-            raise WorkerDied(f"the worker ended ({error or type(error).__name__})") from None
-        if kind == "refused":
-            raise EnvDataError(answer)
-        if kind == "broken":
-            raise WorkerDied(answer)
-        return answer
-
-    def stop(self) -> None:
-        """Lets the simulator end by itself, for at most five seconds."""
-        with contextlib.suppress(OSError):
-            self._connection.send(("close",))
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)
-        self.kill()
-
-    def kill(self) -> None:
-        """Ends the worker and all it started (a JVM is in its process group)."""
-        if self._connection.closed:
-            return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._connection.close()
-
-
-class _Seat:
-    """One live simulator of a worker.
-
-    Attributes:
-      live: (task id, actions) it stands at; None: unknown, a reset is needed.
-      used: clock value of the last use, to take the least recently used one.
-    """
-
-    def __init__(self, worker: _Worker, number: int):
-        self.worker, self._number = worker, number
-        self.live: tuple[str, tuple[str, ...]] | None = None
-        self.used = 0
-
-    def request(self, seconds: float, verb: str, *arguments: Any) -> Any:
-        """See _Worker.request."""
-        return self.worker.request(seconds, verb, self._number, *arguments)
-
-    def cost(self, state: ReplayState) -> int:
-        """Simulator calls to reach `state`; more than its steps where a reset is needed."""
-        steps = len(state.actions)
-        if self.live is None or self.live[0] != state.task_id:
-            return steps + 1
-        done = self.live[1]
-        return steps - len(done) if state.actions[: len(done)] == done else steps + 1
-
-
-def _serve(file_descriptor: int) -> None:
-    """The worker's main loop: one request, one answer; ends with its parent."""
-    connection = Connection(file_descriptor)
-    simulators: dict[int, Simulator] = {}
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            verb, *arguments = connection.recv()
-            if verb == "close":
-                break
-            try:
-                if verb == "start":
-                    module, _, attribute = arguments[0].partition(":")
-                    make = functools.partial(
-                        getattr(importlib.import_module(module), attribute), **arguments[1]
-                    )
-                    simulators[0] = make()
-                    answer = None
-                else:
-                    seat, *arguments = arguments
-                    if seat not in simulators:
-                        simulators[seat] = make()
-                    answer = getattr(simulators[seat], verb)(*arguments)
-            except EnvDataError as error:
-                connection.send(("refused", str(error)))
-            except Exception as error:  # a broken simulator: the parent starts another worker
-                connection.send(("broken", f"{type(error).__name__}: {error}"))
-                break
-            else:
-                connection.send(("answer", answer))
-    for simulator in simulators.values():
-        simulator.close()
-    os._exit(0)  # finalizers of a broken simulator would print tracebacks nobody can use
-
-
-def _stop_all(workers: list[_Worker]) -> None:
+def _stop_all(workers: list[Worker]) -> None:
     while workers:
         workers.pop().stop()
 
@@ -274,7 +87,7 @@ class ReplayEnvironment(Environment):
             raise EnvDataError(f"env.options.timeout = {timeout!r}: must be seconds above 0")
         self._num_workers, self._seats = num_workers, episodes_per_worker
         self._timeout, self._simulator = timeout, dict(simulator)
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._busy: set[int] = set()  # id(worker) of those in use
         self._free = threading.Condition()
         self._clock = 0
@@ -292,14 +105,16 @@ class ReplayEnvironment(Environment):
     # -- the protocol --------------------------------------------------------------------------
     def _reset(self, task_id: str) -> tuple[State, str]:
         if task_id not in self._started:
-            reply = self._with_seat(ReplayState(task_id), lambda seat: self._begin(seat, task_id))
+            first = ReplayState(task_id)
+            reply = self._with_seat(first, lambda seat: self._begin(seat, task_id))
+            reply = self._checked_reply(f"{self.name} task {task_id!r}, reset", reply)
             text = reply.observation
             state = ReplayState(task_id, observations=(text,), score=reply.score)
             self._started[task_id] = state, text
         return self._started[task_id]
 
     def _step(self, state: ReplayState, action: str) -> tuple[State, StepResult]:
-        def play(seat: _Seat) -> Reply:
+        def play(seat: Seat) -> Reply:
             self._restore(seat, state)
             seat.live = None  # until the answer is there
             reply = seat.request(self._timeout, "step", action)
@@ -307,6 +122,8 @@ class ReplayEnvironment(Environment):
             return reply
 
         reply = self._with_seat(state, play, action)
+        where = f"{self.name} task {state.task_id!r}, step {state.num_steps + 1}"
+        reply = self._checked_reply(where, reply)
         new_state = dataclasses.replace(
             state,
             actions=(*state.actions, action),
@@ -316,6 +133,14 @@ class ReplayEnvironment(Environment):
         return new_state, StepResult(
             reply.observation, reply.score - state.score, reply.done, reply.success, reply.info
         )
+
+    @staticmethod
+    def _checked_reply(where: str, reply: Any) -> Reply:
+        """The simulator's reply, its texts and score checked; the base class checks the rest."""
+        replies.instance(where, "reply", reply, Reply)
+        observation = replies.text(where, "observation", reply.observation)
+        score = replies.number(where, "score", reply.score)
+        return dataclasses.replace(reply, observation=observation, score=score)
 
     def _step_many(self, moves: Sequence[tuple[Any, str]]) -> list[tuple[State, StepResult]]:
         """Side by side: a thread a worker, which plays the moves that the worker is nearest to."""
@@ -357,7 +182,7 @@ class ReplayEnvironment(Environment):
         key = (state, question)
         if key not in self._answers:
 
-            def answer(seat: _Seat) -> Any:
+            def answer(seat: Seat) -> Any:
                 self._restore(seat, state)
                 return seat.request(self._timeout, "ask", question)
 
@@ -369,9 +194,9 @@ class ReplayEnvironment(Environment):
     def solve(self, state: ReplayState) -> list[str] | None:
         """The rest of the simulator's expert plan where `state` lies on it, else None."""
 
-        def plan(seat: _Seat) -> list[str] | None:
+        def plan(seat: Seat) -> list[str] | None:
             seat.live = None
-            return seat.request(_START_SECONDS, "plan", state.task_id)
+            return seat.request(START_SECONDS, "plan", state.task_id)
 
         actions = self._with_seat(ReplayState(state.task_id), plan)
         played = len(state.actions)
@@ -386,24 +211,23 @@ class ReplayEnvironment(Environment):
         _stop_all(self._workers)
 
     # -- workers -------------------------------------------------------------------------------
-    def _begin(self, seat: _Seat, task_id: str) -> Reply:
+    def _begin(self, seat: Seat, task_id: str) -> Reply:
         seat.live = None
         reply = seat.request(self._timeout, "reset", task_id)
         seat.live = (task_id, ())
         return reply
 
-    def _restore(self, seat: _Seat, state: ReplayState) -> None:
+    def _restore(self, seat: Seat, state: ReplayState) -> None:
         """Brings the simulator to `state`, comparing what it says on the way."""
         if seat.cost(state) > len(state.actions):
-            self._compare(state, 0, self._begin(seat, state.task_id).observation)
+            self._compare(state, 0, self._begin(seat, state.task_id))
         assert seat.live is not None
         score = None
         for number in range(len(seat.live[1]), len(state.actions)):
             seat.live = None
             reply = seat.request(self._timeout, "step", state.actions[number])
             seat.live = (state.task_id, state.actions[: number + 1])
-            self._compare(state, number + 1, reply.observation)
-            score = reply.score
+            score = self._compare(state, number + 1, reply)
         if score is not None and score != state.score:
             seat.live = None
             raise EnvDataError(
@@ -412,8 +236,11 @@ class ReplayEnvironment(Environment):
                 " deterministic, so this state cannot be restored"
             )
 
-    def _compare(self, state: ReplayState, step: int, replayed: str) -> None:
-        recorded = state.observations[step]
+    def _compare(self, state: ReplayState, step: int, reply: Any) -> float:
+        """The score of a replayed reply; EnvDataError unless it says what was recorded."""
+        where = f"{self.name} task {state.task_id!r}, step {step}"
+        reply = self._checked_reply(where, reply)
+        recorded, replayed = state.observations[step], reply.observation
         if not self.same(recorded, replayed):
             action = f" (action {state.actions[step - 1]!r})" if step else " (reset)"
             raise EnvDataError(
@@ -421,9 +248,10 @@ class ReplayEnvironment(Environment):
                 f" {replayed[:_SHOWN]!r} is not the recorded one {recorded[:_SHOWN]!r}; the simulator"
                 " is not deterministic, so this state cannot be restored"
             )
+        return reply.score
 
     def _with_seat(
-        self, state: ReplayState, use: Callable[[_Seat], Any], action: str | None = None
+        self, state: ReplayState, use: Callable[[Seat], Any], action: str | None = None
     ) -> Any:
         """Runs `use` on the seat nearest to `state`, in new workers if one dies or hangs."""
         reason = ""
@@ -450,11 +278,11 @@ class ReplayEnvironment(Environment):
             f" simulator broke {_ATTEMPTS} times, last: {reason}"
         )
 
-    def _nearest(self, state: ReplayState, workers: Sequence[_Worker]) -> _Seat | None:
+    def _nearest(self, state: ReplayState, workers: Sequence[Worker]) -> Seat | None:
         seats = [seat for worker in workers for seat in worker.seats]
         return min(seats, key=lambda seat: (seat.cost(state), seat.used), default=None)
 
-    def _take(self, state: ReplayState) -> _Seat:
+    def _take(self, state: ReplayState) -> Seat:
         """The seat that needs the fewest calls to reach `state`, its worker marked busy."""
         with self._free:
             while True:
@@ -468,7 +296,7 @@ class ReplayEnvironment(Environment):
                 if seat is None or seat.cost(state) > len(state.actions):
                     # No one holds a part of this episode: any will do, a new one if allowed.
                     if len(self._workers) < self._num_workers:
-                        worker = _Worker(self.factory, self._simulator, self._seats)
+                        worker = Worker(self.factory, self._simulator, self._seats)
                         self._workers.append(worker)
                         seat = worker.seats[0]
                     else:
@@ -482,7 +310,7 @@ class ReplayEnvironment(Environment):
             self._busy.add(id(seat.worker))
             return seat
 
-    def _give_back(self, worker: _Worker) -> None:
+    def _give_back(self, worker: Worker) -> None:
         with self._free:
             self._busy.discard(id(worker))
             if not worker.alive and worker in self._workers:

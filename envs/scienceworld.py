@@ -26,7 +26,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from envs.base import EnvDataError, State, Task, check_option
-from envs.replay import ReplayEnvironment, Reply, Simulator
+from envs.replay import ReplayEnvironment
+from envs.workers import Reply, Simulator
 
 VERSION = "1.2.3"  # of the package; another one plays the same actions differently
 JAVA_VERSION = 11  # the least: Java 8 does not read JDK_JAVA_OPTIONS, and replays would differ
@@ -139,14 +140,21 @@ def _package() -> Any:
     )
     import scienceworld
 
-    # Of a JVM that died it would print tracebacks; the worker's own error says it in one line.
-    logging.getLogger("py4j").setLevel(logging.CRITICAL + 1)
+    # Of a JVM that died py4j would log tracebacks, some of them to the root logger; the worker's own
+    # error says it in one line. Nothing else logs in a worker process.
+    logging.disable(logging.CRITICAL)
     if scienceworld.__version__ != VERSION:
         raise EnvDataError(
             f"the package scienceworld is version {scienceworld.__version__}; it must be"
             f" {VERSION}: pip install scienceworld=={VERSION}"
         )
-    return scienceworld.ScienceWorldEnv("")
+    try:
+        return scienceworld.ScienceWorldEnv("")
+    except ValueError:  # py4j reads the port number that Java prints first
+        raise EnvDataError(
+            "env.name = 'scienceworld': Java did not start; is there memory for"
+            f" JDK_JAVA_OPTIONS={os.environ['JDK_JAVA_OPTIONS']!r}?"
+        ) from None
 
 
 class ScienceWorldSimulator(Simulator):
@@ -254,9 +262,9 @@ class ScienceWorld(ReplayEnvironment):
         self._types = _checked_types(task_types, simplifications)
         self._simplifications = simplifications
         self._members: dict[str, frozenset[Task]] = {}
-        _require_java()
         options = {"simplifications": simplifications}
         super().__init__(horizon, num_workers, episodes_per_worker, timeout, options)
+        _require_java()  # last, so that a wrong option is named wherever it is given
 
     def _list_tasks(self, split: str) -> Sequence[Task]:
         return task_list(self._splits, split, self._types)
@@ -359,7 +367,8 @@ def _java_version() -> tuple[str, int]:
         done = subprocess.run(["java", "-version"], capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error), 0
-    lines = done.stderr.decode(errors="replace").splitlines()
+    # A JVM that cannot start says so on standard output.
+    lines = (done.stderr + done.stdout).decode(errors="replace").splitlines()
     said = next((line for line in lines if " version " in line), " ".join(lines))[:80]
     found = re.search(r'version "(?:1\.)?([0-9]{1,4})', said)
     return said, int(found[1]) if found else 0

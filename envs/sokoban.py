@@ -15,6 +15,8 @@ Levels come from a seeded generator (sokoban_generator.py) or from Boxoban / XSB
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +24,12 @@ from pathlib import Path
 from envs.base import EnvDataError, Environment, State, StepResult, Task, check_paths
 from envs.sokoban_generator import TASKS, make_level
 from envs.sokoban_levels import MOVES, Cell, Level, parse_levels
-from envs.sokoban_solver import solve_level
+from envs.sokoban_solver import solve_level, unsolvable_within
 
 INVALID_ACTION = ("reply", "step", "end")
 FEEDBACK = ("invalid", "blocked", "deadlock")
+_SAMPLE = 40  # levels of files that are tried against the horizon
+_SAMPLE_CELLS = 50_000  # positions times cells to search of each
 STILL = "still"  # verl-agent's name for doing nothing
 _INSTRUCTIONS = (
     "Symbols: # is a wall, _ floor, O a target, X a box, √ a box on a target, P is you, S is you on"
@@ -35,6 +39,8 @@ _INSTRUCTIONS = (
     " unless a wall or another box is behind it. Boxes cannot be pulled, so one that is pushed into"
     " a corner stays there."
 )
+
+_warn = functools.cache(logging.getLogger(__name__).warning)  # once, not per phase of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +119,22 @@ def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
         )
 
 
+def _check_horizon(where: str, levels: Sequence[Level], moves: int) -> None:
+    """Warns of levels that no plan of `moves` moves solves, by a sample spread over `levels`."""
+    sample = levels[:: -(-len(levels) // _SAMPLE)]
+    # Fewer positions on larger boards, so that a second is enough for any file.
+    lost = sum(
+        unsolvable_within(level, moves, max(10, _SAMPLE_CELLS // (level.rows * level.columns)))
+        for level in sample
+    )
+    if lost:
+        _warn(
+            "%s: %d of %d levels tried have no solution of %d moves (the least of env.horizon and"
+            " env.options.max_replies); gym-sokoban's horizon is 120",
+            where, lost, len(sample), moves,
+        )  # fmt: skip
+
+
 class Sokoban(Environment):
     """Sokoban; see the module docstring.
 
@@ -122,9 +144,11 @@ class Sokoban(Environment):
       num_boxes: boxes of generated levels.
       min_moves: leaves out generated levels that fewer moves solve; 0 keeps all. (Half of 6x6
         levels with one box need at most four.)
-      levels: level files; when given, their levels are the tasks instead of generated ones. A file
-        belongs to one split: the one its directory or name says (Boxoban's `medium/train/000.txt`,
-        `unfiltered_test_000.txt`), "test" when neither says one. So no level is in two splits.
+      levels: level files; when given, their levels are the tasks instead of generated ones. Most
+        need a longer horizon (gym-sokoban: 120): a warning says how many of a sample do. A file
+        belongs to one split: the one its directory or name says (Boxoban's
+        `medium/train/000.txt`, `unfiltered_test_000.txt`), "test" when neither says one. So no
+        level is in two splits.
       invalid_action: what a reply that is neither a move nor "still" costs, beside the -0.1:
         "reply", one reply and no step (verl-agent); "step", a step as well; "end", the episode.
         "still" costs a reply, and a step only with "step".
@@ -183,6 +207,9 @@ class Sokoban(Environment):
         self._family = f"sokoban-{size[0]}x{size[1]}-{num_boxes}"
         self._files = self._read(paths) if paths else None
         if self._files is not None:
+            where = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more files"
+            listed = [level for levels in self._files.values() for level in levels]
+            _check_horizon(where, listed, min(horizon, self.max_replies))
             self.splits = tuple(s for s in self.splits if any(s == k[0] for k in self._files))
 
     def _read(self, paths: Sequence[str]) -> dict[tuple[str, str], list[Level]]:
@@ -299,5 +326,4 @@ class Sokoban(Environment):
         `max_nodes` positions are not enough)."""
         level = self.level(state.task_id)
         left = min(self.horizon - state.num_steps, self.max_replies - state.num_replies)
-        plan = solve_level(level, state.boxes, state.player, max_nodes)
-        return plan if plan is not None and len(plan) <= left else None
+        return solve_level(level, state.boxes, state.player, max_nodes, longest=left)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
+import re
 from pathlib import Path
 
+from envs import files
 from envs.base import EnvDataError, stable_seed
 
 Cell = tuple[int, int]  # (row, column)
@@ -21,6 +24,9 @@ _XSB = {
     "@": (False, False, False, True),
     "+": (False, True, False, True),
 }
+_CELLS = " ".join(map(repr, _XSB))
+_RUN_LENGTHS = re.compile(r"(?:[0-9]{0,2}[-#_.$*@+ ]|\|)+")
+MAX_SIDE = 100  # cells of a board from a file, in each direction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,54 +49,89 @@ class Level:
 
 # -- level files -----------------------------------------------------------------------------------
 def parse_levels(path: str | Path) -> list[Level]:
-    """Reads a Boxoban or XSB file: `; number` lines, each followed by the rows of a board.
+    """The levels of a Boxoban or XSB file, in its order.
+
+    Rows that follow each other are a board. Every other line is a note and ends the board: blank
+    lines, `; 7`, `Title: ...`, `Author: ...`, a `Comment:` block. Rows may be run-length encoded
+    (`5#|#@$.#|5#`). The text is UTF-8, UTF-16 with a byte order mark, or Latin-1.
 
     Raises:
       EnvDataError: names file, line, what is there and what is allowed.
     """
-    try:
-        # utf-8-sig: editors on Windows put a byte order mark before the first header. Only "\n"
-        # ends a line (read_text turns "\r\n" into it); splitlines would also split at form feeds.
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EnvDataError(f"env.options.levels: {path} cannot be read: {error}") from error
     levels: list[Level] = []
     rows: list[str] = []
-    header = first_row = 0
-    ended = False  # a blank line ends a board; a row after it would move the rows below it up
-    for number, line in enumerate([*lines, ";"], start=1):
-        if line.startswith(";"):
-            if header:
-                levels.append(_level(path, header, first_row, rows))
-            header, rows, ended = number, [], False
-        elif not line or line.isspace():
-            ended = bool(rows)
-        elif not header:
-            raise EnvDataError(f"{path}, line {number}: {line!r} before the first '; number' line")
-        elif ended:
-            raise EnvDataError(
-                f"{path}, line {number}: {line!r} after a blank line; rows of a board follow each"
-                " other, and a new board begins with a '; number' line"
-            )
-        else:
-            for column, character in enumerate(line, start=1):
-                if character not in _XSB:
-                    raise EnvDataError(
-                        f"{path}, line {number}, column {column}: {character!r} is no cell; allowed"
-                        f" are {' '.join(repr(c) for c in _XSB)}"
-                    )
-            first_row = first_row if rows else number
-            rows.append(line)
+    first = comment = 0  # lines where the board and the comment begin; 0: in none
+    lines = _decoded(files.read_bytes(path)).split("\n")
+    for number, line in enumerate([*lines, ""], start=1):
+        key = line.strip().lower()
+        if key == "comment:":
+            comment = number
+        elif key == "comment-end:":
+            comment = 0
+        found = [] if comment else _rows(line, bool(rows), f"{path}, line {number}")
+        if found:
+            first = first if rows else number
+            rows += found
+        elif rows:
+            levels.append(_level(f"{path}, level at line {first}", rows))
+            rows = []
+    if comment:
+        raise EnvDataError(f"{path}, line {comment}: 'Comment:' without a line 'Comment-End:'")
     if not levels:
-        raise EnvDataError(f"{path}: no level; expected '; number' lines, each before a board")
+        raise EnvDataError(
+            f"{path}: no level; a level is at least 3 rows of the cells {_CELLS}, walled in by '#'"
+        )
     return levels
 
 
-def _level(path: str | Path, header: int, first_row: int, rows: list[str]) -> Level:
-    where = f"{path}, level at line {header}"
+def _decoded(data: bytes) -> str:
+    """The text, with "\\n" as its line break. Only notes hold anything but ASCII."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = data.decode("utf-16", "replace")
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
+    # splitlines would also split at form feeds.
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _rows(line: str, inside: bool, where: str) -> list[str]:
+    """The board rows of a line: one, several where `|` parts them, none for a note.
+
+    Args:
+      line: the line.
+      inside: the line before it was a row; a line that begins with a wall is a row too then.
+      where: what to call it in errors.
+    """
+    text = line.rstrip().expandtabs()
+    if set(text) <= _XSB.keys():
+        # Each row of what is walled in has a wall; but a box may stand beside the board.
+        return [text] if "#" in text or (inside and set(text) & set(".$*@+")) else []
+    if "|" in text and _RUN_LENGTHS.fullmatch(text):
+        return [_expanded(row) for row in text.strip("|").split("|")]
+    if inside and text.lstrip(" -_").startswith("#"):
+        column, sign = next((n, c) for n, c in enumerate(text, 1) if c not in _XSB)
+        raise EnvDataError(f"{where}, column {column}: {sign!r} is no cell; allowed are {_CELLS}")
+    return []
+
+
+def _expanded(row: str) -> str:
+    """A row without its run lengths; two digits a run do, since a board has at most MAX_SIDE."""
+    return re.sub(r"([0-9]+)(.)", lambda found: int(found[1]) * found[2], row)
+
+
+def _level(where: str, rows: list[str]) -> Level:
     if len(rows) < 3:
-        raise EnvDataError(f"{where}: {len(rows)} rows; a board has at least 3")
+        raise EnvDataError(
+            f"{where}: {len(rows)} rows; a board has at least 3, with no other line between them"
+        )
     width = max(len(row) for row in rows)
+    if len(rows) > MAX_SIDE or width > MAX_SIDE:
+        raise EnvDataError(
+            f"{where}: {len(rows)} rows of {width} cells; at most {MAX_SIDE} of each are allowed"
+        )
     # XSB files leave out blanks at the end of a row, so short rows are filled up; one that lost a
     # wall is found below, because the player could leave the board there.
     cells = {
@@ -113,9 +154,9 @@ def _level(path: str | Path, header: int, first_row: int, rows: list[str]) -> Le
     for row, column in sorted(_reachable(level.player, walls, level)):
         if row in (0, level.rows - 1) or column in (0, width - 1):
             raise EnvDataError(
-                f"{path}, line {first_row + row}, column {column + 1}: the board is open to the"
-                f" outside here (row of {len(rows[row])} of {width} cells); the player's area must"
-                " be walled in"
+                f"{where}: row {row + 1}, column {column + 1}: the board is open to the outside"
+                f" here (row of {len(rows[row])} of {width} cells); the player's area must be"
+                " walled in"
             )
     return level
 

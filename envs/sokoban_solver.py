@@ -15,6 +15,7 @@ from envs.base import EnvDataError
 from envs.sokoban_levels import MOVES, Cell, Level
 
 UNITS = ("moves", "pushes")
+NO_LIMIT = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +152,7 @@ def solve_level(
     player: Cell,
     max_nodes: int,
     unit: str = "moves",
+    longest: int = NO_LIMIT,
 ) -> list[str] | None:
     """A plan with the fewest moves, or with the fewest pushes.
 
@@ -158,9 +160,10 @@ def solve_level(
       level, boxes, player: the position.
       max_nodes: positions expanded before giving up.
       unit: what is least, "moves" or "pushes".
+      longest: most of that unit a plan may have; a small number ends a vain search early.
 
     Returns:
-      Moves, or None when there is no plan or the limit was reached.
+      Moves, or None when there is no such plan or `max_nodes` was reached.
 
     Raises:
       EnvDataError: unknown unit.
@@ -169,16 +172,30 @@ def solve_level(
         raise EnvDataError(f"unit = {unit!r}: must be one of {', '.join(UNITS)}")
     grid = grid_of(level)
     start = grid.mask(boxes), grid.index(player)
-    pushes = _search(grid, *start, unit == "pushes", max_nodes)
+    pushes, _ = _search(grid, *start, unit == "pushes", max_nodes, longest)
     return None if pushes is None else play_pushes(grid, *start, pushes)
 
 
+def unsolvable_within(level: Level, longest: int, max_nodes: int) -> bool:
+    """True if it is certain that no plan of `longest` moves solves the level from its start.
+
+    False also where `max_nodes` positions are too few to tell.
+    """
+    grid = grid_of(level)
+    start = grid.mask(level.boxes), grid.index(level.player)
+    pushes, complete = _search(grid, *start, False, max_nodes, longest)
+    return pushes is None and complete
+
+
 def _search(
-    grid: Grid, boxes: int, player: int, count_pushes: bool, max_nodes: int
-) -> list[tuple[int, int]] | None:
+    grid: Grid, boxes: int, player: int, count_pushes: bool, max_nodes: int, longest: int
+) -> tuple[list[tuple[int, int]] | None, bool]:
     """A* with the sum of push distances as bound; a position is (boxes, player).
 
     Where pushes are counted walking is free, so all cells of the player's area are one position.
+
+    Returns:
+      The pushes, or None; and whether the search was complete, so that None means: there is none.
     """
     distance = push_distances(grid)
 
@@ -189,7 +206,7 @@ def _search(
         return (region & -region).bit_length() - 1
 
     if any(box not in distance for box in indices(boxes)):
-        return None
+        return None, True
     start = (boxes, place(boxes, player))
     best = {start: 0}
     came: dict[tuple[int, int], tuple[tuple[int, int], tuple[int, int]]] = {}
@@ -204,10 +221,10 @@ def _search(
             while node in came:
                 node, push = came[node]
                 pushes.append(push)
-            return pushes[::-1]
+            return pushes[::-1], True
         expanded += 1
         if expanded > max_nodes:
-            return None
+            return None, False
         for moves, box, step in _pushes(grid, *node):
             ahead = box + step
             if ahead not in distance:
@@ -215,10 +232,12 @@ def _search(
             new_boxes = node[0] ^ (1 << box | 1 << ahead)
             successor = (new_boxes, place(new_boxes, box))
             new_cost = cost + (1 if count_pushes else moves)
-            if new_cost < best.get(successor, 1 << 30):
+            bound = estimate - cost - distance[box] + distance[ahead]
+            if new_cost + bound > longest:
+                continue
+            if new_cost < best.get(successor, NO_LIMIT):
                 best[successor] = new_cost
                 came[successor] = (node, (box, step))
-                bound = estimate - cost - distance[box] + distance[ahead]
                 tie += 1
                 heapq.heappush(heap, (new_cost + bound, -tie, new_cost, successor))
-    return None
+    return None, True

@@ -9,14 +9,18 @@ quirks are those of textworld 1.7 (textworld/envs/pddl: logic.ebnf, textgen.ebnf
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
-import json
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+from envs import files
 from envs.base import EnvDataError
+
+_MAX_COST = 100_000  # of one text; the longest of the generated games' texts costs 350
+_MAX_DEPTH = 50  # rules inside rules; ALFRED's grammar has 4
 
 Placeholder = tuple[str, str]  # (name, type)
 Binding = Mapping[Placeholder, str]  # placeholder -> object id
@@ -85,6 +89,36 @@ class ActionText:
     feedback: tuple[Symbol, ...]
 
 
+class _Spent(Exception):
+    """An expansion costs more than its budget."""
+
+
+class Budget:
+    """What an expansion may cost: 1 a symbol, 1 a character, 1 a fact that a query looks at.
+
+    Args:
+      limit: of the sum.
+    """
+
+    def __init__(self, limit: int = _MAX_COST):
+        self.limit = limit
+        self._left, self._depth = limit, 0
+
+    def spend(self, cost: int) -> None:
+        self._left -= cost
+        if self._left < 0:
+            raise _Spent
+
+    @contextlib.contextmanager
+    def deeper(self) -> Iterator[None]:
+        """One rule inside another."""
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise _Spent
+        yield
+        self._depth -= 1
+
+
 class Grammar:
     """A parsed grammar.
 
@@ -131,27 +165,56 @@ class Grammar:
             names |= queried(action.template) | queried(action.feedback)
         return frozenset(names)
 
-    def derive(self, symbols: Iterable[Symbol], world: World, binding: Binding) -> str:
+    def derive(
+        self,
+        symbols: Iterable[Symbol],
+        world: World,
+        binding: Binding,
+        budget: Budget | None = None,
+    ) -> str:
         """The text of `symbols` in a world.
 
+        Args:
+          symbols: what to expand.
+          world: answers queries.
+          binding: the objects of placeholders.
+          budget: what the expansion may cost, by default its own.
+
         Raises:
-          EnvDataError: a rule is missing, has no alternative that applies, or an expression names
-            something unbound.
+          EnvDataError: a rule is missing, has no alternative that applies or expands without end,
+            or an expression names something unbound.
         """
+        budget = Budget() if budget is None else budget
+        try:
+            return self._derive(symbols, world, binding, budget)
+        except _Spent:
+            raise EnvDataError(
+                f"{self._where}: the text of {_shown(symbols)} expands to over {budget.limit}"
+                f" characters, rules and facts, or {_MAX_DEPTH} rules deep"
+            ) from None
+
+    def _derive(self, symbols: Iterable[Symbol], world: World, binding: Binding, budget) -> str:
         out: list[str] = []
         for symbol in symbols:
+            budget.spend(1)
             if isinstance(symbol, str):
+                budget.spend(len(symbol))
                 out.append(symbol)
             elif isinstance(symbol, _Repeat):
                 texts = [
-                    self.derive((symbol.expression,), world, found)
+                    self._derive((symbol.expression,), world, found, budget)
                     for found in (
                         world.assignments(symbol.query, binding) if symbol.query else (binding,)
                     )
                 ]
-                out.append(self._join(texts, world, binding) if symbol.listed else "".join(texts))
+                joined = (
+                    self._join(texts, world, binding, budget) if symbol.listed else "".join(texts)
+                )
+                out.append(joined)
             elif isinstance(symbol, _Reference):
-                out.append(self.derive(self._expand(symbol.rule, world, binding), world, binding))
+                with budget.deeper():
+                    expanded = self._expand(symbol.rule, world, binding)
+                    out.append(self._derive(expanded, world, binding, budget))
             else:
                 names = {name: world.entity(found) for (name, _), found in binding.items()}
                 try:
@@ -170,15 +233,21 @@ class Grammar:
                 return symbols
         raise EnvDataError(f"{self._where}: rule {rule!r}: no alternative applies")
 
-    def _join(self, texts: list[str], world: World, binding: Binding) -> str:
+    def _join(self, texts: list[str], world: World, binding: Binding, budget) -> str:
         def rule(name: str) -> str:
-            return self.derive((_Reference(name),), world, binding)
+            return self._derive((_Reference(name),), world, binding, budget)
 
         if not texts:
             return rule("list_empty")
         if len(texts) == 1:
             return texts[0]
         return rule("list_separator").join(texts[:-1]) + rule("list_last_separator") + texts[-1]
+
+
+def _shown(symbols: Iterable[Symbol]) -> str:
+    """The beginning of a right-hand side, for errors."""
+    first = next(iter(symbols), "")
+    return f"#{first.rule}#" if isinstance(first, _Reference) else repr(first)[:60]
 
 
 def queried(symbols: Iterable[Symbol]) -> set[str]:
@@ -191,7 +260,7 @@ _LITERAL = re.compile(r'[^;|"<>\[\]#{}]+')
 _QUOTED = re.compile(r'"([^;|"<>\[\]#{}]*)"')
 _REFERENCE = re.compile(r"#([\w()/!<>\-\s,.]+)#")
 _REPEAT = re.compile(
-    r"\{(?:#(?P<rule>[\w()/!<>\-\s,.]+)#|(?P<source>[^|\[\]{}\n<>#][^|\[\]{}\n<>]*))"
+    r"\{(?:#(?P<rule>[\w()/!<>\-\s,.]+)#|(?P<source>[^|\[\]{}\n<>#][^|\[\]{}\n<>]*+))"
     r"(?:\s*\|\s*(?P<query>[^;|{}\n\[\]#]+))?\}"
 )
 # Before the first symbol the original takes white space for an empty comment, so a text cannot
@@ -261,9 +330,9 @@ def _expression(source: str, where: str) -> _Evaluation:
     try:
         tree = ast.parse(source.strip(), mode="eval").body
         return _Evaluation(source, _compile(tree))
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise EnvDataError(
-            f"{where}: {{{source}}}: may use names, their {', '.join(sorted(_ATTRIBUTES))}, strings,"
+            f"{where}: {{{source[:60]}}}: may use names, their {', '.join(sorted(_ATTRIBUTES))}, strings,"
             f" +, or, and ({error})"
         ) from None
 
@@ -346,10 +415,7 @@ def _parse_document(text: str, where: str):
 
 
 def _rules(block: str, where: str) -> dict[str, list]:
-    try:
-        rules = json.loads(block)
-    except json.JSONDecodeError as error:
-        raise EnvDataError(f"{where}: the grammar block is not JSON: {error}") from None
+    rules = files.parse_json(block, f"{where}: the grammar block")
     if not isinstance(rules, dict) or not all(isinstance(v, list) for v in rules.values()):
         raise EnvDataError(f"{where}: the grammar block must map rule names to lists")
     return rules

@@ -37,6 +37,7 @@ PER_PAGE = 10
 MAX_RESULTS = 50
 CACHED_FROM = 10_000  # products; fewer are indexed as fast as an index file is read
 SEPARATOR = " [SEP] "
+_MAX_CHOICES = 1024  # sets of options that an expert keeps in view
 _SUB_PAGES = {"description": "Description", "features": "Features", "reviews": "Reviews"}
 _LIMITS = {"test": 500, "valid": 1000}  # the original's split, where there are goals enough
 
@@ -503,6 +504,8 @@ def _best_choices(product: Product, goal: Goal) -> list[tuple[str, str]]:
                 if gain - met and len(chosen) < len(grown.get(met | gain, [None] * 99)):
                     grown[met | gain] = [*chosen, (name, value)]
         frontier = list(grown.items())
+        if len(frontier) > _MAX_CHOICES:  # with 40 options there are 2^40 sets
+            frontier = sorted(frontier, key=lambda item: -len(item[0]))[:_MAX_CHOICES]
     for met, chosen in frontier:
         if len(met) > reached or (len(met) == reached and len(chosen) < len(best)):
             best, reached = chosen, len(met)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
+from envs import files
 from envs.base import EnvDataError, stable_seed
 from envs.webshop_reward import NO_LIMIT
 
@@ -30,7 +32,9 @@ SOURCE = (
     " env.options.data a generated catalogue is played"
 )
 _PRICE_STEPS = [10.0 * step for step in range(1, 100)]
-_MAX_RECORD = 1 << 26  # characters; more is a broken file, not a product
+_MAX_RECORD = 1 << 24  # characters; more is a broken file, not a product
+# Synthetic goals of a catalogue: this many, or this many a product if that is more.
+_MAX_GOALS, _MAX_GOALS_EACH = 1_000_000, 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,16 +107,12 @@ def read_records(path: Path) -> Iterator[tuple[str | int, Any]]:
     Raises:
       EnvDataError: not JSON, or neither a list nor an object.
     """
-    decoder = json.JSONDecoder()
-    with open(path, encoding="utf-8") as file:
+    with files.open_text(path) as file:
         buffer, position, offset = "", 0, 0
 
         def more(size: int = 1 << 20) -> bool:
             nonlocal buffer, position, offset
-            try:
-                chunk = file.read(size)
-            except UnicodeDecodeError as error:
-                raise EnvDataError(f"{path}: not UTF-8 ({error})") from None
+            chunk = file.read(size)
             offset += position
             buffer, position = buffer[position:] + chunk, 0
             return bool(chunk)
@@ -136,15 +136,15 @@ def read_records(path: Path) -> Iterator[tuple[str | int, Any]]:
             size = 1 << 20
             while True:
                 try:
-                    found, end = decoder.raw_decode(buffer, position)
-                except (json.JSONDecodeError, RecursionError) as error:
+                    found, end = files.decode_at(buffer, position)
+                except json.JSONDecodeError as error:
                     # The record may go on in the next chunk; ever larger ones, so that a broken
                     # file is not parsed again for every megabyte.
                     if len(buffer) - position > _MAX_RECORD or not more(size):
                         raise fail(f"not JSON ({error})") from None
                     size *= 2
                     continue
-                except ValueError as error:  # a number of more digits than Python reads
+                except (ValueError, RecursionError) as error:  # a number out of range; too deep
                     raise fail(f"not JSON that can be read ({error})") from None
                 position = end
                 return found
@@ -206,10 +206,11 @@ def find_files(directory: str, products: str) -> tuple[Path, Path, Path]:
         root / name for name in (products, f"items_ins_v2{named.group(1)}.json", HUMAN_FILE)
     )
     for path in paths:
-        if not path.is_file():
+        if not path.exists():
             raise EnvDataError(
                 f"env.options.data = {directory!r}: {path.name} is missing; {SOURCE}"
             )
+        files.check_regular(path)
     return paths
 
 
@@ -251,7 +252,7 @@ def parse_price(record: Record) -> tuple[tuple[float, ...], str]:
         prices = [float(Decimal(re.sub(r"[^\d.]", "", p))) for p in pricing.split("$")[1:]]
     except InvalidOperation:
         raise record.fail("pricing", allowed) from None
-    if not prices:
+    if not prices or not math.isfinite(max(prices)) or re.search(r"\d[eE][-+]?\d", pricing):
         raise record.fail("pricing", allowed)
     if len(prices) == 1:
         return tuple(prices), f"${prices[0]}"
@@ -381,6 +382,11 @@ class Catalogue:
         return tuple(found)
 
 
+def _count(number: int) -> str:
+    """A number in words of bounded length."""
+    return str(number) if number < 10**15 else f"over 10^{int(math.log10(number))}"
+
+
 # -- goals -----------------------------------------------------------------------------------------
 def price_limit(price: float, *names: object) -> tuple[float, str]:
     """(limit, its words): the larger of two of the next four multiples of ten above the price."""
@@ -419,12 +425,27 @@ class Goals(Sequence):
                 instructions = self._human.get(product.asin, ())
                 numbers = [n for n, found in enumerate(instructions) if found.attributes]
             else:
-                combinations = 1 if product.asin in catalogue.synthetic else 0
-                for _, values in product.options:
-                    combinations *= len(values)
-                numbers = range(combinations)
+                numbers = range(self._combinations(product))
             self._keys += [(place, number) for number in numbers]
         random.Random(SHUFFLE_SEED).shuffle(self._keys)
+
+    def _combinations(self, product: Product) -> int:
+        """Number of a product's synthetic goals.
+
+        Raises:
+          EnvDataError: with them the catalogue has more than are made.
+        """
+        if product.asin not in self._catalogue.synthetic:
+            return 0
+        number = math.prod(len(values) for _, values in product.options)
+        most = max(_MAX_GOALS, _MAX_GOALS_EACH * len(self._catalogue.products))
+        if len(self._keys) + number > most:
+            raise EnvDataError(
+                f"env.options.goals = 'synthetic': product {product.asin}: its"
+                f" {len(product.options)} options have {_count(number)} combinations, each of them"
+                f" a goal; the catalogue may have {most} goals"
+            )
+        return number
 
     def __len__(self) -> int:
         return len(self._keys)

@@ -40,9 +40,10 @@ _FORMAT = 1  # of the cache file; a change of analysis or layout needs a new num
 _log = logging.getLogger("envs.webshop")
 
 # Lucene's StandardTokenizer (Unicode UAX #29): letters go on over one of : . ' between letters,
-# digits over one of , ; . ' between digits, and an underscore joins everything.
+# digits over one of , ; . ' between digits, and an underscore joins everything. `(?<!_)` changes no
+# match; without it a row of underscores takes the square of its length.
 _ASCII_WORD = re.compile(
-    r"(?=_*[A-Za-z0-9])\w+(?:(?:(?<=[A-Za-z])[:.'](?=[A-Za-z])|(?<=[0-9])[,;.'](?=[0-9]))\w+)*",
+    r"(?<!_)(?=_*[A-Za-z0-9])\w+(?:(?:(?<=[A-Za-z])[:.'](?=[A-Za-z])|(?<=[0-9])[,;.'](?=[0-9]))\w+)*",
     re.ASCII,
 )
 

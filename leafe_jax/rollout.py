@@ -181,7 +181,7 @@ class Rollout:
         if self.config.mode == "dialogue":
             return self.prompts.observation(episode.step, episode.observation, experience)
         shown = episode.turns[max(0, len(episode.turns) - self.config.window) :]
-        return self._window(episode, shown, experience, self.env.prompt_actions(episode.state))
+        return self._window(episode, shown, experience, self.env.shown_actions(episode.state))
 
     def _window(
         self,

@@ -1,10 +1,12 @@
 """A simulator for tests: it counts, remembers where it ran, and can be told to misbehave."""
 
 import os
+import sys
 import time
 
 from envs.base import EnvDataError, Task
-from envs.replay import ReplayEnvironment, Reply, Simulator
+from envs.replay import ReplayEnvironment
+from envs.workers import Reply, Simulator
 
 
 class CountingSimulator(Simulator):
@@ -14,6 +16,13 @@ class CountingSimulator(Simulator):
       drift: file whose content is appended to each observation, as an unstable simulator would.
       calls: file to which each reset and step is appended.
     """
+
+    # What no simulator should reply.
+    ODD = {
+        "none": None, "no text": Reply(None), "bytes": Reply(b"x"), "nan": Reply("x", float("nan")),
+        "no score": Reply("x", None), "text score": Reply("x", "1"), "no flag": Reply("x", 0.0, None),
+        "lone": Reply("a \udc80 b", 3),
+    }  # fmt: skip
 
     def __init__(self, drift: str, calls: str):
         self._drift, self._calls = drift, calls
@@ -38,6 +47,15 @@ class CountingSimulator(Simulator):
             if "die once" not in open(self._calls).read():
                 self._say(action)
                 os._exit(9)
+        if action == "die loudly":
+            print(
+                "Traceback (most recent call last):\nfatal: out of beads",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(9)
+        if action in self.ODD:
+            return self.ODD[action]
         if action == "hang":
             time.sleep(60)
         self._words.append(action)

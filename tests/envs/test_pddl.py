@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from envs import pddl
+from envs import grounding, pddl
 from envs.base import EnvDataError
 
 DOMAIN = """
@@ -35,7 +35,7 @@ PROBLEM = """
 
 
 def ground(domain=DOMAIN, problem=PROBLEM, asked=frozenset()):
-    return pddl.Grounder(pddl.read_task(domain, problem, "test"), asked, "test")
+    return grounding.Grounder(pddl.read_task(domain, problem, "test"), asked, "test")
 
 
 def facts_of(grounder, mask):
@@ -43,7 +43,9 @@ def facts_of(grounder, mask):
 
 
 def applicable(grounder, mask):
-    return {(o.action, *o.arguments): o for o in grounder.operators if pddl.holds(o.branches, mask)}
+    return {
+        (o.action, *o.arguments): o for o in grounder.operators if grounding.holds(o.branches, mask)
+    }
 
 
 def test_operators_by_hand():
@@ -65,8 +67,8 @@ def test_operators_by_hand():
     assert ("on", "c2") in facts_of(g, flipped)
     assert now["flip", "c2"].apply(flipped) == g.initial
     assert applicable(g, flipped)["clear",].apply(flipped) == g.initial
-    assert not pddl.holds(g.goal, moved)
-    assert pddl.holds(g.goal, applicable(g, moved)["finish", "c1"].apply(moved))
+    assert not grounding.holds(g.goal, moved)
+    assert grounding.holds(g.goal, applicable(g, moved)["finish", "c1"].apply(moved))
 
 
 def test_an_operator_that_changes_nothing_is_none():
@@ -115,7 +117,7 @@ GOALS = (
 def test_ground_conditions_against_their_definition(goal):
     head = PROBLEM.partition("(:goal")[0]
     task = pddl.read_task(DOMAIN, f"{head} (:goal {goal}))", "test")
-    g = pddl.Grounder(task, frozenset({"on", "at", "done"}), "test")
+    g = grounding.Grounder(task, frozenset({"on", "at", "done"}), "test")
     _ = g.goal, g.operators
     static = {fact for facts in g.static.values() for fact in facts}
     rng = random.Random(1)
@@ -125,7 +127,7 @@ def test_ground_conditions_against_their_definition(goal):
         if rng.random() < 0.5:
             mask |= rng.getrandbits(len(g.fluents))
         values.append(truth(task.goal, facts_of(g, mask) | static, {}, task))
-        assert pddl.holds(g.goal, mask) == values[-1]
+        assert grounding.holds(g.goal, mask) == values[-1]
     assert len(set(values)) == 2  # both values came up
 
 

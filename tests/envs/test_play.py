@@ -164,7 +164,7 @@ class Hostile(Environment):
         self.closed = False
 
     def _list_tasks(self, split):
-        return [Task("only/x/0", "x", "only")]
+        return [Task("only/\x1b[5m/0", "x", "only")]
 
     def _reset(self, task_id):
         return State(task_id), "clear \x1b[2J bell \x07 back \x08 lone \ud800 \x9b1m\u202e end"
@@ -190,9 +190,20 @@ def test_control_characters_of_an_environment_do_not_reach_the_terminal(monkeypa
     assert play.main(["--env=hostile"]) == 0 and env.closed
     out = capsys.readouterr().out
     assert not {c for c in out if not c.isprintable()} - {"\n", "\t"}
-    assert "clear \\x1b[2J bell \\x07" in out and "\\u202e end" in out and "\\ud800" in out
+    assert "clear \\x1b[2J bell \\x07" in out and "\\u202e end" in out and "lone \ufffd" in out
+    assert out.startswith("hostile, task only/\\x1b[5m/0\n") and "\\x1b[31m" in out
     assert "The expert knows no way" in out and out.count("over, not solved") == 1
     assert "The episode is over; :undo" in out
+
+
+def test_control_characters_in_errors_do_not_reach_the_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(envs, "make", lambda name, **options: Hostile())
+    assert play.main(["--env=hostile", "--task=\x1b]0;x\x07"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(
+        r"error: --task=\x1b]0;x\x07: split 'only' has the tasks 0 to 0, or ids such as"
+    )
+    assert err.endswith("\\x1b[5m/0\n") and err[:-1].isprintable()
 
 
 def test_at_a_terminal_with_an_interrupt():

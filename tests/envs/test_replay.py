@@ -147,6 +147,40 @@ def test_a_simulator_that_keeps_breaking_is_one_clear_error(make):
     assert env.step(state, "b")[1].observation == f"{TASK} a b"  # the environment goes on
 
 
+def test_what_a_dying_worker_prints_is_in_the_error_alone(make, capfd):
+    env = make(num_workers=1)
+    state, _ = env.reset(TASK)
+    with pytest.raises(
+        EnvDataError, match=r"3 times, last: the worker ended \(fatal: out of beads"
+    ):
+        env.step(state, "die loudly")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("action", "field"),
+    [
+        ("none", "reply = None: must be a Reply"), ("no text", "observation = None"),
+        ("bytes", "observation = b'x'"), ("nan", "score = nan"), ("no score", "score = None"),
+        ("text score", "score = '1'"), ("no flag", "done = None"),
+    ],
+)  # fmt: skip
+def test_wrong_replies_are_named(make, action, field):
+    env = make(num_workers=1)
+    state, _ = walk(env, env.reset(TASK)[0], "ab")
+    with pytest.raises(EnvDataError, match=f"counting task '{TASK}', step 3: {field}"):
+        env.step(state, action)
+    assert env.step(state, "c")[1].observation == f"{TASK} a b c"
+
+
+def test_a_lone_surrogate_is_replaced_and_replayed(make):
+    env = make(num_workers=1)
+    state, results = walk(env, env.reset(TASK)[0], ["lone", "b"])
+    assert results[0].observation == "a \ufffd b" and results[0].reward == 3.0
+    walk(env, env.reset(OTHER)[0], "q")
+    assert walk(env, state, "c")[1][0].observation == f"{TASK} b c"
+
+
 def test_an_unstable_simulator_is_named_with_both_texts(make, tmp_path):
     env = make(num_workers=1)
     state, _ = walk(env, env.reset(TASK)[0], "abc")

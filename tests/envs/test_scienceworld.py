@@ -8,6 +8,8 @@ import pickle
 import random
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,38 @@ def test_java_must_be_one_whose_hash_codes_can_be_set(tmp_path, monkeypatch, sai
 def test_wrong_options_are_named(options, message):
     with pytest.raises(EnvDataError, match=message):
         make(**options)
+
+
+def test_a_java_that_cannot_start_is_one_line(tmp_path, monkeypatch):
+    java = tmp_path / "java"
+    java.write_text("#!/bin/sh\necho 'Could not reserve enough space'; exit 1\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    sw._java_version.cache_clear()
+    try:
+        with pytest.raises(EnvDataError, match="says 'Could not reserve enough space'"):
+            make()
+    finally:
+        sw._java_version.cache_clear()
+
+
+@needs_java
+def test_a_java_that_ends_at_once_is_one_line(tmp_path, monkeypatch):
+    java = tmp_path / "java"
+    java.write_text(
+        '#!/bin/sh\n[ "$1" = -version ] && echo \'openjdk version "17"\' >&2 && exit 0\nexit 1\n'
+    )
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    sw._java_version.cache_clear()
+    env = make()
+    try:
+        with pytest.raises(EnvDataError, match="env.name = 'scienceworld': Java did not start"):
+            env.reset("train/boil/0000")
+    finally:
+        env.close()
+        sw._java_version.cache_clear()
 
 
 # -- with Java -------------------------------------------------------------------------------------
@@ -272,6 +306,36 @@ def test_a_killed_jvm_costs_a_replay(env):
             os.kill(int(child), signal.SIGKILL)  # the JVM, not the worker
     assert env.step(state, "look in cupboard") == reference
     assert {worker.pid for worker in env._workers} != before
+
+
+@needs_java
+@pytest.mark.parametrize("always", [False, True])
+def test_a_killed_jvm_prints_nothing(always):
+    code = f"""
+import os, envs
+from pathlib import Path
+from envs.base import EnvDataError
+def kill(seconds=None, *message):
+    for worker in env._workers:
+        for child in Path(f"/proc/{{worker.pid}}/task/{{worker.pid}}/children").read_text().split():
+            os.kill(int(child), 9)
+env = envs.make("scienceworld", num_workers=1, timeout=30)
+state, _ = env.reset("train/boil/0000")
+kill()
+if {always}:
+    from envs.workers import Worker
+    request = Worker.request
+    Worker.request = lambda worker, *a: (kill() if a[1] != "start" else None, request(worker, *a))[1]
+try:
+    print(env.step(state, "open door to kitchen")[1].observation)
+except EnvDataError as error:
+    print(error)
+env.close()
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert ran.stderr == "" and ran.stdout.count("\n") == 1, ran.stdout + ran.stderr
+    said = "the simulator broke 3 times, last: " if always else "The door is "
+    assert said in ran.stdout
 
 
 @needs_java

@@ -1,6 +1,7 @@
 """Sokoban rules against hand-computed cases and a brute-force solver; level files."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -56,16 +57,24 @@ def test_pushing_off_a_target_and_against_things(tmp_path):
     ("text", "message"),
     [
         ("; 0\n#####\n#@x.#\n#####\n", r"line 3, column 3: 'x' is no cell"),
-        ("; 0\n#####\n# $.#\n#####\n", r"line 1: 0 players"),
-        ("; 0\n#####\n#@@.#\n#####\n", r"line 1: 2 players"),
+        ("; 0\n#####\n# $.#\n#####\n", r"level at line 2: 0 players"),
+        ("; 0\n#####\n#@@.#\n#####\n", r"level at line 2: 2 players"),
         ("; 0\n#####\n#@..#\n#####\n", r"0 boxes and 2 targets"),
-        ("#####\n#@$.#\n#####\n", r"line 1: '#####' before the first"),
+        ("; 0\n#####\n#@$.#\n# x #\n#####\n", r"line 4, column 3: 'x' is no cell"),
+        ("#####\n#@$$.#\n#####\n", r"line 1: 2 boxes and 1 targets"),
+        ("Comment:\n#####\n#@$.#\n#####\n", r"line 1: 'Comment:' without a line 'Comment-End:'"),
+        (f"{'#' * 101}\n#@$.#\n#####\n", r"3 rows of 101 cells; at most 100"),
+        ("#####\n" + "#   #\n" * 101, r"102 rows of 5 cells; at most 100"),
+        ("\x89PNG\r\n\x1a\n", r"no level"),
         ("; 0\n#@$.#\n", r"1 rows"),
         ("", r"no level"),
-        ("; 0\n#####\n#@$. \n#####\n", r"line 3, column 5: the board is open to the outside"),
-        ("; 0\n#####\n#@$.#\n###\n", r"line 4, column \d: .*row of 3 of 5 cells"),
-        ("; 0\n#####\n#@$.#\n\n#   #\n#####\n", r"line 5: '#   #' after a blank line"),
-        ("; 0\n#####\n#@* #\n#####\n", r"line 1: every box is on a target already"),
+        (
+            "; 0\n#####\n#@$. \n#####\n",
+            r"level at line 2: row 2, column 5: the board is open to the outside",
+        ),
+        ("; 0\n#####\n#@$.#\n###\n", r"level at line 2: row 3, column \d: .*row of 3 of 5 cells"),
+        ("; 0\n#####\n#@$.#\n\n#   #\n#####\n", r"level at line 2: 2 rows; a board has at least 3"),
+        ("; 0\n#####\n#@* #\n#####\n", r"level at line 2: every box is on a target already"),
         ("; 0\n#####\n#@$\f.#\n#####\n", r"line 3, column 4: '\\x0c' is no cell"),
     ],
 )
@@ -186,11 +195,80 @@ def test_files_from_other_editors(tmp_path):
     assert parse_levels(path) == plain
 
 
+def test_collections_as_people_write_them(tmp_path):
+    """Titles, authors, comments and blank lines around boards; each board is one level."""
+    path = tmp_path / "mine.xsb"
+    box, room = "#####\n#@$.#\n#####\n", "  ####\n###  #\n#@$ .#\n######\n"
+    first, second = (only(tmp_path, text) for text in (box, room))
+    collection = (
+        "Two Rooms\n\nCollection of 2 levels, (c) somebody; e-mail a@b.c\n::\nTitle: # 1 $\n\n"
+        f"{box}Title: The Box\nAuthor: J\xf6rg\nSolution: R\n\n\n; a comment # with a wall\n"
+        f"{room}; 2\n\nComment:\n{box}Comment-End:\n#2 is the last one\n"
+    )
+    for encoding in ("latin-1", "utf-8", "utf-8-sig", "utf-16"):
+        for end in ("\n", "\r\n", "\r"):
+            path.write_bytes(collection.replace("\n", end).encode(encoding))
+            assert parse_levels(path) == [first, second], (encoding, end)
+
+
+def only(tmp_path, text):
+    path = tmp_path / "one.xsb"
+    path.write_text(text)
+    (level,) = parse_levels(path)
+    return level
+
+
+def test_rows_as_programs_write_them(tmp_path):
+    plain = only(tmp_path, "  ####\n###  #\n#@$ .#\n######\n")
+    for text in (
+        "--####\n###--#\n#@$-.#\n######",  # signs for floor
+        "__####\n###__#\n#@$_.#\n######",
+        "  ####  \n###  #\t\n#@$ .# \n######\t\n\t",  # blanks and tabs at the end
+        "2-4#|3#2-#|#@$-.#|6#",  # run lengths
+        "; 1\n|2 4#|3#2 #|#@$ .#|6#|\n; 2",
+    ):
+        assert only(tmp_path, text) == plain, text
+    # A tab stands for blanks up to the next column of eight.
+    tabs = only(tmp_path, "\t####\n    ##### #\n    #@$  .#\n    #######\n")
+    assert tabs == only(tmp_path, "        ####\n    ##### #\n    #@$  .#\n    #######\n")
+    # All seven signs, and floor outside the walls left out.
+    level = only(tmp_path, "   ###\n   #.#\n####$####\n#.*  +$ #\n####$ ###\n   ####")
+    assert len(level.boxes) == 4 and len(level.targets) == 4 and level.player in level.targets
+
+
+def test_levels_that_the_horizon_cannot_solve_are_announced(tmp_path, caplog):
+    far = LEVEL.replace("#@$.#", "#@     $       .#").replace("#   #", "#" + " " * 15 + "#")
+    far = far.replace("#####", "#" * 17)
+    path = str(tmp_path / "levels.txt")
+    for horizon, lost in ((12, 1), (13, 0), (120, 0)):
+        caplog.clear()
+        from_text(tmp_path, LEVEL + far, horizon=horizon)
+        expected = f"{path}: 1 of 2 levels tried have no solution of {horizon} moves"
+        assert (expected in caplog.text) == bool(lost), caplog.text
+    from_text(tmp_path, far, horizon=50, max_replies=9)
+    assert "1 of 1 levels tried have no solution of 9 moves" in caplog.text
+
+
+def test_a_level_file_beyond_reason_is_refused_at_once(tmp_path):
+    start = time.process_time()
+    path = tmp_path / "wide.txt"
+    path.write_text("#" * 10_000 + "\n" + ("#" + " " * 998 + "#\n") * 10_000)
+    os.mkfifo(tmp_path / "pipe.txt")
+    for name, message in (
+        (path, "10001 rows of 10000 cells; at most 100 of each"), (tmp_path / "pipe.txt", "a pipe"),
+        ("/dev/zero", "a device"), (tmp_path, "a directory"), (tmp_path / "none", "No such file"),
+    ):  # fmt: skip
+        with pytest.raises(EnvDataError, match=message) as error:
+            Sokoban(levels=[str(name)])
+        assert str(name) in str(error.value)
+    assert time.process_time() - start < 4
+
+
 def test_options():
     for options, field in (
         (dict(size=(3, 3)), "env.options.size"), (dict(num_boxes=0), "env.options.num_boxes"),
         (dict(size=6), "env.options.size"), (dict(num_boxes=True), "env.options.num_boxes"),
-        (dict(levels=["/nowhere.txt"]), "env.options.levels"), (dict(levels="a.txt"), "a list of paths"),
+        (dict(levels=["/nowhere.txt"]), "/nowhere.txt: cannot be read"), (dict(levels="a.txt"), "a list of paths"),
         (dict(levels=[1]), "a list of paths"), (dict(levels=3), "a list of paths"),
         (dict(invalid_action="skip"), "env.options.invalid_action = 'skip': must be one of 'reply', 'step', 'end'"),
         (dict(max_replies=-1), "env.options.max_replies"), (dict(max_replies=True), "env.options.max_replies"),

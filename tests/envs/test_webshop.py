@@ -402,3 +402,18 @@ def test_a_hundred_thousand_products(tmp_path, monkeypatch):
         print(f"{attempt} start: {ready:.1f} s, query {1000 * query:.2f} ms, peak {memory:.2f} GiB")
         assert ready < 60 and query < 0.005 and memory < 1.4  # GiB
     assert len(list((tmp_path / "cache").rglob("*.npz"))) == 1
+
+
+def test_texts_with_half_characters_and_escape_sequences_are_played(tmp_path):
+    """Half a character is shown as U+FFFD, and what is shown can be clicked."""
+    options = {"Color": [{"value": "\udc80 red"}, {"value": "\x1b(b"}, {"value": ""}]}
+    rows = [product("A1", name="Tea \ud800 Mug", customization_options=options)]
+    env = shop(tmp_path, rows, {"A1": [human("A1", "a \udfff mug", options=("\udc80 red",))]})
+    state, first = env.reset(env.tasks[0].task_id)
+    assert "a \ufffd mug" in first
+    state, result = play(env, state, "search[tea]", "click[a1]")
+    assert "Tea \ufffd Mug" in result.observation
+    for text in ("\ufffd red", "\x1b(b"):
+        assert text in result.observation and f"click[{text}]" in env.actions(state)
+        assert env.step(state, f"click[{text}]")[1].info["valid"]
+    assert env.solve(state) == ["click[\ufffd red]", "click[buy now]"]

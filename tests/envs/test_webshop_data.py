@@ -1,8 +1,10 @@
 """Data files in the official format: odd values, clear errors, goals, splits."""
 
 import json
+import os
 import random
 import re
+import time
 
 import pytest
 from webshop_files import human, product, write
@@ -55,6 +57,8 @@ def test_which_products_are_dropped():
         ({"pricing": "free"}, r"record 0 \(asin A1\): pricing = 'free': must be like"),
         ({"pricing": "$1.2.3"}, r"pricing = '\$1.2.3'"),
         ({"pricing": 5}, "pricing = 5"),
+        ({"pricing": "$1e400"}, r"pricing = '\$1e400'"),
+        ({"pricing": "$" + "9" * 400}, "pricing = '.999"),
         ({"name": None}, "name = None: must be a string"),
         ({"full_description": 3}, "full_description = 3"),
         ({"small_description": [1]}, r"small_description = \[1\]: must be a list of strings"),
@@ -138,6 +142,63 @@ def test_records_are_read_one_by_one_as_json_reads_them(tmp_path):
     path.write_bytes(b'["\xff"]')
     with pytest.raises(EnvDataError, match="not UTF-8"):
         list(read_records(path))
+
+
+@pytest.mark.parametrize("text", ['[{"asin": NaN}]', '{"A": 1e400}', "[Infinity]"])
+def test_numbers_that_are_none_are_named(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(EnvDataError, match="x.json: character"):
+        list(read_records(path))
+
+
+def wanted(asin):
+    return {asin: {"instruction": "find a mug", "instruction_attributes": ["tea"]}}
+
+
+@pytest.mark.parametrize(("options", "values"), [(12, 10), (300, 50), (3, 300)])
+def test_option_combinations_beyond_reason_are_refused_at_once(tmp_path, options, values):
+    start = time.process_time()
+    many = {f"option {n}": [{"value": f"{n}-{v}"} for v in range(values)] for n in range(options)}
+    data = write(tmp_path, [product("A1", customization_options=many)], wanted("A1"))
+    with pytest.raises(EnvDataError) as error:
+        envs.make("webshop", data=data, goals="synthetic", nouns="guess")
+    assert f"product A1: its {options} options have" in str(error.value)
+    assert time.process_time() - start < 4
+    # Instructions of people ask for some options only.
+    write(tmp_path, [product("A1", customization_options=many)], {}, {"A1": [human("A1")]})
+    env = envs.make("webshop", data=data, nouns="guess")
+    assert len(env.tasks) == 1 and "option 0" in env.step(*opened(env))[1].observation
+
+
+def opened(env):
+    state, _ = env.reset(env.tasks[0].task_id)
+    state, _ = env.step(state, "search[mug]")
+    return state, "click[a1]"
+
+
+def test_an_expert_copes_with_many_wanted_options(tmp_path):
+    start = time.process_time()
+    words = [f"{chr(97 + n // 10) * 4}{n % 10 * 1111:04d}" for n in range(40)]
+    many = {f"option {n}": [{"value": word}] for n, word in enumerate(words)}
+    data = write(tmp_path, [product("A1", customization_options=many)], {},
+                 {"A1": [human("A1", options=words)]})  # fmt: skip
+    env = envs.make("webshop", data=data, nouns="guess", horizon=50)
+    plan = env.solve(env.reset(env.tasks[0].task_id)[0])
+    assert plan is not None and len(plan) == 43
+    assert time.process_time() - start < 10
+
+
+def test_a_pipe_in_place_of_a_file_is_refused(tmp_path):
+    data = write(tmp_path, [product("A1")], {}, {"A1": [human("A1")]})
+    for name in ("items_shuffle.json", "items_ins_v2.json", "items_human_ins.json"):
+        path = tmp_path / name
+        path.rename(tmp_path / "kept")
+        os.mkfifo(path)
+        with pytest.raises(EnvDataError, match=f"{name}: is a pipe; it must be a regular file"):
+            envs.make("webshop", data=data)
+        path.unlink()
+        (tmp_path / "kept").rename(path)
 
 
 def test_price_limits():

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +103,9 @@ def test_environments_import_light():
         "import envs.webshop; assert not {'jax', 'spacy', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def test_a_row_of_underscores_takes_no_longer_than_words():
+    start = time.process_time()
+    assert analyze("_" * 200_000 + " mug " + "_" * 200_000 + "tea_" + "_-" * 100_000)[0] == "mug"
+    assert time.process_time() - start < 5
