@@ -91,12 +91,21 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run: `program`, then `tests` in the same namespace, reading `stdin`."""
+    """One run: `prelude`, `program` and `tests`, in this order and in one namespace.
+
+    Attributes:
+      program: source text. With tests its `__name__` is not "__main__", as if they imported it.
+      stdin: what the run reads.
+      tests: source that raises unless the program is right; "" for none.
+      limits: of the run.
+      prelude: source of its own, so that line 1 of the program stays line 1.
+    """
 
     program: str
     stdin: str | bytes = ""
     tests: str = ""
     limits: Limits = Limits()
+    prelude: str = ""
 
 
 def _as_bytes(text: str | bytes) -> bytes:
@@ -157,7 +166,7 @@ class Guest:
 
     def _exchange(self, job: Job) -> Result:
         limits = job.limits
-        parts = [_as_bytes(text) for text in (job.program, job.tests, job.stdin)]
+        parts = [_as_bytes(text) for text in (job.program, job.tests, job.stdin, job.prelude)]
         header = guest.REQUEST.pack(
             guest.MAGIC,
             *(float(limits.cpu_seconds), float(limits.wall_seconds)),
