@@ -75,7 +75,9 @@ def describe(problem: Problem, number: int, case: Case, outcome: Outcome) -> str
     if case.code:
         lines.append(f"Test: {shorten(case.input)}")
         if outcome.status == "wrong":
-            lines.append(f"Actual: {_reason(outcome).removeprefix('AssertionError: ')}")
+            failed = last_line(outcome.error).startswith("AssertionError")
+            actual = _reason(outcome).removeprefix("AssertionError: ")
+            lines.append(f"Actual: {actual if failed else 'the program ended before the test did'}")
         return "\n".join(lines)
     lines.append(f"Input:\n{shorten(case.input)}")
     if outcome.status == "wrong":

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 from envs.base import EnvDataError
 
 MAX_RECORD_BYTES = 1 << 27  # of one line, or of a JSON list; the largest real ones have some 10 MiB
-MAX_UNPACKED = 200  # bytes that a byte of a larger .gz file may unpack to; real text has 3 to 20
-MAX_BLANK_LINES = 1 << 20
+MAX_UNPACKED = 100  # bytes that a byte of a .gz file may unpack to on average; text has 3 to 20
+MAX_BLANK_LINES = 1 << 16
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
@@ -30,7 +30,7 @@ def shown(value: Any) -> str:
     try:
         text = _REPR.repr(value)
     except ValueError:  # an integer of more digits than repr allows
-        text = f"a {type(value).__name__} that is too long to show"
+        text = f"{type(value).__name__} of more than 4300 digits"
     return text if len(text) <= 120 else text[:120] + "..."
 
 
@@ -101,7 +101,9 @@ def _read_json(path: str) -> Iterator[Any]:
     try:
         with opener(path, "rb") as file:
             if path.removesuffix(".gz").endswith(".json"):
-                values = _parse(_read(file.read, _plain(path)), _plain(path))
+                data = file.read(MAX_RECORD_BYTES + 1)
+                _check_size(data, _plain(path))
+                values = _parse(data, _plain(path))
                 if not isinstance(values, list):
                     raise EnvDataError(f"{_plain(path)}: must be a list of records")
                 yield from values
@@ -112,32 +114,31 @@ def _read_json(path: str) -> Iterator[Any]:
         raise EnvDataError(f"{_plain(path)}: cannot be read ({error})") from None
 
 
-def _read(read, where: str) -> bytes:
-    data = read(MAX_RECORD_BYTES + 1)
+def _check_size(data: bytes, where: str) -> None:
     if len(data) > MAX_RECORD_BYTES:
         raise EnvDataError(f"{where}: must have at most {MAX_RECORD_BYTES >> 20} MiB")
-    return data
 
 
 def _lines(file: BinaryIO, path: str) -> Iterator[tuple[int, bytes]]:
     """(number from 1, line) of the lines that are not blank."""
-    most = max(MAX_RECORD_BYTES, MAX_UNPACKED * os.path.getsize(path))
+    packed = getattr(file, "fileobj", None)  # of a gzip file: the file itself
     number = total = blank = 0
-    while line := _read(file.readline, f"{_plain(path)}, line {number + 1}"):
+    while line := file.readline(MAX_RECORD_BYTES + 1):
         number, total = number + 1, total + len(line)
-        if path.endswith(".gz") and total > most:
-            raise EnvDataError(
-                f"{_plain(path)}, line {number}: must not unpack to more than {MAX_UNPACKED} times"
-                " the file's size"
-            )
-        if line.strip():
-            yield number, line
+        if line.isspace():
+            blank += 1
+            if blank > MAX_BLANK_LINES or len(line) > MAX_RECORD_BYTES:
+                raise EnvDataError(
+                    f"{_plain(path)}, line {number}: must have at most {MAX_BLANK_LINES} empty lines"
+                )
             continue
-        blank += 1
-        if blank > MAX_BLANK_LINES:
+        where = f"{_plain(path)}, line {number}"
+        _check_size(line, where)
+        if packed and total > max(MAX_RECORD_BYTES, MAX_UNPACKED * packed.tell()):
             raise EnvDataError(
-                f"{_plain(path)}, line {number}: must have at most {MAX_BLANK_LINES} empty lines"
+                f"{where}: must not unpack to more than {MAX_UNPACKED} times its packed size"
             )
+        yield number, line
 
 
 def _parse(data: bytes, where: str) -> Any:

@@ -71,40 +71,41 @@ def check_sources(
     Raises:
       EnvDataError: names file, record, task and what is missing.
     """
-    users: dict[str, Problem] = {}  # source -> the first problem that has it
+    users: dict[str, str] = {}  # source -> where it stands for the first time
     for problem in problems:
-        for source in _sources(problem):
-            users.setdefault(source, problem)
-    packages: dict[str, Problem] = {}
+        for what, source in _sources(problem):
+            users.setdefault(source, f"{problem.where}: task {problem.task_id!r}: {what}")
+    packages: dict[str, str] = {}
     for source, (error, modules) in _answers(pool, list(users)).items():
-        problem = users[source]
         if error:
-            raise _error(problem, f"must be Python that the sandbox compiles: {shown(error)}")
+            raise EnvDataError(
+                f"{users[source]} must be Python that the sandbox compiles: {shown(error)}"
+            )
         for name, why in modules:
-            packages.setdefault(name.partition(".")[0], problem)
+            packages.setdefault(name.partition(".")[0], users[source])
             if why:
-                raise _error(
-                    problem,
-                    f"import {shown(name)}, which the sandbox lacks: it has the standard library"
-                    f" and, where installed, {', '.join(sandbox.PACKAGES)} ({shown(why)})",
+                raise EnvDataError(
+                    f"{users[source]} needs {shown(name)}, which the sandbox lacks: it has the"
+                    f" standard library and, where installed, {', '.join(sandbox.PACKAGES)}"
+                    f" ({shown(why)})"
                 )
     for name in set(sandbox.PACKAGES) & set(packages):
         result = pool.run(sandbox.Job(f"import {name}", limits=limits))
         if result.status != "ok":
-            raise _error(
-                packages[name],
-                f"import {name!r}, which does not load within env.options.time_limit and"
-                f" env.options.memory_mb: {result.status}",
+            raise EnvDataError(
+                f"{packages[name]} needs {name!r}, which does not load within"
+                f" env.options.time_limit and env.options.memory_mb: {result.status}"
             )
 
 
-def _error(problem: Problem, fault: str) -> EnvDataError:
-    return EnvDataError(f"{problem.where}: task {problem.task_id!r}: its tests {fault}")
-
-
-def _sources(problem: Problem) -> Iterator[str]:
-    yield from (case.code for case in (*problem.public, *problem.judged) if case.code)
-    yield from (source for source in (problem.prelude, problem.checker) if source)
+def _sources(problem: Problem) -> Iterator[tuple[str, str]]:
+    for case in (*problem.public, *problem.judged):
+        if case.code:
+            yield "its test", case.code
+    if problem.prelude:
+        yield "its prompt", problem.prelude
+    if problem.checker:
+        yield "its checker", problem.checker
 
 
 def _answers(pool: sandbox.Sandbox, sources: Sequence[str]) -> dict[str, list]:

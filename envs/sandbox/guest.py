@@ -43,10 +43,12 @@ REQUEST = struct.Struct("<4sddQQIIIIII")
 # magic; status; exit code, negative for a signal; whether the tests came to their end; CPU s,
 # wall s; peak bytes; lengths of out, err
 REPLY = struct.Struct("<4sBi?ddQII")
-ERROR_TAIL = 16384  # bytes of standard error that are reported: its end, where the traceback ends
+ERROR_BYTES = 16384  # of standard error that are reported
+_CUT = b" [...] "  # in the middle of a longer one: the exception's name may be far from its end
 FILE_NAME = "program.py"
 PRELUDE_NAME = "prelude.py"
 TESTS_NAME = "tests.py"
+_STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr")  # their places are their descriptors
 # The name of a program whose functions are called by tests, as if they had imported it: its main
 # block does not run.
 MODULE_NAME = "program"
@@ -113,7 +115,7 @@ def _restrict(request, seccomp):
 
 
 def _compiled(source, name):
-    text = source.decode("utf-8", "surrogatepass")
+    text = source.decode("utf-8", "surrogatepass").removeprefix("\ufeff")  # as of a file
     code = compile(text, name, "exec", dont_inherit=True)
     # Tracebacks show the offending line of a file that does not exist. Not so the tests': whatever
     # holds them can be read by the program.
@@ -273,7 +275,7 @@ def _play(request, sources, hidden, stdin, seccomp):
         started = os.read(heard, 1) == b"r"
         sizes = [os.fstat(fd).st_size for fd in files[1:]]
         out = os.pread(files[1], min(sizes[0], output_limit), 0)
-        err = os.pread(files[2], ERROR_TAIL, max(0, sizes[1] - ERROR_TAIL))
+        err = _both_ends(files[2], sizes[1])
     finally:
         for fd in (*files, heard, *([] if phase is None else [phase])):
             os.close(fd)
@@ -283,6 +285,14 @@ def _play(request, sources, hidden, stdin, seccomp):
     cpu, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
     numbers = (STATUSES.index(name), exit_code, finished, cpu, wall, peak, len(out), len(err))
     return REPLY.pack(MAGIC, *numbers) + out + err
+
+
+def _both_ends(fd, size):
+    """What there is, or the two ends of what is more than ERROR_BYTES."""
+    if size <= ERROR_BYTES:
+        return os.pread(fd, size, 0)
+    half = (ERROR_BYTES - len(_CUT)) // 2
+    return os.pread(fd, half, 0) + _CUT + os.pread(fd, half, size - half)
 
 
 def _take_word(out, hidden):
@@ -323,8 +333,9 @@ def _serve():
 
 def _open(file, *arguments, _open=open, **options):
     """`open`, for which /dev/stdin is descriptor 0: inside there is neither /dev nor /proc."""
-    if isinstance(file, str | os.PathLike) and os.fspath(file) == "/dev/stdin":
-        file = os.dup(0)  # not 0 itself, which closing the file would close
+    if isinstance(file, str | os.PathLike) and os.fspath(file) in _STREAMS:
+        # Not the descriptor itself, which closing the file would close.
+        file = os.dup(_STREAMS.index(os.fspath(file)))
     return _open(file, *arguments, **options)
 
 

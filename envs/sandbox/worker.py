@@ -69,7 +69,7 @@ class Result:
       status: ok, runtime_error, compile_error, time_limit, memory_limit, output_limit, or
         sandbox_error when the sandbox itself failed twice.
       output: standard output; bytes that are not UTF-8 are replaced.
-      error: the end of standard error, where a traceback has its last line.
+      error: standard error, the middle of a long one cut out: a traceback has its last line.
       seconds: processor time.
       peak_memory: resident bytes at the worst moment.
       mechanism: one of mechanisms.NAMES.
@@ -182,7 +182,7 @@ class Guest:
             magic != guest.MAGIC
             or status >= len(guest.STATUSES)
             or out_size > limits.output_bytes
-            or err_size > guest.ERROR_TAIL
+            or err_size > guest.ERROR_BYTES
         ):
             raise GuestLost("the guest's reply makes no sense")
         out = self._read(out_size, deadline).decode("utf-8", "replace")
