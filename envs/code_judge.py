@@ -10,7 +10,7 @@ import re
 from envs import sandbox
 from envs.base import EnvDataError
 from envs.code_data import Case, Problem
-from envs.code_feedback import Outcome, compile_error, describe, last_line
+from envs.code_feedback import Outcome, compile_error, describe, last_line, shorten
 from envs.code_files import shown
 
 TOLERANCE = 1e-5  # of decimal numbers, relative or absolute
@@ -187,10 +187,11 @@ class Judge:
     def _run(self, job: sandbox.Job) -> sandbox.Result:
         result = self.pool.run(job)
         if result.status == "sandbox_error":
+            reason = shorten(last_line(result.error))
             # The program's doing, or is nothing running any more? The second may not count.
             if self.pool.run(_HELLO).output != "hello\n":
-                raise EnvDataError(f"the sandbox stopped working: {shown(result.error)}")
-            _log.warning("a program brought its sandbox down: %s", shown(result.error))
+                raise EnvDataError(f"the sandbox stopped working: {reason}")
+            _log.warning("a program brought its sandbox down: %s", reason)
         return result
 
 
@@ -198,6 +199,7 @@ def complete(problem: Problem, submission: str) -> Attempt:
     """What is run of a submission: a bare function body is put below its stub."""
     if not problem.entry_point:
         return Attempt(submission)
+    submission = submission.removeprefix("\ufeff")  # a file's mark of UTF-8
     name = re.escape(problem.entry_point)
     # By any of Python's ways to define it, at the start of a line.
     defined = rf"^(?:(?:(?:async[ \t]+)?def|class)[ \t]+{name}\b|{name}[ \t]*(?::[^=\n]*)?=(?!=))"

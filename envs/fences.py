@@ -11,7 +11,7 @@ import re
 _RUN = re.compile("`{3,}")
 # Blanks, and what opens items of a list.
 _MARGIN = re.compile(r"[ \t]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]+)*")
-_LANGUAGE = re.compile(r"[\w+#.-]*")
+_LANGUAGE = re.compile(r"[\w+#-]*[ \t]*")
 _PYTHON_THEN_CODE = re.compile(r"(?:python|py)3?[ \t]+(.*)", re.IGNORECASE | re.DOTALL)
 
 
@@ -42,7 +42,7 @@ def _opened_on(text: str, start: int, end: int) -> str | None:
     # Behind words, three backticks may end what was opened before this reply, or be quoted: only a
     # language, or a blank before and an end later, makes them an opening.
     words = margin < len(before)
-    if words and not _LANGUAGE.fullmatch(after.strip()):
+    if words and not _LANGUAGE.fullmatch(after):
         return None
     body, closed = _body(text, end + 1, len(fence.group()))
     if words and not after.strip() and not (closed and before[-1].isspace()):
