@@ -29,7 +29,7 @@ MAX_EXPERIENCE_CHARS = 400
 _STEP_REPLY = re.compile(
     r"(?:step)?\s*\[?(\d{1,9})(\]?)(\s*[:.)\-]?\s*(.*))", re.IGNORECASE | re.DOTALL
 )
-# What goes on with the number, so that it is none or one of several: 1-3, 2,3, 1.5, 1e3, 10**9.
+# What continues a number, so that it is not the number of one step: 1-3, 2,3, 1.5, 1e3, 10**9.
 _MORE_NUMBER = re.compile(r"[.,/*^\-\u2010-\u2015]*\d|e[+\-]?\d", re.IGNORECASE)
 _MORE_STEPS = re.compile(
     r"[\s,;:.&/\-\u2010-\u2015]*(?:(?:and|or|to)\s*)?\[\s*[+\-]?\d", re.IGNORECASE
@@ -59,7 +59,7 @@ class Form:
       actions_open, quote, action_end, actions_close: the list of admissible actions: what it opens
         with, what is around each, between two, and at the end.
       instruction: what to answer, the last part.
-      fallback_chars: a reply without tags is read as its last so many characters.
+      fallback_chars: N; the action of a reply without tags is its last N characters.
       pool: the action is the first of these that occurs in what the tags hold; (): all they hold.
       idle: the action shown in the history where a reply held none.
       keeps_case: the reply is read as it stands, not in lower case; then tags in capitals are none.
@@ -335,8 +335,8 @@ class Prompts:
     def parse_reflection(self, reply: str) -> Reflection:
         """(tau, e) out of `[3] advice`, `no mistake`, or neither; never guesses.
 
-        A number that is none of a step (1.5, 10**9), several steps (1-3; [1][2]) and advice without
-        a letter or digit are unparsable.
+        Unparsable are: a number that cannot be a step's (1.5, 10**9), several steps (1-3, [1][2]),
+        and advice without a letter or digit.
         """
         text = reply.rpartition("</think>")[2].strip()
         if _NO_MISTAKE.match(text):
@@ -348,7 +348,7 @@ class Prompts:
         if bracket:
             broken = _MORE_STEPS.match(rest)
         else:
-            # A bracket that ends behind the number's place: [1-3], [1 or 2].
+            # The bracket holds more than the number: [1-3], [1 or 2].
             inside, ends, _ = rest.partition("]")
             broken = _MORE_NUMBER.match(rest) or (ends and "[" not in inside)
         experience = " ".join(advice.split())

@@ -246,6 +246,14 @@ def test_clean_text_is_text_for_everybody(text):
     assert len(shorten(text * 50)) <= MAX_SHOWN + 40
 
 
+def test_a_state_can_be_played_by_an_environment_that_has_loaded_nothing(tmp_path, plain):
+    path = tmp_path / "m.jsonl"
+    path.write_text(json.dumps(MBPP))
+    env = envs.make("code", problems=[str(path)], layout="mbpp", workers=1, allow_weak=True)
+    state, _ = plain["mbpp"].reset("test/mbpp/011")
+    assert env.step(state, TOTAL)[1].success
+
+
 # -- checkers --------------------------------------------------------------------------------------
 ODD = "def check(i, e, a):\n    return int(a) == 3 and [1][len(a.split()) - 1] == 1\n"
 
