@@ -181,7 +181,7 @@ class Code(Environment):
         # Each program once, side by side; the results are put back in the order of the moves.
         todo = list(dict.fromkeys((state.task_id, _cut(action)) for state, action in moves))
         for task_id, _ in todo:
-            self.problem(task_id)  # loaded here: what loads asks the pool, which waits for itself
+            self.problem(task_id)  # not in the pool's threads: loading waits for the pool itself
         verdicts = self.judge.pool.map(lambda key: self._verdict(*key), todo)
         known = dict(zip(todo, verdicts, strict=True))
         return [self._moved(state, action, known) for state, action in moves]

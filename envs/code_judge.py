@@ -143,7 +143,7 @@ class Judge:
     def _play(self, problem: Problem, submission: str, case: Case) -> Outcome:
         attempt = complete(problem, submission)
         stdin, tests = ("", case.code) if case.code else (case.input, "")
-        job = sandbox.Job(attempt.program, stdin, tests, self.limits, attempt.prelude)
+        job = sandbox.Job(attempt.program, stdin, tests, self._limits(case), attempt.prelude)
         result = self._run(job)
         if case.code:
             right = result.finished  # an early exit must not pass for a pass
@@ -156,6 +156,14 @@ class Judge:
             if last_line(result.error).startswith("AssertionError"):
                 status = "wrong"
         return Outcome(status, result.output, result.error, attempt.lines_before)
+
+    def _limits(self, case: Case) -> sandbox.Limits:
+        """The limits, with room for an expected output that is larger than they allow."""
+        allowed = self.limits.output_bytes
+        if len(case.output) < allowed // 8:
+            return self.limits
+        room = min(allowed + 8 * len(case.output), sandbox.MAX_OUTPUT_BYTES)
+        return dataclasses.replace(self.limits, output_bytes=room)
 
     def _accepts(self, problem: Problem, case: Case, output: str) -> bool:
         """Whether an output is right.

@@ -80,7 +80,9 @@ def _packages() -> tuple[str, ...]:
     found = []
     for name in guest.PACKAGES:
         spec = importlib.util.find_spec(name)
-        for path in (spec and spec.submodule_search_locations) or ():
+        if spec is None or spec.origin is None:  # no origin: a folder that happens to have the name
+            continue
+        for path in spec.submodule_search_locations or ():
             path = os.path.realpath(path)
             found += [p for p in (path, f"{path}.libs") if os.path.isdir(p)]
     return tuple(found)

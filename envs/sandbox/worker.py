@@ -17,6 +17,7 @@ from envs.sandbox import guest, mechanisms, seccomp
 START_SECONDS = 30.0  # for a guest to report that it is there, on a busy machine
 GRACE_SECONDS = 10.0  # beyond a run's wall limit, before the guest counts as lost
 CLOSE_SECONDS = 5.0  # for a guest to leave when it is told to
+MAX_OUTPUT_BYTES = 1 << 30
 _MIB = 1 << 20
 
 
@@ -50,7 +51,7 @@ class Limits:
     def __post_init__(self):
         for name, least, most in (
             ("cpu_seconds", 0.01, 3600), ("wall_seconds", 0.01, 3600),
-            ("memory_bytes", 64 * _MIB, 1 << 40), ("output_bytes", 1, 1 << 30),
+            ("memory_bytes", 64 * _MIB, 1 << 40), ("output_bytes", 1, MAX_OUTPUT_BYTES),
             ("open_files", 8, 1024), ("threads", 1, 1024),
         ):  # fmt: skip
             value = getattr(self, name)

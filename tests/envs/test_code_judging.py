@@ -153,6 +153,14 @@ def test_a_main_block_runs_where_output_is_judged(plain):
     assert submit(plain["own"], program).success
 
 
+def test_an_expected_output_larger_than_the_sandbox_allows_can_be_printed(tmp_path):
+    size = 5 << 20
+    tests = [{"input": "", "output": "x" * size + "\n"}]
+    env = make(tmp_path, "own", tests=tests)
+    assert submit(env, f"print('x' * {size})").success
+    assert submit(env, f"while True: print('x' * {size})").info["status"] == "output_limit"
+
+
 # -- feedback --------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "program, feedback",
