@@ -52,6 +52,7 @@ class Problem:
       entry_point: the function a submission must define, "" for programs.
       checker: source of `check(input, expected, actual) -> bool`, "" compares tokens.
       reference: a solution, "" if the data has none in Python 3.
+      files: (name, descriptor) pairs: files that a submission may open for its standard streams.
       where: file and record, for errors; no part of what makes problems equal.
     """
 
@@ -65,6 +66,7 @@ class Problem:
     entry_point: str = ""
     checker: str = ""
     reference: str = ""
+    files: tuple[tuple[str, int], ...] = ()
     where: str = dataclasses.field(default="", compare=False)
 
 
@@ -168,8 +170,18 @@ def _read_codecontests(record: Record, path: str, first: int) -> tuple[str, Prob
     source = source.lower().removesuffix("_source")
     return split, Problem(
         f"{split}/{source}/{first + record.number:05d}", source, record.text("description"), public,
-        judged, reference=_python_solution(record),
+        judged, reference=_python_solution(record), files=_named_files(record),
     )  # fmt: skip
+
+
+def _named_files(record: Record) -> tuple[tuple[str, int], ...]:
+    """The files that a problem's statement names in place of standard input and output."""
+    pairs = []
+    for number, names in enumerate((("input_file", "inputFile"), ("output_file", "outputFile"))):
+        field = next((n for n in names if record.fields.get(n) is not None), None)
+        if field and (name := record.text(field, "")):
+            pairs.append((name, number))
+    return tuple(pairs)
 
 
 def _python_solution(record: Record) -> str:

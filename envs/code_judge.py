@@ -20,6 +20,20 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 # Not float(): it reads 1_000 and nan too. What is matched is a program's output, megabytes of it at
 # worst: two repetitions that can share their digits would take time with the square of its length.
 _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
+# Runs before a submission whose problem names files: opened, they are its standard streams.
+_NAMED_FILES = """
+def _name_files(names):
+    import builtins, io, os
+    inner = builtins.open
+    def open(file, *arguments, **options):
+        if isinstance(file, str | os.PathLike):
+            name = os.path.normpath(os.fspath(file))
+            file = os.dup(names[name]) if name in names else file
+        return inner(file, *arguments, **options)
+    builtins.open = io.open = open
+_name_files(%r)
+del _name_files
+"""
 _HELLO = sandbox.Job("print('hello')")
 # A checker reads a submission's whole output: what that costs is no matter of the problem's limits.
 _CHECKER_LIMITS = sandbox.Limits(cpu_seconds=10.0, wall_seconds=35.0, memory_bytes=1 << 30)
@@ -206,7 +220,7 @@ class Judge:
 def complete(problem: Problem, submission: str) -> Attempt:
     """What is run of a submission: a bare function body is put below its stub."""
     if not problem.entry_point:
-        return Attempt(submission)
+        return Attempt(submission, _NAMED_FILES % dict(problem.files) if problem.files else "")
     submission = submission.removeprefix("\ufeff")  # a file's mark of UTF-8
     name = re.escape(problem.entry_point)
     # By any of Python's ways to define it, at the start of a line.

@@ -153,6 +153,28 @@ def test_a_main_block_runs_where_output_is_judged(plain):
     assert submit(plain["own"], program).success
 
 
+def test_files_that_a_problem_names_are_the_standard_streams(tmp_path):
+    hub = {
+        "description": "Add.", "source": 2, "input_file": "input.txt", "output_file": None, "outputFile": "output.txt",
+        "public_tests": {"input": ["1 2\n"], "output": ["3\n"]},
+    }  # fmt: skip
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps(hub))
+    env = envs.make(
+        "code", problems=[str(path)], layout="codecontests", split="test", allow_weak=True
+    )
+    for program in (
+        "import sys\nsys.stdin = open('input.txt')\nsys.stdout = open('output.txt', 'w')\n"
+        "print(sum(map(int, input().split())))\nsys.stdout.close()",
+        "with open('./input.txt', 'rb') as f: n = sum(map(int, f.read().split()))\n"
+        "with open('output.txt', 'w') as f: f.write(str(n))",
+        "print(sum(map(int, input().split())))",
+    ):
+        result = submit(env, program)
+        assert result.success, result.observation
+    assert "FileNotFoundError" in submit(env, "open('other.txt')").observation
+
+
 def test_an_expected_output_larger_than_the_sandbox_allows_can_be_printed(tmp_path):
     size = 5 << 20
     tests = [{"input": "", "output": "x" * size + "\n"}]
