@@ -22,7 +22,10 @@ from envs.base import (
     check_option,
     check_paths,
 )
+from envs.code_feedback import clean
+from envs.code_files import shown
 from envs.code_judge import Judge, Verdict
+from envs.code_sources import check_sources
 from envs.problems import drills
 
 LAYOUTS = (*code_data.LAYOUTS, "drills")
@@ -95,7 +98,7 @@ class Code(Environment):
         super().__init__(horizon)
         if layout not in LAYOUTS:
             raise EnvDataError(
-                f"env.options.layout = {layout!r}: must be one of {', '.join(LAYOUTS)}"
+                f"env.options.layout = {shown(layout)}: must be one of {', '.join(LAYOUTS)}"
             )
         problems = check_paths("problems", problems)
         if layout == "drills":
@@ -109,7 +112,7 @@ class Code(Environment):
         for option, value, least in (("num_tests", num_tests, 0), ("num_public", num_public, 0)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise EnvDataError(
-                    f"env.options.{option} = {value!r}: must be a number of tests, 0 for all"
+                    f"env.options.{option} = {shown(value)}: must be a number of tests, 0 for all"
                 )
         self.num_tests, self.num_public = num_tests, num_public
         for option, value in (("ignore_case", ignore_case), ("allow_weak", allow_weak)):
@@ -127,21 +130,28 @@ class Code(Environment):
             found = drills.drills(split).values()
             self._problems[split] = {p.task_id: p for p in map(drills.problem, found)}
         if split not in self._problems:
-            problems: dict[str, code_data.Problem] = {}
-            for path in self.files:
-                if self.layout == "codecontests" and code_data.file_split(path) not in ("", split):
-                    continue  # its files are large and each holds one split
-                loaded = code_data.load(path, self.layout, self.num_tests, self.num_public)
-                for number, (own_split, problem) in enumerate(loaded):
-                    if own_split != split:
-                        continue
-                    if problem.task_id in problems:
-                        raise EnvDataError(
-                            f"{path}, record {number}: task {problem.task_id!r} is there twice"
-                        )
-                    problems[problem.task_id] = problem
-            self._problems[split] = problems
+            self._problems[split] = self._load_files(split)
         return self._problems[split]
+
+    def _load_files(self, split: str) -> dict[str, code_data.Problem]:
+        problems: dict[str, code_data.Problem] = {}
+        first = 0
+        for path in self.files:
+            if self.layout == "codecontests" and code_data.file_split(path) not in ("", split):
+                continue  # its files are large and each holds one split
+            loaded = code_data.load(path, self.layout, self.num_tests, self.num_public, first)
+            for own_split, problem in loaded:
+                first += 1
+                if own_split != split:
+                    continue
+                if problem.task_id in problems:
+                    raise EnvDataError(
+                        f"{problem.where}: task {problem.task_id!r} is there twice"
+                        f" ({problems[problem.task_id].where})"
+                    )
+                problems[problem.task_id] = problem
+        check_sources(self.judge.pool, self.judge.limits, list(problems.values()))
+        return problems
 
     def _list_tasks(self, split: str) -> Sequence[Task]:
         return [Task(p.task_id, p.family, split) for p in self._load(split).values()]
@@ -152,12 +162,12 @@ class Code(Environment):
         problem = self._load(split).get(task_id) if split in self.splits else None
         if problem is None:
             raise EnvDataError(
-                f"code task {task_id!r}: must be one of the tasks that list_tasks(split) names"
+                f"code task {shown(task_id)}: must be one of the tasks that list_tasks(split) names"
             )
         return problem
 
     def _reset(self, task_id: str) -> tuple[State, str]:
-        return CodeState(task_id=task_id), self.problem(task_id).statement
+        return CodeState(task_id=task_id), clean(self.problem(task_id).statement)
 
     def goal(self, first_observation: str) -> str:
         """The whole statement: feedback alone does not say what to write."""
@@ -170,6 +180,8 @@ class Code(Environment):
     def _step_many(self, moves: Sequence[tuple[CodeState, str]]) -> list[tuple[State, StepResult]]:
         # Each program once, side by side; the results are put back in the order of the moves.
         todo = list(dict.fromkeys((state.task_id, _cut(action)) for state, action in moves))
+        for task_id, _ in todo:
+            self.problem(task_id)  # not in the pool's threads: loading waits for the pool itself
         verdicts = self.judge.pool.map(lambda key: self._verdict(*key), todo)
         known = dict(zip(todo, verdicts, strict=True))
         return [self._moved(state, action, known) for state, action in moves]
@@ -211,7 +223,7 @@ def _limits(time_limit: float, memory_mb: int) -> sandbox.Limits:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not least <= value <= most:
             raise EnvDataError(
-                f"env.options.{option} = {value!r}: must be a number from {least} to {most}"
+                f"env.options.{option} = {shown(value)}: must be a number from {least} to {most}"
             )
     # Elapsed time is a backstop for programs that wait: a busy machine must not decide a verdict.
     return sandbox.Limits(

@@ -1,7 +1,6 @@
 """Programming problems and their files: CodeContests, MBPP, HumanEval and our own set.
 
-Every layout becomes a tuple of `Problem`. Files are JSON Lines (`.jsonl`, also `.gz`), a JSON list
-(`.json`) or Parquet (`.parquet`, as the hub stores CodeContests; needs pyarrow).
+Every layout becomes a tuple of `Problem`; `code_files.py` reads the files.
 """
 
 from __future__ import annotations
@@ -9,15 +8,12 @@ from __future__ import annotations
 import ast
 import dataclasses
 import doctest
-import gzip
-import json
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from envs.base import EnvDataError
+from envs.code_files import Record, read_records
 
 LAYOUTS = ("own", "codecontests", "mbpp", "humaneval")
 SPLITS = ("train", "valid", "test")
@@ -25,6 +21,8 @@ OWN_SET = Path(__file__).parent / "assets" / "code" / "problems.jsonl"
 
 _SOURCES = ("unknown", "codechef", "codeforces", "hackerearth", "codejam", "", "atcoder", "aizu")
 _PYTHON3 = (3, "PYTHON3")
+# What a failed comparison says; bounded, since of a long message only the end would be kept.
+_GOT = "'got ' + repr(_got)[:1000]"
 _TOO_DEEP = (RecursionError, MemoryError)  # of Python's parser, by version
 # Splits of MBPP by task_id (Austin et al. 2021, section 2.1); 1 to 10 are for few-shot prompts.
 _MBPP_SPLITS = {"test": range(11, 511), "valid": range(511, 601), "train": range(601, 975)}
@@ -54,6 +52,8 @@ class Problem:
       entry_point: the function a submission must define, "" for programs.
       checker: source of `check(input, expected, actual) -> bool`, "" compares tokens.
       reference: a solution, "" if the data has none in Python 3.
+      files: (name, descriptor) pairs: files that a submission may open for its standard streams.
+      where: file and record, for errors; no part of what makes problems equal.
     """
 
     task_id: str
@@ -66,88 +66,8 @@ class Problem:
     entry_point: str = ""
     checker: str = ""
     reference: str = ""
-
-
-# -- files -----------------------------------------------------------------------------------------
-class Record:
-    """One record of a file, with errors that say where it stands."""
-
-    def __init__(self, path: str, number: int, value: Any):
-        self.where = f"{path}, record {number}"
-        self.number = number
-        if not isinstance(value, Mapping):
-            raise EnvDataError(f"{self.where}: must be an object with fields, not {value!r:.60}")
-        self.fields = value
-
-    def error(self, field: str, allowed: str) -> EnvDataError:
-        value = repr(self.fields.get(field, "nothing"))
-        value = value if len(value) <= 80 else value[:80] + "..."
-        return EnvDataError(f"{self.where}: field {field!r} = {value}: must be {allowed}")
-
-    def text(self, field: str, default: str | None = None) -> str:
-        value = self.fields.get(field, default)
-        if not isinstance(value, str) or (default is None and not value.strip()):
-            raise self.error(field, "a text that is not empty" if default is None else "a text")
-        return value
-
-    def texts(self, field: str, default: tuple | None = None) -> tuple[str, ...]:
-        value = self.fields.get(field, default)
-        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
-            raise self.error(field, "a list of texts")
-        return tuple(value)
-
-
-def read_records(path: str) -> Iterator[Record]:
-    """The records of a JSON Lines, JSON or Parquet file, one at a time."""
-    if not Path(path).is_file():
-        raise EnvDataError(f"env.options.problems: no file {path!r}")
-    if path.endswith(".parquet"):
-        values = _read_parquet(path)
-    else:
-        values = _read_json(path)
-    for number, value in enumerate(values):
-        yield Record(path, number, value)
-
-
-def _read_json(path: str) -> Iterator[Any]:
-    opener = gzip.open if path.endswith(".gz") else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            if path.removesuffix(".gz").endswith(".json"):
-                values = _parse(file.read(), path)
-                if not isinstance(values, list):
-                    raise EnvDataError(f"{path}: must be a list of records")
-                yield from values
-                return
-            for number, line in enumerate(file):
-                if line.strip():
-                    yield _parse(line, f"{path}, line {number + 1}")
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise EnvDataError(f"{path}: cannot be read ({error})") from None
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # too many digits and too deep, too
-        raise EnvDataError(f"{where}: not JSON that can be read ({error})") from None
-
-
-def _read_parquet(path: str) -> Iterator[Any]:
-    try:
-        import pyarrow.lib
-        import pyarrow.parquet
-    except ImportError:
-        raise EnvDataError(
-            f"{path}: Parquet files need pyarrow (pip install -e '.[parquet]')"
-        ) from None
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            # Few rows at a time: a problem's tests can take megabytes.
-            for batch in file.iter_batches(batch_size=16):
-                yield from batch.to_pylist()
-    except (OSError, pyarrow.lib.ArrowException) as error:
-        raise EnvDataError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    files: tuple[tuple[str, int], ...] = ()
+    where: str = dataclasses.field(default="", compare=False)
 
 
 def file_split(path: str) -> str:
@@ -157,7 +77,9 @@ def file_split(path: str) -> str:
 
 
 # -- layouts ---------------------------------------------------------------------------------------
-def load(path: str, layout: str, num_tests: int, num_public: int) -> Iterator[tuple[str, Problem]]:
+def load(
+    path: str, layout: str, num_tests: int, num_public: int, first: int = 0
+) -> Iterator[tuple[str, Problem]]:
     """(split, problem) pairs of one file.
 
     Args:
@@ -165,12 +87,13 @@ def load(path: str, layout: str, num_tests: int, num_public: int) -> Iterator[tu
       layout: one of LAYOUTS.
       num_tests: how many tests decide, the first ones; 0 takes all.
       num_public: how many of the public tests are shown; 0 takes all.
+      first: number of the file's first record, for layouts whose tasks are numbered through.
 
     Raises:
       EnvDataError: names file, record, field, value and what is allowed.
     """
     for record in read_records(path):
-        loaded = _READERS[layout](record, path)
+        loaded = _READERS[layout](record, path, first)
         if loaded is not None:
             split, problem = loaded
             yield (
@@ -179,18 +102,20 @@ def load(path: str, layout: str, num_tests: int, num_public: int) -> Iterator[tu
                     problem,
                     public=problem.public[: num_public or None],
                     judged=problem.judged[: num_tests or None],
+                    where=record.where,
                 ),
             )
 
 
-def _read_own(record: Record, path: str) -> tuple[str, Problem]:
-    split, band, name = record.text("split"), record.text("band"), record.text("name")
+def _read_own(record: Record, path: str, first: int) -> tuple[str, Problem]:
+    split, band, name = record.name("split"), record.name("band"), record.name("name")
     if split not in SPLITS:
         raise record.error("split", f"one of {', '.join(SPLITS)}")
     cases = _cases(record, "tests")
-    num_public = record.fields.get("num_public")
-    if not isinstance(num_public, int) or not 1 <= num_public <= len(cases):
-        raise record.error("num_public", f"a number from 1 to {len(cases)}, the number of tests")
+    if not cases:
+        raise record.error("tests", "a list of at least one test")
+    allowed = f"a number from 1 to {len(cases)}, the number of tests"
+    num_public = record.whole("num_public", 1, len(cases), allowed)
     example = cases[0]
     statement = (
         f"{record.text('statement')}\n\nExample input:\n{example.input.rstrip()}\n\n"
@@ -224,7 +149,7 @@ def _cases(record: Record, *names: str) -> tuple[Case, ...]:
     return tuple(Case(*pair) for pair in pairs)
 
 
-def _read_codecontests(record: Record, path: str) -> tuple[str, Problem]:
+def _read_codecontests(record: Record, path: str, first: int) -> tuple[str, Problem]:
     """The hub's rows, and contest_problem.proto in protobuf's JSON form."""
     split = record.fields.get("split") or file_split(path)
     if split not in SPLITS:
@@ -238,15 +163,25 @@ def _read_codecontests(record: Record, path: str) -> tuple[str, Problem]:
     if not judged:
         raise record.error("public_tests", "tests, here or in private_tests or generated_tests")
     source = record.fields.get("source", 0)
-    if isinstance(source, int) and 0 <= source < len(_SOURCES) and _SOURCES[source]:
+    if type(source) is int and 0 <= source < len(_SOURCES) and _SOURCES[source]:
         source = _SOURCES[source]
     elif not isinstance(source, str) or source.lower().removesuffix("_source") not in _SOURCES:
         raise record.error("source", "a Source of contest_problem.proto")
     source = source.lower().removesuffix("_source")
     return split, Problem(
-        f"{split}/{source}/{record.number:05d}", source, record.text("description"), public,
-        judged, reference=_python_solution(record),
+        f"{split}/{source}/{first + record.number:05d}", source, record.text("description"), public,
+        judged, reference=_python_solution(record), files=_named_files(record),
     )  # fmt: skip
+
+
+def _named_files(record: Record) -> tuple[tuple[str, int], ...]:
+    """The files that a problem's statement names in place of standard input and output."""
+    pairs = []
+    for number, names in enumerate((("input_file", "inputFile"), ("output_file", "outputFile"))):
+        field = next((n for n in names if record.fields.get(n) is not None), None)
+        if field and (name := record.text(field, "")):
+            pairs.append((name, number))
+    return tuple(pairs)
 
 
 def _python_solution(record: Record) -> str:
@@ -271,16 +206,14 @@ def _assertion(source: str, setup: str) -> Case:
         test = statement.test
         if isinstance(test, ast.Compare) and [type(op) for op in test.ops] == [ast.Eq]:
             left, right = ast.unparse(test.left), ast.unparse(test.comparators[0])
-            code = f"assert (_got := {left}) == ({right}), 'got ' + repr(_got)"
+            code = f"assert (_got := {left}) == ({right}), {_GOT}"
     except (SyntaxError, ValueError, AttributeError):
         pass  # the plain assert says as much as the data does
     return Case(source, code=f"{setup}\n{code}\n")
 
 
-def _read_mbpp(record: Record, path: str) -> tuple[str, Problem] | None:
-    number = record.fields.get("task_id")
-    if not isinstance(number, int) or not 1 <= number <= 974:
-        raise record.error("task_id", "a number from 1 to 974")
+def _read_mbpp(record: Record, path: str, first: int) -> tuple[str, Problem] | None:
+    number = record.whole("task_id", 1, 974, "a number from 1 to 974")
     split = next((s for s, numbers in _MBPP_SPLITS.items() if number in numbers), None)
     if split is None:
         return None
@@ -303,8 +236,8 @@ def _read_mbpp(record: Record, path: str) -> tuple[str, Problem] | None:
     )  # fmt: skip
 
 
-def _read_humaneval(record: Record, path: str) -> tuple[str, Problem]:
-    name, prompt, entry = (record.text(f) for f in ("task_id", "prompt", "entry_point"))
+def _read_humaneval(record: Record, path: str, first: int) -> tuple[str, Problem]:
+    name, prompt, entry = record.name("task_id"), record.text("prompt"), record.text("entry_point")
     definition = re.search(rf"^def {re.escape(entry)}\b", prompt, re.MULTILINE)
     if definition is None:
         raise record.error("prompt", f"source that defines {entry}, the entry_point")
@@ -322,21 +255,30 @@ def _read_humaneval(record: Record, path: str) -> tuple[str, Problem]:
 
 
 def _examples(prompt: str, entry: str) -> tuple[Case, ...]:
-    """The docstring's `>>>` examples that are expressions with a value."""
+    """The docstring's `>>>` examples that are expressions with a value.
+
+    Examples that print nothing run before those that follow them: they make what these use.
+    """
     try:
         functions = [n for n in ast.parse(prompt).body if isinstance(n, ast.FunctionDef)]
         text = next((ast.get_docstring(f) for f in functions if f.name == entry), None)
         examples = doctest.DocTestParser().get_examples(text or "")
     except (SyntaxError, ValueError):
         return ()
-    cases = []
+    cases, before = [], ""
     for example in examples:
         want, source = example.want.strip(), example.source.strip()
         try:
-            ast.parse(source, mode="eval"), ast.literal_eval(want)
+            if not want:
+                before += ast.unparse(ast.parse(source)) + "\n"
+                continue
+            # Through the parser and back: a comment at the end would swallow what is put behind it.
+            made = ast.unparse(ast.parse(source, mode="eval"))
+            ast.literal_eval(want)
+            expected = ast.unparse(ast.parse(want, mode="eval"))
         except (SyntaxError, ValueError, TypeError):  # TypeError: {[]}
             continue
-        code = f"assert (_got := ({source})) == ({want}), 'got ' + repr(_got)\n"
+        code = f"{before}assert (_got := ({made})) == ({expected}), {_GOT}\n"
         cases.append(Case(f"{source} gives {want}", code=code))
     return tuple(cases)
 

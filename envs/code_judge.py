@@ -1,4 +1,4 @@
-"""Judging: what counts as the right output, and what a submission is told about its failure."""
+"""Judging: what counts as the right output, and running submissions."""
 
 from __future__ import annotations
 
@@ -10,28 +10,34 @@ import re
 from envs import sandbox
 from envs.base import EnvDataError
 from envs.code_data import Case, Problem
+from envs.code_feedback import Outcome, compile_error, describe, last_line, shorten
+from envs.code_files import shown
 
 TOLERANCE = 1e-5  # of decimal numbers, relative or absolute
-MAX_SHOWN = 400  # characters of a text in the feedback
 
 _log = logging.getLogger(__name__)
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 # Not float(): it reads 1_000 and nan too. What is matched is a program's output, megabytes of it at
 # worst: two repetitions that can share their digits would take time with the square of its length.
 _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
-_LINE = re.compile(r'File "program\.py", line ([0-9]+)')
+# Runs before a submission whose problem names files: opened, they are its standard streams.
+_NAMED_FILES = """
+def _name_files(names):
+    import builtins, io, os
+    inner = builtins.open
+    def open(file, *arguments, **options):
+        if isinstance(file, str | os.PathLike):
+            name = os.path.normpath(os.fspath(file))
+            file = os.dup(names[name]) if name in names else file
+        return inner(file, *arguments, **options)
+    builtins.open = io.open = open
+_name_files(%r)
+del _name_files
+"""
 _HELLO = sandbox.Job("print('hello')")
 # A checker reads a submission's whole output: what that costs is no matter of the problem's limits.
 _CHECKER_LIMITS = sandbox.Limits(cpu_seconds=10.0, wall_seconds=35.0, memory_bytes=1 << 30)
 _CHECK = "import json, sys\nprint(bool(check(*json.loads(sys.stdin.read()))))\n"
-_HEADINGS = {
-    "compile_error": "Compile error",
-    "runtime_error": "Runtime error",
-    "time_limit": "Time limit exceeded",
-    "memory_limit": "Memory limit exceeded",
-    "output_limit": "Output limit exceeded",
-    "sandbox_error": "The program could not be run",
-}
 
 
 def same_output(expected: str, actual: str, ignore_case: bool = False) -> bool:
@@ -59,12 +65,18 @@ def _same_token(wanted: str, got: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How a submission fared on one case: a sandbox status, or "wrong"; "ok" is passed."""
+class Attempt:
+    """A submission as it is run.
 
-    status: str
-    output: str = ""
-    error: str = ""
+    Attributes:
+      program: source, the submission at its end.
+      prelude: source that runs before it.
+      lines_before: lines of `program` above the submission's first one.
+    """
+
+    program: str
+    prelude: str = ""
+    lines_before: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,70 +107,100 @@ class Judge:
         self.pool = pool
         self.limits = limits
         self.ignore_case = ignore_case
+        self._checked: set[tuple[str, Case]] = set()  # the checker accepts the expected output
+        self._known_to_hold: dict[tuple[str, Case], bool] = {}
 
     def judge(self, problem: Problem, submission: str) -> Verdict:
         """The verdict on one submission; any string is one."""
-        program = complete(problem, submission)
         failed, passed = None, set()
         for number, case in enumerate(problem.public, 1):
-            outcome = self._play(problem, program, case)
-            if outcome.status != "ok":
+            outcome = self._play(problem, submission, case)
+            if outcome.status == "ok":
+                passed.add(case)
+            elif self._holds(problem, case):
                 failed = (number, case, outcome)
                 break
-            passed.add(case)
         if failed is None or failed[1] not in problem.judged:
-            hidden = self._hidden(problem, program, passed)
+            hidden = self._hidden(problem, submission, passed)
             if hidden is None:
                 return Verdict(True, "ok", "All tests passed.")
         if failed is not None:
             return Verdict(False, failed[2].status, describe(problem, *failed))
         if hidden.status == "compile_error":  # says nothing about the tests
-            return Verdict(False, hidden.status, _compile_error(hidden))
+            return Verdict(False, hidden.status, compile_error(hidden))
         known = "All public tests passed, but not all" if problem.public else "Not all"
         return Verdict(False, hidden.status, f"{known} hidden tests.")
 
-    def _hidden(self, problem: Problem, program: str, passed: set[Case]) -> Outcome | None:
+    def _holds(self, problem: Problem, case: Case) -> bool:
+        """Whether a case may be held against a submission.
+
+        One that decides may. An example of a prompt may unless the reference fails it: there are
+        such in HumanEval (47), and what they expect is wrong.
+        """
+        if case in problem.judged or not problem.reference:
+            return True
+        key = problem.task_id, case
+        if key not in self._known_to_hold:
+            reference = self._play(problem, problem.reference, case)
+            self._known_to_hold[key] = reference.status == "ok"
+        return self._known_to_hold[key]
+
+    def _hidden(self, problem: Problem, submission: str, passed: set[Case]) -> Outcome | None:
         """How the first judged case that fails did, or None."""
         for case in problem.judged:
             if case not in passed:
-                outcome = self._play(problem, program, case)
+                outcome = self._play(problem, submission, case)
                 if outcome.status != "ok":
                     return outcome
         return None
 
-    def _play(self, problem: Problem, program: str, case: Case) -> Outcome:
+    def _play(self, problem: Problem, submission: str, case: Case) -> Outcome:
+        attempt = complete(problem, submission)
+        stdin, tests = ("", case.code) if case.code else (case.input, "")
+        job = sandbox.Job(attempt.program, stdin, tests, self._limits(case), attempt.prelude)
+        result = self._run(job)
         if case.code:
-            result = self._run(sandbox.Job(program, "", case.code, self.limits))
             right = result.finished  # an early exit must not pass for a pass
         else:
-            result = self._run(sandbox.Job(program, case.input, "", self.limits))
             right = result.status == "ok" and self._accepts(problem, case, result.output)
         status = result.status
         if status == "ok" and not right:
             status = "wrong"
-        elif status == "runtime_error" and case.code and _last(result.error, "AssertionError"):
-            status = "wrong"
-        return Outcome(status, result.output, result.error)
+        elif status == "runtime_error" and case.code:
+            if last_line(result.error).startswith("AssertionError"):
+                status = "wrong"
+        return Outcome(status, result.output, result.error, attempt.lines_before)
+
+    def _limits(self, case: Case) -> sandbox.Limits:
+        """The limits, with room for an expected output that is larger than they allow."""
+        allowed = self.limits.output_bytes
+        if len(case.output) < allowed // 8:
+            return self.limits
+        room = min(allowed + 8 * len(case.output), sandbox.MAX_OUTPUT_BYTES)
+        return dataclasses.replace(self.limits, output_bytes=room)
 
     def _accepts(self, problem: Problem, case: Case, output: str) -> bool:
         """Whether an output is right.
 
+        A checker that raises on an output, or that it is too much for, does not accept it.
+
         Raises:
-          EnvDataError: the problem's checker raised, or cannot take the expected output either.
+          EnvDataError: the problem's checker does not accept the expected output.
         """
         if not problem.checker:
             return same_output(case.output, output, self.ignore_case)
-        result = self._check(problem, case, output)
-        if result.status in ("memory_limit", "time_limit") and output != case.output:
-            # Is it the output's doing, or the checker's?
-            if self._check(problem, case, case.output).status == "ok":
-                return False
-        if result.status != "ok" or result.output not in ("True\n", "False\n"):
-            raise EnvDataError(
-                f"task {problem.task_id}: its checker failed: {result.status}"
-                f" {result.error.strip().rpartition(chr(10))[2]}"
-            )
-        return result.output == "True\n"
+        if (problem.task_id, case) not in self._checked:
+            said = self._check(problem, case, case.output)
+            if said.status != "ok" or last_line(said.output) != "True":
+                why = last_line(said.error) if said.status != "ok" else last_line(said.output)
+                raise EnvDataError(
+                    f"{problem.where}: task {problem.task_id!r}: its checker must accept the"
+                    f" expected output of every test, and on {shown(case.output)} it failed:"
+                    f" {said.status} {shown(why)}"
+                )
+            self._checked.add((problem.task_id, case))
+        said = self._check(problem, case, output)
+        return said.status == "ok" and said.finished and last_line(said.output) == "True"
 
     def _check(self, problem: Problem, case: Case, output: str) -> sandbox.Result:
         data = json.dumps([case.input, case.output, output])
@@ -167,64 +209,22 @@ class Judge:
     def _run(self, job: sandbox.Job) -> sandbox.Result:
         result = self.pool.run(job)
         if result.status == "sandbox_error":
+            reason = shorten(last_line(result.error))
             # The program's doing, or is nothing running any more? The second may not count.
             if self.pool.run(_HELLO).output != "hello\n":
-                raise EnvDataError(f"the sandbox stopped working: {result.error}")
-            _log.warning("a program brought its sandbox down: %s", result.error)
+                raise EnvDataError(f"the sandbox stopped working: {reason}")
+            _log.warning("a program brought its sandbox down: %s", reason)
         return result
 
 
-def complete(problem: Problem, submission: str) -> str:
-    """The program that is run: a bare function body is put below its stub."""
+def complete(problem: Problem, submission: str) -> Attempt:
+    """What is run of a submission: a bare function body is put below its stub."""
     if not problem.entry_point:
-        return submission
-    if re.search(rf"^(async )?def {re.escape(problem.entry_point)}\b", submission, re.MULTILINE):
-        return f"{problem.prelude}\n{submission}"
-    return f"{problem.stub}{submission}"
-
-
-def _last(error: str, exception: str) -> bool:
-    return error.rstrip().rpartition("\n")[2].startswith(exception)
-
-
-def shorten(text: str) -> str:
-    """`text` without blank ends, at most MAX_SHOWN characters."""
-    text = text.strip()
-    if len(text) <= MAX_SHOWN:
-        return text
-    return f"{text[:MAX_SHOWN]}... ({len(text)} characters)"
-
-
-def describe(problem: Problem, number: int, case: Case, outcome: Outcome) -> str:
-    """What the agent is told about public case `number`, the first that failed."""
-    if outcome.status == "compile_error":
-        return _compile_error(outcome)
-    heading = _HEADINGS.get(outcome.status, "Wrong answer")
-    text = f"{heading} on public test {number}"
-    if outcome.status == "runtime_error":
-        text += f": {_reason(outcome.error)}"
-    lines = [text + ("" if outcome.status == "runtime_error" else ".")]
-    if case.code:
-        lines.append(f"Test: {shorten(case.input)}")
-        if outcome.status == "wrong":
-            lines.append(f"Actual: {_reason(outcome.error).removeprefix('AssertionError: ')}")
-        return "\n".join(lines)
-    lines.append(f"Input:\n{shorten(case.input)}")
-    if outcome.status == "wrong":
-        lines.append(f"Expected output:\n{shorten(case.output)}")
-        lines.append(f"Actual output:\n{shorten(outcome.output) or '(nothing)'}")
-    return "\n".join(lines)
-
-
-def _compile_error(outcome: Outcome) -> str:
-    return f"{_HEADINGS['compile_error']}: {_reason(outcome.error)}"
-
-
-def _reason(error: str) -> str:
-    """A traceback's last line, and the line of the program that it happened in."""
-    lines = error.strip().splitlines()
-    if not lines:
-        return "no message"
-    where = _LINE.findall(error)
-    reason = shorten(lines[-1])
-    return f"{reason} (line {where[-1]})" if where else reason
+        return Attempt(submission, _NAMED_FILES % dict(problem.files) if problem.files else "")
+    submission = submission.removeprefix("\ufeff")  # a file's mark of UTF-8
+    name = re.escape(problem.entry_point)
+    # By any of Python's ways to define it, at the start of a line.
+    defined = rf"^(?:(?:(?:async[ \t]+)?def|class)[ \t]+{name}\b|{name}[ \t]*(?::[^=\n]*)?=(?!=))"
+    if re.search(defined, submission, re.MULTILINE):
+        return Attempt(submission, problem.prelude)
+    return Attempt(problem.stub + submission, lines_before=problem.stub.count("\n"))

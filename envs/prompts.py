@@ -19,6 +19,7 @@ import re
 from collections.abc import Sequence
 
 from envs.base import EnvDataError
+from envs.fences import first_program
 
 STYLES = ("plain", "react", "program")
 MAX_ACTION_CHARS = 4096
@@ -26,15 +27,15 @@ MAX_PROGRAM_CHARS = 65536
 MAX_EXPERIENCE_CHARS = 400
 
 _STEP_REPLY = re.compile(
-    r"(?:step)?\s*\[?(\d{1,9})\]?\s*[:.)\-]?\s*(.*)", re.IGNORECASE | re.DOTALL
+    r"(?:step)?\s*\[?(\d{1,9})(\]?)(\s*[:.)\-]?\s*(.*))", re.IGNORECASE | re.DOTALL
 )
-_ACTION_OPENS = re.compile("<action>", re.IGNORECASE)
-_ACTION_CLOSES = re.compile("</action>", re.IGNORECASE)
+# What continues a number, so that it is not the number of one step: 1-3, 2,3, 1.5, 1e3, 10**9.
+_MORE_NUMBER = re.compile(r"[.,/*^\-\u2010-\u2015]*\d|e[+\-]?\d", re.IGNORECASE)
+_MORE_STEPS = re.compile(
+    r"[\s,;:.&/\-\u2010-\u2015]*(?:(?:and|or|to)\s*)?\[\s*[+\-]?\d", re.IGNORECASE
+)
+_ACTION_OPENS, _ACTION_CLOSES = "<action>", "</action>"
 _CHINESE = re.compile("[\u4e00-\u9fff]")
-# Markdown's fence: closed by at least as many backticks, or by the end of a reply cut short.
-_FENCED = re.compile(
-    r"^[ \t]*(`{3,})[^`\n]*\n(.*?)(?:^[ \t]*\1`*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL
-)
 _NO_MISTAKE = re.compile(r"no mistake\b", re.IGNORECASE)
 
 _INSTRUCTION = (
@@ -58,9 +59,10 @@ class Form:
       actions_open, quote, action_end, actions_close: the list of admissible actions: what it opens
         with, what is around each, between two, and at the end.
       instruction: what to answer, the last part.
-      fallback_chars: a reply without tags is read as its last so many characters.
+      fallback_chars: N; the action of a reply without tags is its last N characters.
       pool: the action is the first of these that occurs in what the tags hold; (): all they hold.
       idle: the action shown in the history where a reply held none.
+      keeps_case: the reply is read as it stands, not in lower case; then tags in capitals are none.
       latin_only: a reply with Chinese characters is not well-formed.
       max_chars: a longer message leaves the history out; 0: no limit.
     """
@@ -76,6 +78,7 @@ class Form:
     fallback_chars: int = 30
     pool: tuple[str, ...] = ()
     idle: str = ""
+    keeps_case: bool = False
     latin_only: bool = False
     max_chars: int = 0
 
@@ -94,6 +97,7 @@ FORMS = {
     "scienceworld": Form(
         role="You are an expert agent in the ScienceWorld environment.",
         fallback_chars=20,
+        keeps_case=True,
         latin_only=True,
     ),
     "sokoban": Form(
@@ -296,27 +300,24 @@ class Prompts:
     def parse_action(self, reply: str) -> tuple[str, bool]:
         """(action, well-formed). Any string gives an action; an odd one is the environment's no-op.
 
-        "react" is read as verl-agent reads it (env_package/*/projection.py): what the first action
-        tags hold, in lower case, is played even where the thought is missing, but then the reply is
-        not well-formed.
+        "react" is read as verl-agent reads it (env_package/*/projection.py): what is between the
+        first opening and the first closing tag, in lower case but for Form.keeps_case, is played
+        even where the thought is missing, but then the reply is not well-formed. That includes
+        nothing at all where the thought itself has a closing tag.
         """
         if self.style == "plain":
             action = " ".join(reply.split())[:MAX_ACTION_CHARS]
             return action, bool(action)
         if self.style == "program":
-            text = reply.rpartition("</think>")[2]
-            found = _FENCED.search(text)
-            program = (found.group(2) if found else text).strip("\n")[:MAX_PROGRAM_CHARS]
-            return program, found is not None and bool(program.strip())
+            program, fenced = first_program(reply.rpartition("</think>")[2])
+            program = program[:MAX_PROGRAM_CHARS]
+            return program, fenced and bool(program.strip())
         form = self.form
-        # Two searches: one pattern would look for an end behind every opening tag, and a reply of
-        # nothing but those takes time with the square of their number.
-        opens = _ACTION_OPENS.search(reply)
-        closes = _ACTION_CLOSES.search(reply, opens.end()) if opens else None
-        if closes is None:
-            text = reply.strip()
-            return text[max(0, len(text) - form.fallback_chars) :].lower(), False
-        action = reply[opens.end() : closes.start()].strip().lower()[:MAX_ACTION_CHARS]
+        text = reply if form.keeps_case else reply.lower()
+        opens, closes = text.find(_ACTION_OPENS), text.find(_ACTION_CLOSES)
+        if opens < 0 or closes < 0:
+            return text[max(0, len(text) - form.fallback_chars) :], False
+        action = text[opens + len(_ACTION_OPENS) : closes].strip()[:MAX_ACTION_CHARS]
         if form.pool:
             action = next((word for word in form.pool if word in action), "")
         thought = "<think>" in reply and "</think>" in reply
@@ -332,15 +333,28 @@ class Prompts:
         return action if self.style == "plain" else f"<think></think><action>{action}</action>"
 
     def parse_reflection(self, reply: str) -> Reflection:
-        """(tau, e) out of `[3] advice`, `no mistake`, or neither; never guesses."""
+        """(tau, e) out of `[3] advice`, `no mistake`, or neither; never guesses.
+
+        Unparsable are: a number that cannot be a step's (1.5, 10**9), several steps (1-3, [1][2]),
+        and advice without a letter or digit.
+        """
         text = reply.rpartition("</think>")[2].strip()
         if _NO_MISTAKE.match(text):
             return Reflection("no_mistake")
         found = _STEP_REPLY.match(text)
-        experience = " ".join(found.group(2).split()) if found else ""
-        if not experience:
+        if found is None:
             return Reflection("unparsable")
-        return Reflection("ok", int(found.group(1)), experience[:MAX_EXPERIENCE_CHARS])
+        number, bracket, rest, advice = found.groups()
+        if bracket:
+            broken = _MORE_STEPS.match(rest)
+        else:
+            # The bracket holds more than the number: [1-3], [1 or 2].
+            inside, ends, _ = rest.partition("]")
+            broken = _MORE_NUMBER.match(rest) or (ends and "[" not in inside)
+        experience = " ".join(advice.split())
+        if broken or not any(map(str.isalnum, experience)):
+            return Reflection("unparsable")
+        return Reflection("ok", int(number), experience[:MAX_EXPERIENCE_CHARS])
 
     def format_reflection(self, tau: int, experience: str) -> str:
         """The reply that `parse_reflection` reads as (tau, experience)."""

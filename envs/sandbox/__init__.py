@@ -18,9 +18,20 @@ from typing import Any
 
 from envs.base import EnvDataError, check_option
 from envs.sandbox import mechanisms
-from envs.sandbox.worker import Guest, Job, Limits, Result
+from envs.sandbox.guest import PACKAGES
+from envs.sandbox.worker import MAX_OUTPUT_BYTES, Guest, Job, Limits, Result
 
-__all__ = ["Job", "Limits", "Result", "Sandbox", "available", "run", "strongest"]
+__all__ = [
+    "MAX_OUTPUT_BYTES",
+    "PACKAGES",
+    "Job",
+    "Limits",
+    "Result",
+    "Sandbox",
+    "available",
+    "run",
+    "strongest",
+]
 
 _log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The inside of the sandbox: a warm interpreter that forks once per program.
 
 Run as a script by the mechanisms (`mechanisms.py`); the host imports it for the formats only. It
-uses nothing but the standard library, because inside there is nothing else. Requests arrive on
+uses nothing but the standard library. Requests arrive on
 descriptor 0, replies leave on 1, both as fixed binary records: nothing that comes out of here is
 ever unpickled. A program runs in a fork whose descriptors 0, 1 and 2 are anonymous files in
 memory; it has no other descriptor and no way to reach this process.
@@ -12,6 +12,7 @@ import collections
 import ctypes
 import functools
 import gc
+import importlib.machinery
 import io
 import linecache
 import math
@@ -36,14 +37,26 @@ STATUSES = (
     "output_limit",
     "sandbox_error",
 )
-# magic; CPU s, wall s; memory, output, open files, threads; lengths of program, tests, stdin
-REQUEST = struct.Struct("<4sddQQIIIII")
+# magic; CPU s, wall s; memory, output, open files, threads; lengths of program, tests, stdin,
+# prelude
+REQUEST = struct.Struct("<4sddQQIIIIII")
 # magic; status; exit code, negative for a signal; whether the tests came to their end; CPU s,
 # wall s; peak bytes; lengths of out, err
 REPLY = struct.Struct("<4sBi?ddQII")
-ERROR_TAIL = 16384  # bytes of standard error that are reported: its end, where the traceback ends
+ERROR_BYTES = 16384  # of standard error that are reported
+_CUT = b" [...] "  # in the middle of a longer one: the exception's name may be far from its end
 FILE_NAME = "program.py"
+PRELUDE_NAME = "prelude.py"
 TESTS_NAME = "tests.py"
+_STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr")  # their places are their descriptors
+# The name of a program whose functions are called by tests, as if they had imported it: its main
+# block does not run.
+MODULE_NAME = "program"
+
+# Packages that a program may import beside the standard library, where the host has them.
+PACKAGES = ("numpy",)
+# One thread each: a pool of threads at import takes memory and processor time that count.
+_ONE_THREAD = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _FILTER_MODE = 4, 22, 38, 2
 # Imported before the first fork, so that a program's own import costs nothing.
@@ -101,12 +114,12 @@ def _restrict(request, seccomp):
         _prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_FILTER_MODE), ctypes.byref(program))
 
 
-def _compiled(source):
-    text = source.decode("utf-8", "surrogatepass")
-    code = compile(text, FILE_NAME, "exec", dont_inherit=True)
+def _compiled(source, name):
+    text = source.decode("utf-8", "surrogatepass").removeprefix("\ufeff")  # as of a file
+    code = compile(text, name, "exec", dont_inherit=True)
     # Tracebacks show the offending line of a file that does not exist. Not so the tests': whatever
     # holds them can be read by the program.
-    linecache.cache[FILE_NAME] = (len(text), None, text.splitlines(True), FILE_NAME)
+    linecache.cache[name] = (len(text), None, text.splitlines(True), name)
     return code
 
 
@@ -117,7 +130,7 @@ def _hide(data):
     return address, len(data)
 
 
-def _steps(code, namespace, hidden):
+def _steps(codes, namespace, hidden):
     """What is to be called in turn: the program and then, if there are tests, they and the word.
 
     A program reaches every frame below it, every module and everything in them, and may replace what
@@ -125,15 +138,15 @@ def _steps(code, namespace, hidden):
     before it runs, in objects that only C's loops hold; and as there is no line of Python between
     the program and the word but for the tests', no trace function gets to jump over anything else.
     """
-    steps = [functools.partial(exec, code, namespace)]
+    steps = [functools.partial(exec, code, namespace) for code in codes]
     if hidden:
         word, (address, size) = hidden
         hidden.clear()  # the list is in frames that the program sees
         # Lazy: nothing is read before the loop comes to it.
         texts = map(bytes, map((ctypes.c_char * size).from_address, [address]))
         texts = map(str, texts, ["utf-8"], ["surrogatepass"])
-        codes = map(compile, texts, [TESTS_NAME], ["exec"], [0], [True])
-        steps.append(functools.partial(collections.deque, map(exec, codes, [namespace]), 0))
+        tests = map(compile, texts, [TESTS_NAME], ["exec"], [0], [True])
+        steps.append(functools.partial(collections.deque, map(exec, tests, [namespace]), 0))
         # By C's write, out of C's memory: at no time is there a Python object that holds the word.
         arguments = 1, ctypes.c_void_p(word[0]), ctypes.c_size_t(word[1])
         steps.append(functools.partial(_LIBC.write, *arguments))
@@ -163,15 +176,18 @@ def _flush(stream):
     return True
 
 
-def _run(code, hidden):
-    """Runs the program as `python program.py` would, to the end of its threads; its exit code."""
-    main = types.ModuleType("__main__")
+def _run(codes, hidden):
+    """Runs the program to the end of its threads; its exit code.
+
+    Without tests it runs as `python program.py` does. With tests it is a module that they import.
+    """
+    main = types.ModuleType(MODULE_NAME if hidden else "__main__")
     main.__dict__.update(__builtins__=builtins, __file__=FILE_NAME)
-    sys.modules["__main__"] = main
+    sys.modules[main.__name__] = sys.modules["__main__"] = main
     sys.argv = [FILE_NAME]
     exit_code = 0
     try:
-        collections.deque(map(operator.call, _steps(code, main.__dict__, hidden)), maxlen=0)
+        collections.deque(map(operator.call, _steps(codes, main.__dict__, hidden)), maxlen=0)
     except SystemExit as error:
         exit_code = _exit_code(error)
     except BaseException as error:
@@ -184,7 +200,7 @@ def _run(code, hidden):
     return exit_code if exit_code or all(flushed) else 120
 
 
-def _be_the_program(request, source, hidden, seccomp, files, phase):
+def _be_the_program(request, sources, hidden, seccomp, files, phase):
     exit_code = 1
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -193,7 +209,7 @@ def _be_the_program(request, source, hidden, seccomp, files, phase):
         os.closerange(4, 1 << 16)
         _restrict(request, seccomp)
         try:
-            code = _compiled(source)
+            codes = [_compiled(*source) for source in sources]
         except Exception as error:  # a hostile source raises more than SyntaxError
             write_all(2, "".join(traceback.format_exception_only(error)).encode(errors="replace"))
             return
@@ -201,7 +217,7 @@ def _be_the_program(request, source, hidden, seccomp, files, phase):
         os.write(3, b"r")
         os.close(3)
         sys.modules["random"].seed(0)  # the same program prints the same in every worker
-        exit_code = _run(code, hidden)
+        exit_code = _run(codes, hidden)
     finally:
         os._exit(exit_code)
 
@@ -240,7 +256,7 @@ def _verdict(request, exit_code, usage, late, sizes, started, error):
     return "runtime_error" if exit_code else "ok"
 
 
-def _play(request, source, hidden, stdin, seccomp):
+def _play(request, sources, hidden, stdin, seccomp):
     """Runs one program and returns the reply record."""
     output_limit = request[4]
     files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
@@ -251,7 +267,7 @@ def _play(request, source, hidden, stdin, seccomp):
         begun = time.monotonic()
         pid = os.fork()
         if pid == 0:
-            _be_the_program(request, source, hidden, seccomp, files, phase)
+            _be_the_program(request, sources, hidden, seccomp, files, phase)
         os.close(phase)
         phase = None
         status, usage, late = _wait(pid, request[2])
@@ -259,7 +275,7 @@ def _play(request, source, hidden, stdin, seccomp):
         started = os.read(heard, 1) == b"r"
         sizes = [os.fstat(fd).st_size for fd in files[1:]]
         out = os.pread(files[1], min(sizes[0], output_limit), 0)
-        err = os.pread(files[2], ERROR_TAIL, max(0, sizes[1] - ERROR_TAIL))
+        err = _both_ends(files[2], sizes[1])
     finally:
         for fd in (*files, heard, *([] if phase is None else [phase])):
             os.close(fd)
@@ -269,6 +285,14 @@ def _play(request, source, hidden, stdin, seccomp):
     cpu, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
     numbers = (STATUSES.index(name), exit_code, finished, cpu, wall, peak, len(out), len(err))
     return REPLY.pack(MAGIC, *numbers) + out + err
+
+
+def _both_ends(fd, size):
+    """What there is, or the two ends of what is more than ERROR_BYTES."""
+    if size <= ERROR_BYTES:
+        return os.pread(fd, size, 0)
+    half = (ERROR_BYTES - len(_CUT)) // 2
+    return os.pread(fd, half, 0) + _CUT + os.pread(fd, half, size - half)
 
 
 def _take_word(out, hidden):
@@ -298,26 +322,50 @@ def _serve():
         program = read_exactly(0, request[7])
         # Hidden before the fork: the program can look into its copies of the frames of this file.
         hidden = [_hide(os.urandom(16)), _hide(read_exactly(0, request[8]))] if request[8] else []
-        stdin = read_exactly(0, request[9])
-        write_all(1, _play(request, program, hidden, stdin, seccomp))
+        stdin, prelude = read_exactly(0, request[9]), read_exactly(0, request[10])
+        sources = [(program, FILE_NAME)]
+        if prelude:
+            sources.insert(0, (prelude, PRELUDE_NAME))
+        write_all(1, _play(request, sources, hidden, stdin, seccomp))
         for address, _ in hidden:
             _LIBC.free(ctypes.c_void_p(address))
 
 
 def _open(file, *arguments, _open=open, **options):
     """`open`, for which /dev/stdin is descriptor 0: inside there is neither /dev nor /proc."""
-    if isinstance(file, str | os.PathLike) and os.fspath(file) == "/dev/stdin":
-        file = os.dup(0)  # not 0 itself, which closing the file would close
+    if isinstance(file, str | os.PathLike) and os.fspath(file) in _STREAMS:
+        # Not the descriptor itself, which closing the file would close.
+        file = os.dup(_STREAMS.index(os.fspath(file)))
     return _open(file, *arguments, **options)
 
 
+class _Packages:
+    """Finds PACKAGES in one directory and nothing else that lies there.
+
+    None is imported before a program asks: the others would pay for it at every fork.
+    """
+
+    def __init__(self, directory):
+        self.directory = directory
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in PACKAGES:
+            return None
+        os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+        return importlib.machinery.PathFinder.find_spec(name, [self.directory])
+
+
 def _main():
-    if len(sys.argv) > 1:
-        _become(int(sys.argv[1]))
+    uid, packages = sys.argv[1:]
+    if uid:
+        _become(int(uid))
     os.environ.clear()
+    if packages:
+        sys.meta_path.append(_Packages(packages))
     _prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0))  # closed to ptrace and /proc/PID/mem
     for name in _WARM:
         __import__(name)
+    sys.set_int_max_str_digits(0)  # a right answer may have more digits than the default allows
     builtins.exit = sys.modules["_sitebuiltins"].Quitter("exit", "Ctrl-D")  # site is not loaded
     builtins.open = io.open = _open
     builtins.quit = sys.modules["_sitebuiltins"].Quitter("quit", "Ctrl-D")

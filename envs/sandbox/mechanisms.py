@@ -14,7 +14,9 @@ contains is measured by tests/envs/test_sandbox_attacks.py and listed in docs/SE
 
 from __future__ import annotations
 
+import functools
 import glob
+import importlib.util
 import itertools
 import json
 import os
@@ -23,7 +25,7 @@ import sys
 from pathlib import Path
 
 from envs.base import EnvDataError
-from envs.sandbox import seccomp
+from envs.sandbox import guest, seccomp
 
 NAMES = ("bwrap-zygote", "bwrap", "unshare", "rlimits")
 LABELS = {
@@ -34,6 +36,7 @@ LABELS = {
 }
 _HERE = Path(__file__).resolve().parent
 _SYSTEM_LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64")
+_PACKAGES = "/packages"  # where a jail shows the packages of guest.PACKAGES
 _CAP_SETGID, _CAP_SETUID = 6, 7
 _runs = itertools.count()
 
@@ -59,7 +62,8 @@ def missing(name: str) -> str:
 def command(name: str) -> list[str]:
     """The command line that starts a guest under `name`."""
     if name == "rlimits":
-        return _guest(str(_HERE / "guest.py"))
+        sites = {os.path.dirname(path) for path in _packages()}
+        return _guest(str(_HERE / "guest.py"), "", next(iter(sites), ""))
     if name == "unshare":
         return _unshare()
     return _bubblewrap()
@@ -68,6 +72,24 @@ def command(name: str) -> list[str]:
 def _interpreter() -> str:
     # Not the virtual environment's link: inside there is only the installation it points at.
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+
+
+@functools.cache
+def _packages() -> tuple[str, ...]:
+    """Directories of guest.PACKAGES on this machine, with those of the libraries they bring."""
+    found = []
+    for name in guest.PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # no origin: a folder that happens to have the name
+            continue
+        for path in spec.submodule_search_locations or ():
+            path = os.path.realpath(path)
+            found += [p for p in (path, f"{path}.libs") if os.path.isdir(p)]
+    return tuple(found)
+
+
+def _jailed_guest() -> list[str]:
+    return _guest("/guest.py", _drop_to(), _PACKAGES if _packages() else "")
 
 
 def _guest(path: str, *arguments: str) -> list[str]:
@@ -85,6 +107,7 @@ def _binds() -> tuple[dict[str, str], list[str], dict[str, str]]:
     masks = [m for p in binds for m in glob.glob(f"{p}/python*/*-packages")]
     binds[_interpreter()] = _interpreter()
     binds["/guest.py"] = str(_HERE / "guest.py")
+    binds |= {f"{_PACKAGES}/{os.path.basename(path)}": path for path in _packages()}
     return binds, sorted(masks), links
 
 
@@ -103,9 +126,9 @@ def _is_root() -> bool:
     return os.geteuid() == 0
 
 
-def _drop_to() -> list[str]:
-    """The guest's argument where it starts as root: the user to become."""
-    return [str(_private_uid())] if _is_root() else []
+def _drop_to() -> str:
+    """The guest's argument where it starts as root: the user to become; "" elsewhere."""
+    return str(_private_uid()) if _is_root() else ""
 
 
 def _bubblewrap() -> list[str]:
@@ -133,7 +156,7 @@ def _bubblewrap() -> list[str]:
         line += ["--symlink", target, path]
     # No /proc: with it a child reads the environment and writes the memory of its parent.
     line += ["--remount-ro", "/", "--chdir", "/", "--"]
-    return line + _guest("/guest.py", *_drop_to())
+    return line + _jailed_guest()
 
 
 def _unshare() -> list[str]:
@@ -143,7 +166,7 @@ def _unshare() -> list[str]:
         "masks": masks,
         "links": links,
         "capabilities": 1 << _CAP_SETGID | 1 << _CAP_SETUID if _is_root() else 0,
-        "command": _guest("/guest.py", *_drop_to()),
+        "command": _jailed_guest(),
     }
     line = [shutil.which("unshare"), "--net", "--pid", "--mount", "--ipc", "--uts", "--fork"]
     line += ["--kill-child=SIGKILL"]

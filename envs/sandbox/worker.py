@@ -17,6 +17,7 @@ from envs.sandbox import guest, mechanisms, seccomp
 START_SECONDS = 30.0  # for a guest to report that it is there, on a busy machine
 GRACE_SECONDS = 10.0  # beyond a run's wall limit, before the guest counts as lost
 CLOSE_SECONDS = 5.0  # for a guest to leave when it is told to
+MAX_OUTPUT_BYTES = 1 << 30
 _MIB = 1 << 20
 
 
@@ -50,7 +51,7 @@ class Limits:
     def __post_init__(self):
         for name, least, most in (
             ("cpu_seconds", 0.01, 3600), ("wall_seconds", 0.01, 3600),
-            ("memory_bytes", 64 * _MIB, 1 << 40), ("output_bytes", 1, 1 << 30),
+            ("memory_bytes", 64 * _MIB, 1 << 40), ("output_bytes", 1, MAX_OUTPUT_BYTES),
             ("open_files", 8, 1024), ("threads", 1, 1024),
         ):  # fmt: skip
             value = getattr(self, name)
@@ -69,7 +70,7 @@ class Result:
       status: ok, runtime_error, compile_error, time_limit, memory_limit, output_limit, or
         sandbox_error when the sandbox itself failed twice.
       output: standard output; bytes that are not UTF-8 are replaced.
-      error: the end of standard error, where a traceback has its last line.
+      error: standard error, the middle of a long one cut out: a traceback has its last line.
       seconds: processor time.
       peak_memory: resident bytes at the worst moment.
       mechanism: one of mechanisms.NAMES.
@@ -91,12 +92,21 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run: `program`, then `tests` in the same namespace, reading `stdin`."""
+    """One run: `prelude`, `program` and `tests`, in this order and in one namespace.
+
+    Attributes:
+      program: source text. With tests its `__name__` is not "__main__", as if they imported it.
+      stdin: what the run reads.
+      tests: source that raises unless the program is right; "" for none.
+      limits: of the run.
+      prelude: source of its own, so that line 1 of the program stays line 1.
+    """
 
     program: str
     stdin: str | bytes = ""
     tests: str = ""
     limits: Limits = Limits()
+    prelude: str = ""
 
 
 def _as_bytes(text: str | bytes) -> bytes:
@@ -157,7 +167,7 @@ class Guest:
 
     def _exchange(self, job: Job) -> Result:
         limits = job.limits
-        parts = [_as_bytes(text) for text in (job.program, job.tests, job.stdin)]
+        parts = [_as_bytes(text) for text in (job.program, job.tests, job.stdin, job.prelude)]
         header = guest.REQUEST.pack(
             guest.MAGIC,
             *(float(limits.cpu_seconds), float(limits.wall_seconds)),
@@ -173,7 +183,7 @@ class Guest:
             magic != guest.MAGIC
             or status >= len(guest.STATUSES)
             or out_size > limits.output_bytes
-            or err_size > guest.ERROR_TAIL
+            or err_size > guest.ERROR_BYTES
         ):
             raise GuestLost("the guest's reply makes no sense")
         out = self._read(out_size, deadline).decode("utf-8", "replace")

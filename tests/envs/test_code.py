@@ -197,20 +197,12 @@ def test_an_output_that_is_too_much_for_the_checker_is_wrong(tmp_path, what, mon
     assert [r.info["status"] for r in results] == ["wrong", "ok"]
 
 
-def test_a_checker_has_limits_of_its_own_and_its_own_failures_end_the_run(tmp_path):
+def test_a_checker_has_limits_of_its_own(tmp_path):
     tests = [{"input": "", "output": "3\n"}]
     large = "def check(i, e, a):\n    return len(bytearray(1 << 29)) > int(a)\n"
     env = make(problems=[write(tmp_path / "large.jsonl", record(checker=large, tests=tests))],
                split="train", memory_mb=64)  # fmt: skip
     assert play(env, "print(3)")[1][0].success
-    for name, checker, error in (
-        ("raises", "def check(i, e, a): return 1 / 0\n", "runtime_error ZeroDivisionError"),
-        ("eats", "def check(i, e, a): return bytearray(1 << 40)\n", "memory_limit MemoryError"),
-    ):
-        path = write(tmp_path / f"{name}.jsonl", record(checker=checker, tests=tests))
-        env = make(problems=[path], split="train")
-        with pytest.raises(EnvDataError, match=f"train/easy/sum: its checker failed: {error}"):
-            play(env, "print(4)")
 
 
 # -- functions: MBPP and HumanEval -----------------------------------------------------------------

@@ -26,9 +26,31 @@ TEXTS = st.one_of(
         ("```python\nfor i in x:\n    pass", "for i in x:\n    pass", True),  # cut short
         ("<think>```\nno\n```</think>\n```\nyes\n```", "yes", True),
         ("````\n```\ninner\n```\n````", "```\ninner\n```", True),
-        ("  ```py\n  indented\n  ```", "  indented", True),
+        ("  ```py\n  indented\n  ```", "indented", True),
+        ("  ```py\n  if x:\n    y\n  ```", "if x:\n  y", True),
+        ("  ```py\nif x:\n  y\n```", "if x:\n  y", True),
+        ("```python\n    return x\n```", "    return x", True),  # a function's body
         ("x = ```y```", "x = ```y```", False),
-        ("```python\r\nx\r\n```", "x\r", True),
+        ("```python\r\nx\r\ny\r\n```\r\nDone", "x\ny", True),
+        # Fences that CTRL's reader takes too.
+        ("Solution: ```python\nprint(1)\n```", "print(1)", True),
+        ("Solution: ```\nprint(1)\n```", "print(1)", True),
+        ("1. ```python\nprint(1)\n```", "print(1)", True),
+        ("- ```python\n  print(1)\n  ```\n- more", "print(1)", True),
+        ("```python\nprint(1)```", "print(1)", True),
+        ("```python\nprint(1)```\nor\n```python\nprint(2)\n```", "print(1)", True),
+        ("```python\nprint(1)\n``` That prints 1.", "print(1)", True),
+        ("```python\nprint(1)``` That prints 1.\n```\nx\n```", "print(1)", True),
+        ("```python print(1)```", "print(1)", True),
+        ("So ```Python3 print(1) ``` it is", "print(1)", True),
+        ("```python print(1)\n```", "print(1)", True),
+        ('```python title="a.py"\nprint(1)\n```', "print(1)", True),
+        # A fence in a string, and what only looks like an opening one.
+        ("```python\nprint('```')\nx\n```", "print('```')\nx", True),
+        ("```python\nprint('```')", "print('", True),
+        ("Fence it by ``` marks.\n```python\nx\n```", "x", True),
+        ("print(1)```\nThis prints 1.", "print(1)```\nThis prints 1.", False),
+        ("print(1) ```\nThis prints 1.", "print(1) ```\nThis prints 1.", False),
     ],
 )
 def test_the_first_fenced_block_is_the_program(reply, program, well_formed):
@@ -47,7 +69,18 @@ def test_parsing_is_total_and_formatting_is_its_inverse(text):
 
 
 def test_long_replies_are_cut_and_take_no_time():
-    for text in ("```\n" + "x" * 10**6, "`" * 10**6, " " * 10**6, "```\n" * 10**5, "\n```" * 10**5):
+    for text in (
+        "```\n" + "x" * 10**6,
+        "`" * 10**6,
+        " " * 10**6,
+        "```\n" * 10**5,
+        "\n```" * 10**5,
+        "x```y " * 10**5,
+        "```python\n" + "x```y " * 10**5,
+        "x ```a b\n" * 10**5,
+        "```python\n" + "`" * 10**6 + "x",
+        "1. " * 10**5 + "```python\nx",
+    ):
         program, _ = PROGRAM.parse_action(text)
         assert len(program) <= MAX_PROGRAM_CHARS
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.prompts import FORMS, Prompts
+from envs.prompts import FORMS, Prompts, Reflection
 from envs.sokoban import Sokoban
 
 THINK = "<think>x</think>"
@@ -133,10 +133,16 @@ def test_the_experience_is_one_line_that_can_be_taken_out(env):
         ("webshop", "short", "short", False),
         ("alfworld_real", "<think>上</think><action>look</action>", "look", False),
         ("alfworld_real", "I will go and take the mug 1 from the desk 1", "take the mug 1 from the desk 1", False),
-        ("scienceworld", THINK + "<action> Focus on the Thermometer </action>", "focus on the thermometer", True),
+        ("scienceworld", THINK + "<action> Focus on the Thermometer </action>", "Focus on the Thermometer", True),
+        ("scienceworld", THINK + "<Action>Look Around</Action>", "Look Around</Action>", False),
         ("scienceworld", "<think>上</think><action>wait1</action>", "wait1", False),
         ("scienceworld", "then I would open door to kitchen", "open door to kitchen", False),
-        ("household", "</action><action>look" + THINK + "<Action>x</action>", "look<think>x</think><action>x", True),
+        ("household", THINK + "</action><action>look</action>", "", True),  # between the first of each
+        ("household", THINK + "<action>a<action>b</action></action>", "a<action>b", True),
+        ("alfworld", "<think>end with </action>.</think><action>go to desk 1</action>", "", True),
+        ("sokoban", "<think>end with </action>.</think><action>up</action>", "", False),
+        ("sokoban", THINK + "<act\u0131on>up</act\u0131on>", "", False),
+        ("alfworld", "w" * 20 + " Take mug 1 from countertop 12\n\n", "ake mug 1 from countertop 12\n\n", False),
         ("household", THINK + "<action>look</action>", "look", True),
         ("household", "<action>look</action>", "look", False),
     ],
@@ -152,6 +158,78 @@ def test_a_reply_of_opening_tags_takes_no_time():
     assert Prompts("", "react", "household").parse_action(reply)[0].startswith("<action>")
 
 
+# -- reflections -----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "[1-3] open", "[1\u20133] open", "[2,3] open", "[1, 3] open", "[1 or 2] open", "[1.5] open",
+        "[1e3] open", "[10**9] open", "[10^9] open", "[1/2] open", "[1 2] open",
+        "1-3 open", "2,3 open", "1.5 open", "1e3 open", "12 3] open",
+        "[1][2] open", "[1] [2] open", "[1], [2] open", "[1]-[3] open", "[1] and [2] open",
+        "[1234567890] open", "1234567890 open", "[" + "9" * 5000 + "] open", "9" * 5000 + " open",
+        "[ 2 ] open", "[+2] open", "[-1] open", "[\u00b2] open", "[x] open",
+        "[3]", "[3] ", "[3] ...", "[3] !?", "[3]: -", "", "[]", "\ud800",
+    ],
+)  # fmt: skip
+def test_a_reflection_on_no_single_step_or_without_advice_is_unparsable(reply):
+    assert Prompts("").parse_reflection(reply) == Reflection("unparsable")
+
+
+@pytest.mark.parametrize(
+    "reply, tau, advice",
+    [
+        ("[3] open it.", 3, "open it."),
+        ("<think>[9] x</think>\n[3]\nopen  it", 3, "open it"),
+        ("step 3: open", 3, "open"),
+        ("Step [3] - open", 3, "open"),
+        ("3) open", 3, "open"),
+        ("[3: open", 3, "open"),
+        ("1. 5 apples", 1, "5 apples"),
+        ("[1] 3 apples", 1, "3 apples"),
+        ("[3] put [a] in [b]", 3, "put [a] in [b]"),
+        ("[3: use [a]", 3, "use [a]"),
+        ("3 put [a] in b", 3, "put [a] in b"),
+        ("[02] open", 2, "open"),
+        ("[\uff12] open", 2, "open"),  # a full-width digit
+        ("[3] \u6253\u5f00", 3, "\u6253\u5f00"),
+    ],
+)
+def test_other_reflections_are_read_as_before(reply, tau, advice):
+    assert Prompts("").parse_reflection(reply) == Reflection("ok", tau, advice)
+
+
+REFLECTION_PIECES = st.sampled_from(
+    [
+        "[",
+        "]",
+        "1",
+        "23",
+        "\uff12",
+        "-",
+        ",",
+        ".",
+        "e",
+        "step",
+        "no mistake",
+        "and",
+        " ",
+        "\n",
+        "open",
+    ]
+)
+
+
+@given(st.lists(st.one_of(REFLECTION_PIECES, st.text(max_size=5)), max_size=10))
+def test_any_string_is_a_reflection_or_a_named_failure(pieces):
+    parsed = Prompts("").parse_reflection("".join(pieces))
+    assert parsed.status in ("ok", "no_mistake", "unparsable")
+    if parsed.status == "ok":
+        assert parsed.tau >= 0 and any(map(str.isalnum, parsed.experience))
+    else:
+        assert parsed.tau is None and parsed.experience is None
+
+
+# -- totality --------------------------------------------------------------------------------------
 PIECES = st.sampled_from(["<think>", "</think>", "<action>", "</action>", "up", "上", " ", "\x00"])
 
 

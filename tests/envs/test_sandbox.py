@@ -52,6 +52,8 @@ ORDINARY = {
     "dev stdin read": "with open('/dev/stdin', 'rb') as f: print(f.read())",
     "dev stdin path": "import io, pathlib\nprint(pathlib.Path('/dev/stdin').read_text(), io.open is open)",
     "dev stdin twice": "with open('/dev/stdin') as f: print(f.read())\nprint(open(0).read())",
+    "dev stdout": "import sys\nsys.stdout = open('/dev/stdout', 'w')\nprint(9)\nsys.stdout.close()",
+    "dev stderr": "with open('/dev/stderr', 'w') as f: print(f.write('x'))",
 }  # fmt: skip
 
 
@@ -128,6 +130,71 @@ def test_tests_run_after_the_program_in_its_namespace(pool):
     for program in ("def f(): return 4", "import sys; sys.exit(0)", "def f(): return 3\nexit()",
                     "import os; os._exit(0)", "raise SystemExit"):  # fmt: skip
         assert "end" not in pool.run(Job(program, tests="assert f() == 3\nprint('end')")).output
+
+
+def test_with_tests_the_program_is_a_module_and_no_main_program(pool):
+    program = (
+        "import pickle, sys\nclass A: pass\nassert type(pickle.loads(pickle.dumps(A()))) is A\n"
+    )
+    program += "assert sys.modules['__main__'].A is A\nprint(__name__)"
+    for tests, name in (("x = 1", "program"), ("", "__main__")):
+        result = pool.run(Job(program, tests=tests, limits=QUICK))
+        assert (result.status, result.output) == ("ok", f"{name}\n"), result.error
+
+
+def test_a_prelude_runs_before_the_program_and_does_not_shift_its_lines(pool):
+    prelude = "import math\n\n\ndef half(x):\n    return x / 0\n"
+    program = "from __future__ import annotations\nprint(math.floor(2.5))\nhalf(3)"
+    result = pool.run(Job(program, prelude=prelude, limits=QUICK))
+    assert result.output == "2\n" and result.status == "runtime_error"
+    assert 'File "program.py", line 3, in' in result.error
+    assert 'File "prelude.py", line 5, in half\n    return x / 0' in result.error
+
+
+def test_a_mark_of_utf8_and_integers_of_any_length_are_no_errors(pool):
+    jobs = (
+        Job("\ufeffprint(1)", limits=QUICK),
+        Job("print(len(str(2 ** 20000)))", limits=QUICK),
+        Job("print(int(input()) % 7)", "1" * 5000, limits=QUICK),
+        Job("print(len(str(" + "9" * 5000 + ")))", limits=QUICK),
+    )
+    outputs = [r.output for r in pool.run_many(jobs)]
+    assert outputs == ["1\n", "6021\n", f"{(10**5000 - 1) // 9 % 7}\n", "5000\n"]
+
+
+def test_numpy_is_there_and_nothing_else_that_is_installed(pool):
+    program = (
+        "import numpy as np\nprint(np.allclose(np.ones(9) @ np.ones(9), 9), np.linalg.det(np.eye(2)))\n"
+        "for name in ('pytest', 'jax', 'hypothesis', 'pip'):\n"
+        "    try: __import__(name)\n    except ImportError: print('no')\n"
+    )
+    result = pool.run(Job(program, limits=Limits(cpu_seconds=5, memory_bytes=1 << 30)))
+    assert result.output == "True 1.0\n" + "no\n" * 4, result.error
+    # Programs that do not ask for it do not pay for it.
+    loaded = "import sys\nprint([m for m in sys.modules if 'numpy' in m])"
+    assert pool.run(Job(loaded)).output == "[]\n"
+
+
+def test_without_numpy_there_are_no_packages(monkeypatch):
+    monkeypatch.setattr(mechanisms.importlib.util, "find_spec", lambda name: None)
+    mechanisms._packages.cache_clear()
+    try:
+        guest = sandbox.Guest(sandbox.strongest(allow_weak=True))
+        result = guest.run(Job("print(1)\nimport numpy", limits=QUICK))
+        guest.close()
+        assert result.output == "1\n" and "No module named 'numpy'" in result.error
+    finally:
+        mechanisms._packages.cache_clear()
+
+
+def test_of_a_long_error_both_ends_are_kept(pool):
+    result = pool.run(Job("raise ValueError('x' * 100_000 + 'end')", limits=QUICK))
+    assert len(result.error) <= 16384 and result.error.startswith("Traceback")
+    last = result.error.rstrip().rpartition("\n")[2]
+    assert last.startswith("ValueError: xxx") and " [...] " in last and last.endswith("xend")
+    program = "import sys\nsys.stderr.write('d' * 100_000 + chr(10))\n1 / 0"
+    result = pool.run(Job(program, limits=QUICK))
+    assert result.error.endswith("ZeroDivisionError: division by zero\n")
 
 
 def test_results_depend_neither_on_order_nor_worker(pool):

@@ -103,6 +103,15 @@ for call in (lambda: os.unlink({directory!r} + "/secret"), lambda: os.chmod({dir
     try: call(); print("WON")
     except OSError: pass
 """,
+    "numpy_files": """
+import numpy as np
+for path in ({directory!r} + "/leafe-attack.npy", "/tmp/leafe-attack.npy", np.__path__[0] + "/leafe-attack.npy"):
+    try: np.save(path, np.zeros(1)); print("WON", path)
+    except OSError: pass
+for path in ({directory!r} + "/secret", np.__file__):
+    try: np.memmap(path, mode="r+"); print("WON", path)
+    except OSError: pass
+""",
     "fork_bomb": """
 import os, time
 children = 0
