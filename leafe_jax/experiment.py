@@ -34,6 +34,7 @@ from leafe_jax.chat import load_chat
 from leafe_jax.errors import NothingToLearn, UserError
 from leafe_jax.evaluate import evaluate
 from leafe_jax.explore import explore
+from leafe_jax.files import local_path
 from leafe_jax.metrics import Metrics
 from leafe_jax.models import hf
 from leafe_jax.models.decoder import abstract_params
@@ -443,10 +444,6 @@ def _agree(config, env: Environment) -> None:
 
 def _open_workdir(root: epath.Path, workdir: str) -> None:
     """Makes the workdir and checks that all processes write to the same."""
-    if "://" in workdir:
-        raise UserError(
-            f"--workdir={workdir}: must be a directory; a bucket has to be mounted (docs/TPU.md)"
-        )
     index = jax.process_index()
     probe = root / f".writable{index or ''}"
     try:
@@ -503,7 +500,7 @@ def _stale(root: epath.Path) -> bool:
 
 
 def _run(config, env: Environment, workdir: str) -> None:
-    root = epath.Path(workdir)
+    root = epath.Path(local_path("--workdir=", workdir))
     _open_workdir(root, workdir)
     _check_record(config, root)
     _check_training(config, root)

@@ -21,6 +21,7 @@ from typing import Any
 from matplotlib.figure import Figure  # no pyplot: a notebook's own backend stays as it is
 
 from leafe_jax.errors import UserError
+from leafe_jax.files import local_path
 
 RESULTS_SCHEMA = 1
 
@@ -569,9 +570,10 @@ start();
 def main(argv: list[str] | None = None) -> int:
     """Writes the report of a finished run again and prints its table."""
     parser = argparse.ArgumentParser(prog="python -m leafe_jax.report", description=main.__doc__)
-    parser.add_argument("--workdir", type=Path, required=True)
-    workdir = parser.parse_args(argv).workdir
+    parser.add_argument("--workdir", required=True)
+    flags = parser.parse_args(argv)
     try:
+        workdir = local_path("--workdir=", flags.workdir)
         write_report(workdir)
         print(console_table(read_results(workdir)))
     except UserError as error:

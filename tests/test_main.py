@@ -48,7 +48,7 @@ def trees(workdir: Path) -> bytes:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    code, out, err = run(workdir)
+    code, out, err = run(os.path.relpath(workdir, ROOT))  # relative, as the README has it
     assert code == 0, err
     return workdir, out, err
 

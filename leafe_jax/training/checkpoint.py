@@ -39,9 +39,10 @@ class Checkpoints:
     def __init__(self, directory, identity: dict[str, Any]):
         # Orbax writes a step under a temporary name and renames it, so a half-written one is
         # never the latest.
-        self._directory, self._identity = directory, identity
+        # Orbax takes absolute paths only.
+        self._directory, self._identity = Path(directory).absolute(), identity
         self._manager = _Manager(
-            directory, options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
+            self._directory, options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
         )
 
     def save(self, step: int, state: Any, data_state: dict[str, Any], must: bool) -> None:
