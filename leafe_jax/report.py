@@ -21,7 +21,8 @@ from typing import Any
 from matplotlib.figure import Figure  # no pyplot: a notebook's own backend stays as it is
 
 from leafe_jax.errors import UserError
-from leafe_jax.files import local_path
+from leafe_jax.files import local_path, put_in_place, read_json
+from leafe_jax.workdir import locked
 
 RESULTS_SCHEMA = 1
 
@@ -43,13 +44,10 @@ _BUDGET = (
 def read_results(workdir: Path) -> dict[str, Any]:
     """results.json of a run; UserError when it is missing, broken or of another schema."""
     path = workdir / "results.json"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing; run the phase 'report' of leafe_jax.main") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-    found = results.get("schema") if isinstance(results, dict) else None
+    if not path.exists():
+        raise UserError(f"{path}: missing; run the phase 'report' of leafe_jax.main")
+    results = read_json(path)
+    found = results.get("schema")
     if found != RESULTS_SCHEMA:
         raise UserError(f"{path}: schema {found!r}: must be {RESULTS_SCHEMA}")
     for field in ("methods", "versions", "config_hash", "seed", "commit", "device"):
@@ -367,7 +365,7 @@ def write_report(workdir: Path) -> None:
     ))  # fmt: skip
     partial = directory / "index.html.partial"
     partial.write_text(page, encoding="utf-8", errors="replace")  # half a surrogate pair is "?"
-    partial.replace(directory / "index.html")
+    put_in_place(partial, directory / "index.html")
 
 
 _TREE_CONTROLS = """<div class=controls>
@@ -574,8 +572,10 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     try:
         workdir = local_path("--workdir=", flags.workdir)
-        write_report(workdir)
-        print(console_table(read_results(workdir)))
+        read_results(workdir)  # before a lock is left in a directory that is no run's
+        with locked(workdir, f"--workdir={flags.workdir}"):
+            write_report(workdir)
+            print(console_table(read_results(workdir)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

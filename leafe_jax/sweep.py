@@ -8,7 +8,6 @@ part is an ordinary run in a workdir of its own, so a killed sweep goes on where
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from etils import epath
 
 from leafe_jax import experiment, processes
 from leafe_jax.errors import NothingToLearn, UserError
-from leafe_jax.files import local_path
-from leafe_jax.phase import write_json
+from leafe_jax.files import read_json, write_json
+from leafe_jax.workdir import opened
 
 
 def _override(config, field: str, value: Any) -> None:
@@ -34,7 +32,7 @@ def _override(config, field: str, value: Any) -> None:
 
 
 def _shares(workdir: Path, method: str) -> dict[str, dict[str, float]]:
-    results = json.loads((workdir / "results.json").read_text())
+    results = read_json(workdir / "results.json")
     return results["methods"][method]["families"]["all"]["pass_at_k"]
 
 
@@ -49,7 +47,11 @@ def run(config, workdir: str) -> None:
     Raises:
       UserError: as experiment.run, or a field that does not exist.
     """
-    root = local_path("--workdir=", workdir)
+    with opened(workdir) as root:
+        _run(config, root)
+
+
+def _run(config, root: Path) -> None:
     rows = []
     for value in config.sweep.settings:
         part = root / str(value)
@@ -78,7 +80,7 @@ def run(config, workdir: str) -> None:
             row[name] = _shares(part / name, "leafe")
         rows.append(row)
         if processes.first():
-            write_json(epath.Path(root) / "sweep.json", rows)
+            write_json(root / "sweep.json", rows)
     if processes.first():
         draw(rows, root / "sweep.png")
         print(console_table(rows, config.sweep.field))
