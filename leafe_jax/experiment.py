@@ -41,13 +41,20 @@ from leafe_jax.chat import load_chat
 from leafe_jax.errors import NothingToLearn, UserError
 from leafe_jax.evaluate import evaluate
 from leafe_jax.explore import explore
-from leafe_jax.files import fingerprint, to_json, whole, write_json
+from leafe_jax.files import fingerprint, make_directory, to_json, whole, write_json
 from leafe_jax.metrics import Metrics
 from leafe_jax.models import hf
 from leafe_jax.models.decoder import abstract_params
 from leafe_jax.phase import Phase, finished
 from leafe_jax.progress import Progress
 from leafe_jax.results import REPORTED, commit, method_result, read_summary, run_report
+from leafe_jax.run_models import (
+    base_model_path,
+    check_model,
+    given_model,
+    note_model,
+    trained_model,
+)
 from leafe_jax.sampling.policy import LMPolicy
 from leafe_jax.sampling.replicas import make_engines
 from leafe_jax.seeds import seed_for
@@ -68,9 +75,6 @@ from leafe_jax.training.memory import DIVIDE, needed_for
 from leafe_jax.training.sharding import cast, hand_over, shardings_for, train_mesh
 from leafe_jax.types import Tree
 from leafe_jax.workdir import opened
-
-BASE_MODEL = Path(__file__).parent / "assets" / "base"
-
 
 # Weights of a model that this run has trained, in the sampler's dtype and divided over the devices as
 # in training, until the sampler takes them: the same as in its directory, without the way through the
@@ -124,24 +128,12 @@ def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
     return make
 
 
-def base_model_path(config, workdir: epath.Path) -> Path:
-    """The model that the run starts from: the workdir's own, where it makes or has made one."""
-    made = (workdir / "bootstrap" / "phase.json").exists()
-    if made or "bootstrap" in config.phases:
-        return Path(workdir / "bootstrap" / "model")
-    return _given_model(config)
-
-
-def _given_model(config) -> Path:
-    return Path(config.model.path).expanduser() if config.model.path else BASE_MODEL
-
-
 def run_bootstrap(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
     phase = Phase(workdir, "bootstrap", config)
-    if phase.intact({"model": hf.read_config}):
+    if phase.intact({"model": check_model}):
         return False
     begin = time.time()
-    start_from = None if config.bootstrap.from_scratch else _given_model(config)
+    start_from = None if config.bootstrap.from_scratch else given_model(config)
     with _progress(1, "step", "bootstrap") as bar:
         bootstrap.run(
             config, start_from, Path(phase.directory), phase.begin,
@@ -198,13 +190,13 @@ def run_explore(config, env: Environment, workdir: epath.Path, metrics: Metrics)
     blocks = tree_blocks(config, env, workdir)
     phase, missing = blocks.phase, blocks.missing()
     path = base_model_path(config, workdir)
-    _note_model(phase, path)
+    note_model(config, phase, path)
     if phase.done and not missing:
         return False
     prompts = Prompts(env.description, config.env.prompt_style, env.name)
     make_policy = policy_factory(config, path)
     phase.begin()
-    (phase.directory / "trees").mkdir(parents=True, exist_ok=True)
+    make_directory(phase.directory / "trees")
     search = explore_config(config)
     rollout = rollout_config(config, "explore", config.sampler.temperature)
 
@@ -230,15 +222,6 @@ def run_explore(config, env: Environment, workdir: epath.Path, metrics: Metrics)
         run_blocks(blocks, missing, work, bar=bar, units=1, log=log)
     phase.finish()
     return True
-
-
-def _note_model(phase: Phase, path: Path) -> None:
-    """Refuses a model whose files are others than when the phase began."""
-    digest = processes.together(
-        f"{phase.name}: model", decide=lambda _: fingerprint(path) if path.is_dir() else None
-    )
-    if digest is not None:  # of a finished phase it may have gone
-        phase.made_of("model", digest, f"the model {path}")
 
 
 def _make_examples(config, blocks: Blocks) -> list[Example]:
@@ -268,7 +251,7 @@ def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics)
     phase = Phase(workdir, "distill", config)
     blocks = tree_blocks(config, env, workdir)
     path = base_model_path(config, workdir)
-    _note_model(phase, path)
+    note_model(config, phase, path)
     intact = phase.intact(_distill_outputs(config))
     begin = time.time()
     if not intact:
@@ -321,7 +304,7 @@ def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics)
 
 def _distill_outputs(config) -> dict[str, Callable[[epath.Path], Any]]:
     """What the phase leaves for others -> a check of it (see Phase.intact)."""
-    outputs = {"model": hf.read_config, "summary.json": read_summary}
+    outputs = {"model": check_model, "summary.json": read_summary}
     return outputs | ({"adapter": fingerprint} if config.distill.train.lora.rank else {})
 
 
@@ -329,6 +312,9 @@ def _export(config, directory: Path, base: Path, trained: Any) -> None:
     """Writes `directory`/model, and `directory`/adapter where adapters were trained."""
     train, model_config = config.distill.train, hf.read_config(str(base))
     params = trained
+    for place in (directory / "model", directory / "adapter"):
+        if processes.first() and place.is_file():
+            place.unlink()  # the directory could not take the place of a stray file
     if train.lora.rank:
         adapted = lora.with_adapters(model_config, train.lora)
         lora.save_adapter(directory / "adapter", adapted, trained, str(base))
@@ -376,8 +362,8 @@ def _evaluate_method(
 ) -> bool:
     blocks = evaluation_blocks(config, env, workdir, method)
     phase, missing = blocks.phase, blocks.missing()
-    path = base_model_path(config, workdir) if method == "base" else _trained_model(config, workdir)
-    _note_model(phase, path)
+    path = base_model_path(config, workdir) if method == "base" else trained_model(config, workdir)
+    note_model(config, phase, path)
     if phase.done and not missing:
         return False
     if not path.exists() and method == "leafe":
@@ -406,23 +392,6 @@ def _evaluate_method(
     if processes.first():
         _log_evaluation(config, blocks, metrics, method)
     return True
-
-
-def _trained_model(config, workdir: epath.Path) -> Path:
-    """The model that the phase `distill` has left, whole.
-
-    Raises:
-      UserError: it has left one, but what is there now is damaged.
-    """
-    phase = Phase(workdir, "distill", config)
-
-    def look(_) -> None:
-        problem = phase.problem("model", hf.read_config) if phase.done else None
-        if problem is not None and phase.directory.joinpath("model").exists():
-            raise UserError(f"{problem}; put 'distill' into --config.phases to make it again")
-
-    processes.together("evaluate: model", decide=look)
-    return Path(phase.directory / "model")
 
 
 def _log_evaluation(config, blocks: Blocks, metrics: Metrics, method: str) -> None:

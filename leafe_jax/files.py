@@ -159,6 +159,17 @@ def fingerprint(directory: str | os.PathLike) -> str:
 
 
 # -- writing ---------------------------------------------------------------------------------------
+def make_directory(path: str | os.PathLike) -> None:
+    """Makes a directory, and those above it, if it is not there.
+
+    Raises:
+      UserError: it cannot be made, e.g. because a file is in its place.
+      OSError: the disk is full.
+    """
+    with _named(path):
+        Path(path).mkdir(parents=True, exist_ok=True)
+
+
 def sync(path: str | os.PathLike) -> None:
     """Returns once a file's content, or a directory's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

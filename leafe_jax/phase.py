@@ -6,13 +6,14 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from leafe_jax import processes
 from leafe_jax.errors import UserError
-from leafe_jax.files import checksum, fingerprint, read_json, write_json
+from leafe_jax.files import checksum, fingerprint, make_directory, read_json, write_json
 from leafe_jax.settings import relevant
 
 _LOG = logging.getLogger("leafe_jax")
@@ -50,14 +51,14 @@ class Phase:
         self.is_new = found is None
         if found is not None:
             if found["done"] or self._claimed():
-                self._refuse_changes(own, found["config"])
+                self._refuse_changes(own, found)
             else:  # what it was going to be made of may be changed, too
                 found |= {"files": {}, "made_of": {}}
             self.record |= {**found, "schema": _SCHEMA, "config": own}
 
     def begin(self) -> None:
         """Claims the directory for this config; called once everything it needs has been loaded."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_directory(self.directory)
         self.record["done"] = False  # True if what it had left was lost
         self._write()
 
@@ -71,14 +72,18 @@ class Phase:
         return processes.together(
             f"{self.name}: checkpoints",
             decide=lambda _: (
-                checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
+                checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
             ),
         )
 
     def _read(self) -> dict[str, Any] | None:
         return read_record(self.directory) if self.record_path.exists() else None
 
-    def _refuse_changes(self, config: dict[str, Any], known: dict[str, Any]) -> None:
+    def _refuse_changes(self, config: dict[str, Any], record: dict[str, Any]) -> None:
+        known = dict(record["config"])
+        if "model" in record["made_of"] and _is_there(config.get("model.path")):
+            # The model's files are compared instead of their path: both may have been moved.
+            known["model.path"] = config["model.path"]
         for field in sorted({*known, *config}):
             if known.get(field) != config.get(field):
                 raise UserError(
@@ -171,6 +176,10 @@ class Phase:
                 f"{self.directory}: was made from other content of {what} than is there now; restore"
                 " that, or move this directory away to make it again"
             )
+
+
+def _is_there(model_path: str | None) -> bool:
+    return model_path == "" or model_path is not None and Path(model_path).expanduser().is_dir()
 
 
 def _digest(path: epath.Path) -> str:

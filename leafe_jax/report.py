@@ -21,7 +21,7 @@ from typing import Any
 from matplotlib.figure import Figure  # no pyplot: a notebook's own backend stays as it is
 
 from leafe_jax.errors import UserError
-from leafe_jax.files import local_path, put_in_place, read_json
+from leafe_jax.files import local_path, make_directory, put_in_place, read_json
 from leafe_jax.workdir import locked
 
 RESULTS_SCHEMA = 1
@@ -339,7 +339,7 @@ def write_report(workdir: Path) -> None:
     """
     results = read_results(workdir)
     directory = workdir / "report"
-    directory.mkdir(exist_ok=True)
+    make_directory(directory)
     sections = [_run_section(results)]
     if results["methods"]:
         sections.append(_results_section(results, directory / "pass_at_k.png"))

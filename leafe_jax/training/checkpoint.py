@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from leafe_jax.errors import UserError
+from leafe_jax.files import make_directory
 from leafe_jax.training.memory import is_out_of_memory
 
 KEPT = 2
@@ -41,6 +42,7 @@ class Checkpoints:
         # never the latest.
         # Orbax takes absolute paths only.
         self._directory, self._identity = Path(directory).absolute(), identity
+        make_directory(self._directory)
         self._manager = _Manager(
             self._directory, options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
         )
