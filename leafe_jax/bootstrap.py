@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from leafe_jax import processes
 from leafe_jax.chat import ChatFormat, load_chat
 from leafe_jax.corpus import Game, Turn, open_games, write_corpus
 from leafe_jax.errors import UserError
+from leafe_jax.files import read_json_lines, whole
 from leafe_jax.models import hf
 from leafe_jax.models.decoder import ModelConfig, init_params
 from leafe_jax.progress import Progress
@@ -84,16 +86,33 @@ def _shape(config, vocab_size: int) -> ModelConfig:
 def _write(path: Path, config, games: list[Game]) -> None:
     """The corpus of a run, unless it is there already: half the games take their time."""
     if path.exists():
-        return
-    unfinished = path.with_suffix(".tmp")
+        try:
+            if len(_read(path)) == config.bootstrap.num_conversations:
+                return
+            problem = f"{path}: cut short"
+        except UserError as error:
+            problem = str(error)
+        logging.getLogger("leafe_jax").warning("bootstrap: %s; it is made again", problem)
     with (
-        open(unfinished, "w") as file,
+        whole(path) as file,
         Progress(config.bootstrap.num_conversations, "conversation", "bootstrap") as bar,
     ):
         for game, turns in write_corpus(config, games, config.seed):
             file.write(json.dumps({"game": game.name, "turns": turns}) + "\n")
             bar.update(1)
-    unfinished.replace(path)
+
+
+def _read(path: Path) -> list[list[Turn]]:
+    """The conversations of a corpus; UserError names a line that is none."""
+    conversations = []
+    for number, line in enumerate(read_json_lines(path), start=1):
+        turns = line.get("turns") if isinstance(line, dict) else None
+        if not isinstance(turns, list) or not all(
+            isinstance(turn, dict) and {"role", "text"} <= turn.keys() for turn in turns
+        ):
+            raise UserError(f"{path}, line {number}: not a conversation")
+        conversations.append(turns)
+    return conversations
 
 
 def run(
@@ -135,7 +154,7 @@ def run(
         processes.together(
             "bootstrap: corpus", decide=lambda _: _write(corpus, config, games), seconds=None
         )
-    conversations = [json.loads(line)["turns"] for line in corpus.open()]
+    conversations = _read(corpus)
     if start_from is None:
         tokenizer = build_tokenizer(conversations, config.bootstrap.min_count, games)
         model_config = _shape(config, len(tokenizer))

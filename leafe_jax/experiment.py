@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -30,16 +29,32 @@ from etils import epath
 from envs.base import Environment, Task
 from envs.prompts import Prompts
 from leafe_jax import bootstrap, distill, habits, processes
+from leafe_jax.blocks import (
+    Blocks,
+    Trees,
+    evaluation_blocks,
+    read_evaluation,
+    run_blocks,
+    tree_blocks,
+)
 from leafe_jax.chat import load_chat
 from leafe_jax.errors import NothingToLearn, UserError
 from leafe_jax.evaluate import evaluate
 from leafe_jax.explore import explore
+from leafe_jax.files import fingerprint, make_directory, to_json, whole, write_json
 from leafe_jax.metrics import Metrics
 from leafe_jax.models import hf
 from leafe_jax.models.decoder import abstract_params
-from leafe_jax.phase import Phase, finished, run_blocks, write_json
+from leafe_jax.phase import Phase, finished
 from leafe_jax.progress import Progress
-from leafe_jax.results import Trees, commit, method_result, run_report, tree_files
+from leafe_jax.results import REPORTED, commit, method_result, read_summary, run_report
+from leafe_jax.run_models import (
+    base_model_path,
+    check_model,
+    given_model,
+    note_model,
+    trained_model,
+)
 from leafe_jax.sampling.policy import LMPolicy
 from leafe_jax.sampling.replicas import make_engines
 from leafe_jax.seeds import seed_for
@@ -59,9 +74,7 @@ from leafe_jax.training.loop import check, fit
 from leafe_jax.training.memory import DIVIDE, needed_for
 from leafe_jax.training.sharding import cast, hand_over, shardings_for, train_mesh
 from leafe_jax.types import Tree
-
-BASE_MODEL = Path(__file__).parent / "assets" / "base"
-
+from leafe_jax.workdir import opened
 
 # Weights of a model that this run has trained, in the sampler's dtype and divided over the devices as
 # in training, until the sampler takes them: the same as in its directory, without the way through the
@@ -115,38 +128,18 @@ def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
     return make
 
 
-def base_model_path(config, workdir: epath.Path) -> Path:
-    """The model that the run starts from: the workdir's own, where it makes or has made one."""
-    made = (workdir / "bootstrap" / "phase.json").exists()
-    if made or "bootstrap" in config.phases:
-        return Path(workdir / "bootstrap" / "model")
-    return Path(config.model.path) if config.model.path else BASE_MODEL
-
-
-def _model_path(config, workdir: epath.Path, method: str) -> Path:
-    if method == "leafe":
-        path = workdir / "distill" / "model"
-        if not path.exists():
-            raise UserError(
-                f"evaluate.methods: 'leafe' needs {path}; run the phase 'distill' first"
-            )
-        return Path(path)
-    return base_model_path(config, workdir)
-
-
 def run_bootstrap(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
     phase = Phase(workdir, "bootstrap", config)
-    if phase.done:
+    if phase.intact({"model": check_model}):
         return False
     begin = time.time()
-    start_from = None
-    if not config.bootstrap.from_scratch:
-        start_from = Path(config.model.path) if config.model.path else BASE_MODEL
+    start_from = None if config.bootstrap.from_scratch else given_model(config)
     with _progress(1, "step", "bootstrap") as bar:
         bootstrap.run(
             config, start_from, Path(phase.directory), phase.begin,
             _logger(metrics, "bootstrap"), _sft_progress(bar),
         )  # fmt: skip
+    phase.keep("model")
     phase.add_seconds(time.time() - begin)
     phase.finish()
     return True
@@ -154,14 +147,15 @@ def run_bootstrap(config, env: Environment, workdir: epath.Path, metrics: Metric
 
 def run_habits(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
     phase = Phase(workdir, "habits", config)
-    did = not phase.done
+    did = not phase.intact({"habits.json": habits.read_table})
     if did:
         processes.together(
             "habits", decide=lambda _: _measure_habits(config, env, workdir, metrics, phase)
         )
+        phase.keep("habits.json")
         phase.finish()
     if "bootstrap" in config:  # a model that misses the gate is refused at every start
-        table = json.loads((phase.directory / "habits.json").read_text())
+        table = habits.read_table(phase.directory / "habits.json")
         misses = habits.gate_misses(table, config.bootstrap.gate)
         if misses:
             raise UserError(f"bootstrap.gate: the base model misses it: {'; '.join(misses)}")
@@ -187,54 +181,51 @@ def _measure_habits(config, env, workdir: epath.Path, metrics: Metrics, phase: P
     )
     write_json(phase.directory / "habits.json", table)
     print(habits.console_table(table))
-    metrics.scalars(0, {f"habits/{k}": v for k, v in table["all"].items()})
+    measured = {k: v for k, v in table["all"].items() if v is not None}
+    metrics.scalars(0, {f"habits/{k}": v for k, v in measured.items()})
     phase.add_seconds(time.time() - begin)
 
 
 def run_explore(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
-    phase = Phase(workdir, "explore", config)
-    if phase.done:
+    blocks = tree_blocks(config, env, workdir)
+    phase, missing = blocks.phase, blocks.missing()
+    path = base_model_path(config, workdir)
+    note_model(config, phase, path)
+    if phase.done and not missing:
         return False
     prompts = Prompts(env.description, config.env.prompt_style, env.name)
-    tasks = first_tasks(env, config.explore.split, config.explore.num_tasks, "explore.num_tasks")
-    make_policy = policy_factory(config, base_model_path(config, workdir))
+    make_policy = policy_factory(config, path)
     phase.begin()
-    (phase.directory / "trees").mkdir(parents=True, exist_ok=True)
+    make_directory(phase.directory / "trees")
     search = explore_config(config)
     rollout = rollout_config(config, "explore", config.sampler.temperature)
 
     def work(block: list[Task], final: epath.Path) -> None:
-        partial = final.parent / (final.name + ".partial")
-        with partial.open("w") as file:
+        with whole(final) as file:
 
             def keep(tree: Tree) -> None:
                 # Flushed tree by tree: what was finished can be read after a kill.
-                file.write(json.dumps(tree.to_json()) + "\n")
+                file.write(to_json(tree.to_json(), f"{final}, task {tree.task_id!r}") + "\n")
                 file.flush()
                 bar.update(1)
 
             policy = make_policy()
             explore(policy, env, prompts, block, search, rollout, policy.num_slots, keep)
-        partial.replace(final)
 
     def log(number: int, path: epath.Path) -> None:
         if number > metrics.last_step("explore"):
             solved = [any(n.success for n in tree.nodes) for tree in Trees([path])]
             metrics.scalars(number, {"explore/tasks_solved": sum(solved) / len(solved)})
 
-    with _progress(len(tasks), "tree", "explore") as bar:
-        run_blocks(
-            phase, tasks, config.explore.block_size, "trees/{:04d}.jsonl", work,
-            bar=bar, units=1, log=log,
-        )  # fmt: skip
+    total = sum(map(len, blocks.tasks))
+    with _progress(total, "tree", "explore") as bar:
+        run_blocks(blocks, missing, work, bar=bar, units=1, log=log)
     phase.finish()
     return True
 
 
-def _make_examples(config, workdir: epath.Path) -> list[Example]:
-    examples = distill.make_examples(
-        Trees(tree_files(workdir)), distill_config(config), config.seed
-    )
+def _make_examples(config, blocks: Blocks) -> list[Example]:
+    examples = distill.make_examples(Trees(list(blocks)), distill_config(config), config.seed)
     weights = _source_weights(config)
     examples = [e for e in examples if weights[e.source] > 0]
     if not examples:
@@ -258,15 +249,22 @@ def _source_weights(config) -> tuple[float, float]:
 
 def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
     phase = Phase(workdir, "distill", config)
-    if phase.done:
-        return False
+    blocks = tree_blocks(config, env, workdir)
+    path = base_model_path(config, workdir)
+    note_model(config, phase, path)
+    intact = phase.intact(_distill_outputs(config))
     begin = time.time()
-    processes.together("distill: trees", decide=lambda _: _refuse_unfinished(workdir))
+    if not intact:
+        processes.together("distill: trees", decide=lambda _: _refuse_unfinished(workdir))
+    trees = processes.together("distill: blocks", decide=lambda _: blocks.digest())
+    if trees is not None:  # of a finished phase they may have gone
+        phase.made_of("trees", trees, "explore/trees")
+    if intact:
+        return False
     examples: list[Example] = []  # in the first process; the others read the file
     processes.together(
-        "distill: examples", decide=lambda _: examples.extend(_make_examples(config, workdir))
+        "distill: examples", decide=lambda _: examples.extend(_make_examples(config, blocks))
     )
-    path = base_model_path(config, workdir)
     model_config = hf.read_config(str(path))
     load_params = functools.partial(hf.load_params, path, model_config)
     phase.begin()
@@ -297,15 +295,26 @@ def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics)
                 "target_tokens": int(sum((e.mass > 0).sum() for e in examples)),
             },
         )
+    for name in _distill_outputs(config):
+        phase.keep(name)
     phase.add_seconds(time.time() - begin)
     phase.finish()
     return True
+
+
+def _distill_outputs(config) -> dict[str, Callable[[epath.Path], Any]]:
+    """What the phase leaves for others -> a check of it (see Phase.intact)."""
+    outputs = {"model": check_model, "summary.json": read_summary}
+    return outputs | ({"adapter": fingerprint} if config.distill.train.lora.rank else {})
 
 
 def _export(config, directory: Path, base: Path, trained: Any) -> None:
     """Writes `directory`/model, and `directory`/adapter where adapters were trained."""
     train, model_config = config.distill.train, hf.read_config(str(base))
     params = trained
+    for place in (directory / "model", directory / "adapter"):
+        if processes.first() and place.is_file():
+            place.unlink()  # the directory could not take the place of a stray file
     if train.lora.rank:
         adapted = lora.with_adapters(model_config, train.lora)
         lora.save_adapter(directory / "adapter", adapted, trained, str(base))
@@ -351,13 +360,17 @@ def run_evaluate(config, env: Environment, workdir: epath.Path, metrics: Metrics
 def _evaluate_method(
     config, env: Environment, workdir: epath.Path, metrics: Metrics, method: str
 ) -> bool:
-    phase = Phase(workdir, f"evaluate/{method}", config)
-    if phase.done:
+    blocks = evaluation_blocks(config, env, workdir, method)
+    phase, missing = blocks.phase, blocks.missing()
+    path = base_model_path(config, workdir) if method == "base" else trained_model(config, workdir)
+    note_model(config, phase, path)
+    if phase.done and not missing:
         return False
+    if not path.exists() and method == "leafe":
+        raise UserError(f"evaluate.methods: 'leafe' needs {path}; run the phase 'distill' first")
     prompts = Prompts(env.description, config.env.prompt_style, env.name)
     settings = config.evaluate
-    tasks = first_tasks(env, settings.split, settings.num_tasks, "evaluate.num_tasks")
-    make_policy = policy_factory(config, _model_path(config, workdir, method))
+    make_policy = policy_factory(config, path)
     phase.begin()
     # The same keys for every method: differences are the weights' and not the dice's.
     rollout = rollout_config(config, "evaluate", settings.temperature)
@@ -370,32 +383,29 @@ def _evaluate_method(
         )  # fmt: skip
         write_json(final, {"tasks": records, "budget": dataclasses.asdict(budget)})
 
-    total = len(tasks) * settings.num_samples
+    total = sum(map(len, blocks.tasks)) * settings.num_samples
     with _progress(total, "episode", f"evaluate {method}") as bar:
         run_blocks(
-            phase, tasks, settings.block_size, "{:04d}.json", work,
-            bar=bar, units=settings.num_samples, log=lambda *_: None,
+            blocks, missing, work, bar=bar, units=settings.num_samples, log=lambda *_: None
         )  # fmt: skip
     phase.finish()
     if processes.first():
-        _log_evaluation(config, workdir, metrics, method)
+        _log_evaluation(config, blocks, metrics, method)
     return True
 
 
-def _log_evaluation(config, workdir: epath.Path, metrics: Metrics, method: str) -> None:
-    first = json.loads((workdir / "evaluate" / method / "0000.json").read_text())
+def _log_evaluation(config, blocks: Blocks, metrics: Metrics, method: str) -> None:
+    result = method_result(config, blocks)
+    first = read_evaluation(blocks.files[0], config.evaluate.num_samples)
     sample = first["tasks"][0]["transcript"]
     text = "\n".join(f"{observation}\n> {reply}" for observation, reply in sample)
     metrics.text(0, f"eval/{method}/transcript", text)
-    metrics.scalars(0, {f"eval/{method}/pass_at_1": method_result(config, workdir, method)[
-        "families"]["all"]["pass_at_k"]["1"]["value"]})  # fmt: skip
+    pass_at_1 = result["families"]["all"]["pass_at_k"]["1"]["value"]
+    metrics.scalars(0, {f"eval/{method}/pass_at_1": pass_at_1})
 
 
 # The phases whose results a phase takes up, beside what it makes itself.
-_READS = {
-    "distill": ("explore",),
-    "report": ("explore", "distill", "evaluate/base", "evaluate/leafe"),
-}
+_READS = {"distill": ("explore",), "report": REPORTED}
 
 _RUN = {
     "bootstrap": run_bootstrap,
@@ -415,7 +425,8 @@ def run(config, workdir: str) -> None:
     """
     with contextlib.closing(validate(config)) as env:
         _agree(config, env)
-        _run(config, env, workdir)
+        with opened(workdir) as root:
+            _run(config, env, epath.Path(root), workdir)
 
 
 def _agree(config, env: Environment) -> None:
@@ -441,34 +452,6 @@ def _agree(config, env: Environment) -> None:
     processes.together("config", facts, compare)
 
 
-def _open_workdir(root: epath.Path, workdir: str) -> None:
-    """Makes the workdir and checks that all processes write to the same."""
-    if "://" in workdir:
-        raise UserError(
-            f"--workdir={workdir}: must be a directory; a bucket has to be mounted (docs/TPU.md)"
-        )
-    index = jax.process_index()
-    probe = root / f".writable{index or ''}"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
-
-    def compare(written: list[int]) -> None:
-        apart = [n for n in written if not (root / f".writable{n or ''}").exists()]
-        if apart:
-            raise UserError(
-                f"--workdir={workdir}: process {apart[0]} writes elsewhere than process 0: all need"
-                " the same directory, e.g. on a network file system"
-            )
-
-    try:
-        processes.together("workdir", index, compare)
-    finally:
-        probe.unlink(missing_ok=True)
-
-
 def _check_training(config, root: epath.Path) -> None:
     """Refuses before stage 1 what would be refused after it."""
     path = base_model_path(config, root)
@@ -492,27 +475,12 @@ def _check_record(config, root: epath.Path) -> None:
                 Phase(root, part, config)
 
 
-def _stale(root: epath.Path) -> bool:
-    """Whether a phase has been finished since the report was written."""
-    results, page = root / "results.json", root / "report" / "index.html"
-    if not (results.exists() and page.exists()):
-        return True
-    written = results.stat().mtime
-    records = [root / part / "phase.json" for part in _READS["report"]]
-    return any(record.exists() and record.stat().mtime > written for record in records)
-
-
-def _run(config, env: Environment, workdir: str) -> None:
-    root = epath.Path(workdir)
-    _open_workdir(root, workdir)
+def _run(config, env: Environment, root: epath.Path, workdir: str) -> None:
     _check_record(config, root)
     _check_training(config, root)
     did = False
     with Metrics(Path(root), kept=processes.first()) as metrics:
         for name in config.phases:
-            if name == "report" and not did:
-                if not processes.together("report", decide=lambda _: _stale(root)):
-                    continue
             did |= _RUN[name](config, env, root, metrics)
     if not did and processes.first():
         print(f"{workdir}: every phase is complete for this config; nothing to do.")

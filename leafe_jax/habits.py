@@ -9,14 +9,17 @@ trees as the method grows them, each reply beside the diagnosis of the same hist
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 
 from envs.base import Environment, Task
 from envs.players import make_player
 from envs.players.base import Player
 from envs.prompts import Prompts
+from leafe_jax.errors import UserError
 from leafe_jax.evaluate import evaluate
 from leafe_jax.explore import ExploreConfig, explore
+from leafe_jax.files import read_json
 from leafe_jax.progress import Progress
 from leafe_jax.rollout import Episode, RolloutConfig
 from leafe_jax.sampling.policy import Policy
@@ -32,6 +35,8 @@ COLUMNS = (
     "num_reflections",
 )
 _TOLD_ROOTS = 8
+# Family -> column -> rate; None where nothing was counted.
+Table = dict[str, dict[str, float | None]]
 
 
 def _told(turns: Sequence[Turn]) -> dict[int, str]:
@@ -72,7 +77,7 @@ def measure(
     rollout_config: RolloutConfig,
     max_active: int,
     progress: Callable[[int, str, str], Progress],
-) -> dict[str, dict[str, float]]:
+) -> Table:
     """Rates per family and over all.
 
     Args:
@@ -145,8 +150,8 @@ def measure(
     }
 
 
-def _rate(values: list[bool]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+def _rate(values: list[bool]) -> float | None:
+    return sum(values) / len(values) if values else None  # JSON has no word for NaN
 
 
 def _advise(player: Player, prompts: Prompts, episode: Episode) -> str:
@@ -174,7 +179,11 @@ def _judge(player, tree: Tree, node: Node, record, count: Callable[[str, str, bo
     count(tree.family, "right_advice", mistake is not None and record.experience == mistake[1])
 
 
-def gate_misses(table: dict[str, dict[str, float]], gate) -> list[str]:
+def _percent(rate: float | None) -> str:
+    return "unknown" if rate is None else f"{100 * rate:.1f}%"
+
+
+def gate_misses(table: Table, gate) -> list[str]:
     """Where a family stays below the least rates that a base model must reach.
 
     Token accuracy does not show whether a model can act; these rates, measured on rollouts, do.
@@ -184,18 +193,35 @@ def gate_misses(table: dict[str, dict[str, float]], gate) -> list[str]:
       gate: {column: least rate}.
     """
     return [
-        f"{family}: {column} {100 * row[column]:.1f}% < {100 * least:.1f}%"
+        f"{family}: {column} {_percent(row.get(column))} < {100 * least:.1f}%"
         for family, row in table.items()
         for column, least in gate.items()
-        if not row[column] >= least
+        if row.get(column) is None or not row[column] >= least
     ]
 
 
-def console_table(table: dict[str, dict[str, float]]) -> str:
+def read_table(path: str | os.PathLike) -> Table:
+    """habits.json.
+
+    Raises:
+      UserError: it cannot be read, or is no such table.
+    """
+    table = read_json(path)
+    for family, row in table.items():
+        if not isinstance(row, dict) or not all(
+            value is None or isinstance(value, (int, float)) for value in row.values()
+        ):
+            raise UserError(f"{path}: {family}: must be an object of numbers")
+    if "all" not in table:
+        raise UserError(f"{path}: field 'all' is missing")
+    return table
+
+
+def console_table(table: Table) -> str:
     """The table for the terminal, rates in percent."""
     width = max(map(len, ("family", *table)))
     lines = [f"{'family':{width}s}" + "".join(f"{column:>16s}" for column in COLUMNS)]
     for family, row in table.items():
-        cells = [f"{100 * row[c]:15.1f}%" for c in COLUMNS[:-1]]
+        cells = [f"{_percent(row[c]):>16s}" for c in COLUMNS[:-1]]
         lines.append(f"{family:{width}s}" + "".join(cells) + f"{row['num_reflections']:16.0f}")
     return "\n".join(lines)

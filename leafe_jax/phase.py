@@ -1,23 +1,26 @@
-"""A phase on disk: its directory, its record, and the blocks that its work is cut into."""
+"""A phase on disk: its directory, its record, and the check that its work is still there."""
 
 from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-import jax
 from etils import epath
 
-from envs.base import Task
 from leafe_jax import processes
 from leafe_jax.errors import UserError
-from leafe_jax.progress import Progress
+from leafe_jax.files import checksum, fingerprint, make_directory, read_json, write_json
 from leafe_jax.settings import relevant
 
 _LOG = logging.getLogger("leafe_jax")
+# 2 (since 2026-11): `files` and `made_of`. A record of schema 1 has no number; it is read, and becomes
+# one of schema 2 once the files of its phase have been checked.
+_SCHEMA = 2
+_AWAY = "restore the file, or move the phase's directory away to make it again"
 
 
 class Phase:
@@ -28,24 +31,35 @@ class Phase:
       name: e.g. "evaluate/base".
       config: the whole config.
 
+    Attributes:
+      record: `phase.json` (docs/FORMATS.md).
+      is_new: there was no record.
+
     Raises:
-      UserError: the directory was made with another config.
+      UserError: the directory was made with another config, or phase.json cannot be read.
     """
 
     def __init__(self, workdir: epath.Path, name: str, config):
         self.name, self.directory = name, workdir / name
         self.record_path = self.directory / "phase.json"
         own = json.loads(json.dumps(relevant(config, name)))
-        self.record = {"phase": name, "done": False, "config": own, "seconds": 0.0}
+        self.record: dict[str, Any] = {
+            "schema": _SCHEMA, "phase": name, "done": False, "config": own, "seconds": 0.0,
+            "files": {}, "made_of": {},
+        }  # fmt: skip
         found = processes.together(name, decide=lambda _: self._read())
+        self.is_new = found is None
         if found is not None:
             if found["done"] or self._claimed():
-                self._refuse_changes(own, found["config"])
-            self.record = {**found, "config": own}
+                self._refuse_changes(own, found)
+            else:  # what it was going to be made of may be changed, too
+                found |= {"files": {}, "made_of": {}}
+            self.record |= {**found, "schema": _SCHEMA, "config": own}
 
     def begin(self) -> None:
         """Claims the directory for this config; called once everything it needs has been loaded."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_directory(self.directory)
+        self.record["done"] = False  # True if what it had left was lost
         self._write()
 
     def _claimed(self) -> bool:
@@ -58,14 +72,18 @@ class Phase:
         return processes.together(
             f"{self.name}: checkpoints",
             decide=lambda _: (
-                checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())
+                checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
             ),
         )
 
     def _read(self) -> dict[str, Any] | None:
-        return json.loads(self.record_path.read_text()) if self.record_path.exists() else None
+        return read_record(self.directory) if self.record_path.exists() else None
 
-    def _refuse_changes(self, config: dict[str, Any], known: dict[str, Any]) -> None:
+    def _refuse_changes(self, config: dict[str, Any], record: dict[str, Any]) -> None:
+        known = dict(record["config"])
+        if "model" in record["made_of"] and _is_there(config.get("model.path")):
+            # The model's files are compared instead of their path: both may have been moved.
+            known["model.path"] = config["model.path"]
         for field in sorted({*known, *config}):
             if known.get(field) != config.get(field):
                 raise UserError(
@@ -90,102 +108,131 @@ class Phase:
         self.record["done"] = True
         self._write()
 
-
-def finished(directory: epath.Path) -> bool:
-    """Whether a phase's directory has all of its work."""
-    record = directory / "phase.json"
-    return record.exists() and json.loads(record.read_text())["done"]
-
-
-def write_json(path: epath.Path, data: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
-    temporary = path.parent / (path.name + ".partial")
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
-    temporary.replace(path)
-
-
-def run_blocks(
-    phase: Phase,
-    tasks: Sequence[Task],
-    size: int,
-    file_name: str,
-    work: Callable[[list[Task], epath.Path], None],
-    *,
-    bar: Progress,
-    units: int,
-    log: Callable[[int, epath.Path], None],
-) -> None:
-    """Does the blocks that have no file yet; several processes divide them.
-
-    The first process looks which are missing, and each takes every n-th of those: no clock decides. A
-    block's content does not depend on who makes it, and a restart may have another number of processes.
-    Returns when all blocks are there.
-
-    Args:
-      phase, tasks: the phase, and all its tasks.
-      size: tasks of a block.
-      file_name: of a block's file in the phase's directory, e.g. "trees/{:04d}.jsonl".
-      work: work(tasks of the block, file) makes the file; it appears when it is complete.
-      bar: counts `units` a task. `work` counts its own.
-      log: log(number, file), in order, in the first process, for every block.
-    """
-    cut = [list(tasks[begin : begin + size]) for begin in range(0, len(tasks), size)]
-    files = [phase.directory / file_name.format(number) for number in range(len(cut))]
-    missing = processes.together(
-        phase.name, decide=lambda _: [n for n, file in enumerate(files) if not file.exists()]
-    )
-    done = set(range(len(cut))) - set(missing)
-    own = missing[jax.process_index() :: jax.process_count()]
-    logged = 0
-
-    def look() -> None:
-        """In the first process: counts what the others have finished, and logs what is next."""
-        nonlocal logged
-        for number in set(missing) - set(own) - done:
-            if files[number].exists():
-                done.add(number)
-                bar.update(units * len(cut[number]))
-        while logged in done:
-            log(logged, files[logged])
-            logged += 1
-
-    if processes.first():
-        if done:
-            bar.update(units * sum(len(cut[number]) for number in done))
-        if 0 < len(missing) < jax.process_count():
-            _LOG.info(
-                "%s: %d blocks for %d processes, so some have nothing to do; smaller blocks"
-                " (block_size = %d) would help", phase.name, len(missing), jax.process_count(), size,
-            )  # fmt: skip
-        look()
-    for number in own:
-        begin = time.time()
-        work(cut[number], files[number])
-        done.add(number)
-        phase.add_seconds(time.time() - begin)
+    # -- what it has left --------------------------------------------------------------------------
+    def keep(self, name: str) -> None:
+        """Notes the checksum of a file or model directory that is complete (first process only)."""
         if processes.first():
-            look()
-    begin = time.time()
-    processes.together(f"{phase.name}: blocks", seconds=None, meanwhile=look)
-    if processes.first():
-        _await_files(files)
-        look()
-        phase.add_seconds(time.time() - begin)
+            self.record["files"][name] = _digest(self.directory / name)
+
+    def intact(self, outputs: Mapping[str, Callable[[epath.Path], Any]]) -> bool:
+        """Whether the phase is done and has all it should have left; a line names what it has not.
+
+        Args:
+          outputs: name of a file or model directory -> a check of its content, which raises UserError.
+            Only what has no checksum (of an older run) is checked so; then it gets one.
+        """
+
+        def look(_) -> bool:
+            before, problems = dict(self.record["files"]), []
+            for name, check in outputs.items():
+                problem = self.problem(name, check)
+                if problem is not None:
+                    problems.append(problem)
+            for problem in problems:
+                _LOG.warning("%s: %s; it is made again", self.name, problem)
+            if not problems and before != self.record["files"]:
+                self._write()
+            return not problems
+
+        return self.done and processes.together(f"{self.name}: files", decide=look)
+
+    def problem(self, name: str, check: Callable[[epath.Path], Any]) -> str | None:
+        """What is wrong with a file or directory that the phase has left, or None (see `intact`).
+
+        A phase that is not done may have files of a moment before the kill, which have no checksum.
+        """
+        path = self.directory / name
+        if not path.exists():
+            return f"{path} is missing"
+        try:
+            if name in self.record["files"]:
+                if _digest(path) != self.record["files"][name]:
+                    return f"{path} is damaged: it is not as it was written (another checksum)"
+            else:
+                check(path)
+                self.keep(name)
+        except UserError as error:
+            return f"{path} is damaged: {error}"
+        return None
+
+    def made_of(self, source: str, digest: str, what: str) -> None:
+        """Notes what the phase takes up; all processes call it with the first one's digest.
+
+        Args:
+          source: its name in the record, e.g. "model".
+          digest: of its content.
+          what: the source in words, for the message.
+
+        Raises:
+          UserError: the phase was begun with other content.
+        """
+        made_of = self.record["made_of"]
+        if source not in made_of:
+            made_of[source] = digest
+            if self.done:  # an older run's record; others are written when work begins
+                self._write()
+        if made_of[source] != digest:
+            raise UserError(
+                f"{self.directory}: was made from other content of {what} than is there now; restore"
+                " that, or move this directory away to make it again"
+            )
 
 
-def _await_files(files: Sequence[epath.Path], seconds: float = 60) -> None:
-    """Waits until the listing has files that other processes have made: network file systems keep
-    listings for a while, and a block that is overlooked would be missing from the results.
+def _is_there(model_path: str | None) -> bool:
+    return model_path == "" or model_path is not None and Path(model_path).expanduser().is_dir()
+
+
+def _digest(path: epath.Path) -> str:
+    return fingerprint(path) if path.is_dir() else checksum(path)
+
+
+def read_record(directory: epath.Path) -> dict[str, Any]:
+    """A phase's record.
 
     Raises:
-      UserError: it does not come to have them.
+      UserError: it cannot be read, or is no record of a phase.
     """
-    deadline = time.monotonic() + seconds
-    while files:
-        listed = {path.name for path in files[0].parent.iterdir()}
-        unseen = [file for file in files if file.name not in listed]
-        if not unseen:
-            return
-        if time.monotonic() > deadline:
-            raise UserError(f"{unseen[0]}: made by another process, but not seen by process 0")
-        time.sleep(1)
+    path = directory / "phase.json"
+    try:
+        found = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}; {_AWAY}") from error
+    record = {"schema": 1, "files": {}, "made_of": {}} | found
+    known = ("schema", "phase", "done", "config", "seconds", "files", "made_of")
+    if record["schema"] not in (1, _SCHEMA) or isinstance(record["schema"], bool):
+        raise UserError(
+            f"{path}: schema = {record['schema']!r}: must be at most {_SCHEMA}; the workdir was made"
+            " by another version of leafe_jax"
+        )
+    for field in known:
+        if field not in record:
+            raise UserError(f"{path}: field {field!r} is missing; {_AWAY}")
+    seconds = record["seconds"]
+    rules = (
+        ("phase", isinstance(record["phase"], str), "a name"),
+        ("done", isinstance(record["done"], bool), "true or false"),
+        ("config", isinstance(record["config"], dict), "an object"),
+        (
+            "seconds",
+            isinstance(seconds, (int, float))
+            and not isinstance(seconds, bool)
+            and 0 <= seconds < math.inf,
+            "a number, 0 or more",
+        ),
+        ("files", _all_texts(record["files"]), "an object of texts"),
+        ("made_of", _all_texts(record["made_of"]), "an object of texts"),
+    )
+    for field, fits, allowed in rules:
+        if not fits:
+            found = repr(record[field])[:100]
+            raise UserError(f"{path}: {field} = {found}: must be {allowed}; {_AWAY}")
+    return {field: record[field] for field in known}
+
+
+def _all_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+
+
+def finished(directory: epath.Path) -> bool:
+    """Whether a phase's directory has all of its work, as its record says."""
+    return (directory / "phase.json").exists() and read_record(directory)["done"]

@@ -21,6 +21,8 @@ from typing import Any
 from matplotlib.figure import Figure  # no pyplot: a notebook's own backend stays as it is
 
 from leafe_jax.errors import UserError
+from leafe_jax.files import local_path, make_directory, put_in_place, read_json
+from leafe_jax.workdir import locked
 
 RESULTS_SCHEMA = 1
 
@@ -42,13 +44,10 @@ _BUDGET = (
 def read_results(workdir: Path) -> dict[str, Any]:
     """results.json of a run; UserError when it is missing, broken or of another schema."""
     path = workdir / "results.json"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing; run the phase 'report' of leafe_jax.main") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-    found = results.get("schema") if isinstance(results, dict) else None
+    if not path.exists():
+        raise UserError(f"{path}: missing; run the phase 'report' of leafe_jax.main")
+    results = read_json(path)
+    found = results.get("schema")
     if found != RESULTS_SCHEMA:
         raise UserError(f"{path}: schema {found!r}: must be {RESULTS_SCHEMA}")
     for field in ("methods", "versions", "config_hash", "seed", "commit", "device"):
@@ -340,7 +339,7 @@ def write_report(workdir: Path) -> None:
     """
     results = read_results(workdir)
     directory = workdir / "report"
-    directory.mkdir(exist_ok=True)
+    make_directory(directory)
     sections = [_run_section(results)]
     if results["methods"]:
         sections.append(_results_section(results, directory / "pass_at_k.png"))
@@ -366,7 +365,7 @@ def write_report(workdir: Path) -> None:
     ))  # fmt: skip
     partial = directory / "index.html.partial"
     partial.write_text(page, encoding="utf-8", errors="replace")  # half a surrogate pair is "?"
-    partial.replace(directory / "index.html")
+    put_in_place(partial, directory / "index.html")
 
 
 _TREE_CONTROLS = """<div class=controls>
@@ -569,11 +568,14 @@ start();
 def main(argv: list[str] | None = None) -> int:
     """Writes the report of a finished run again and prints its table."""
     parser = argparse.ArgumentParser(prog="python -m leafe_jax.report", description=main.__doc__)
-    parser.add_argument("--workdir", type=Path, required=True)
-    workdir = parser.parse_args(argv).workdir
+    parser.add_argument("--workdir", required=True)
+    flags = parser.parse_args(argv)
     try:
-        write_report(workdir)
-        print(console_table(read_results(workdir)))
+        workdir = local_path("--workdir=", flags.workdir)
+        read_results(workdir)  # before a lock is left in a directory that is no run's
+        with locked(workdir, f"--workdir={flags.workdir}"):
+            write_report(workdir)
+            print(console_table(read_results(workdir)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""What lies in a workdir, read back: trees, the results of each method, and the phase `report`."""
+"""The phase `report`: the results of each method, read back from the workdir, and what is made of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +17,25 @@ from etils import epath
 
 from envs.base import Environment
 from leafe_jax import passk, processes, report
+from leafe_jax.blocks import Blocks, Trees, evaluation_blocks, read_evaluation, tree_blocks
 from leafe_jax.errors import UserError
 from leafe_jax.evaluate import merge_budgets
+from leafe_jax.files import checksum, read_json, write_json
 from leafe_jax.metrics import Metrics
-from leafe_jax.phase import finished, write_json
+from leafe_jax.phase import finished, read_record
 from leafe_jax.seeds import seed_for
 from leafe_jax.settings import METHODS, flatten
-from leafe_jax.types import Budget, Tree
+from leafe_jax.types import Budget
 
 RESULTS_SCHEMA = 1
+# The phases that the report is made of, and what it leaves; the plot only with an evaluation.
+REPORTED = ("explore", "distill", "evaluate/base", "evaluate/leafe")
+_OUTPUTS = ("results.json", "report/index.html", "report/pass_at_k.png")
 
 
-def tree_files(workdir: epath.Path) -> list[epath.Path]:
-    """The finished blocks of the explore phase, in order."""
-    return sorted((workdir / "explore" / "trees").glob("*.jsonl"))
-
-
-class Trees:
-    """The trees of some blocks, in order, read anew each time: all at once may be more than memory holds.
-
-    Raises:
-      UserError: while it is iterated, names a line that is no tree.
-    """
-
-    def __init__(self, paths: Sequence[epath.Path]):
-        self._paths = paths
-
-    def __iter__(self) -> Iterator[Tree]:
-        for path in self._paths:
-            with path.open() as file:
-                for number, line in enumerate(file, start=1):
-                    try:
-                        yield Tree.from_json(json.loads(line))
-                    except (ValueError, KeyError, TypeError) as error:
-                        raise UserError(f"{path}, line {number}: not a tree: {error}") from error
-
-
-def method_result(config, workdir: epath.Path, method: str) -> dict[str, Any]:
-    directory = workdir / "evaluate" / method
-    parts = [
-        json.loads(path.read_text())
-        for path in sorted(directory.glob("*.json"))
-        if path.name != "phase.json"
-    ]
+def method_result(config, blocks: Blocks) -> dict[str, Any]:
+    """What results.json says of a method; `blocks` are those of its evaluation."""
+    parts = [read_evaluation(file, config.evaluate.num_samples) for file in blocks]
     records = [record for part in parts for record in part["tasks"]]
     return {
         "families": passk.summarise(
@@ -71,19 +46,15 @@ def method_result(config, workdir: epath.Path, method: str) -> dict[str, Any]:
         ),
         "out_of_context": sum(r["out_of_context"] for r in records),
         "budget": merge_budgets([part["budget"] for part in parts]),
-        "seconds": _seconds(directory),
+        "seconds": blocks.phase.record["seconds"],
     }
 
 
-def _seconds(directory: epath.Path) -> float:
-    return json.loads((directory / "phase.json").read_text())["seconds"]
-
-
-def _explore_result(workdir: epath.Path) -> dict[str, Any]:
+def _explore_result(blocks: Blocks) -> dict[str, Any]:
     count: collections.Counter[str] = collections.Counter()
     statuses: collections.Counter[str] = collections.Counter()
     budget = Budget()
-    for tree in Trees(tree_files(workdir)):
+    for tree in Trees(blocks):
         budget.add(tree.budget)
         count["tasks"] += 1
         count["solved_tasks"] += any(node.success for node in tree.nodes)
@@ -103,8 +74,22 @@ def _explore_result(workdir: epath.Path) -> dict[str, Any]:
         "branches": count["branches"],
         "branches_successful": count["branches_successful"],
         "budget": dataclasses.asdict(budget),
-        "seconds": _seconds(workdir / "explore"),
+        "seconds": blocks.phase.record["seconds"],
     }
+
+
+def read_summary(path: epath.Path) -> dict[str, int]:
+    """distill/summary.json.
+
+    Raises:
+      UserError: it cannot be read, or a count is missing.
+    """
+    summary = read_json(path)
+    for field in ("counterfactual_examples", "rehearsal_examples", "target_tokens"):
+        value = summary.get(field)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise UserError(f"{path}: {field} = {value!r}: must be a whole number, 0 or more")
+    return summary
 
 
 def commit() -> str | None:
@@ -126,7 +111,24 @@ def _device() -> str:
 
 
 def run_report(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
-    """results.json, the plots and the page, from the finished phases; by the first process."""
+    """results.json, the plots and the page, from the finished phases; by the first process.
+
+    Returns:
+      False if they are there already, and made of what is there now.
+    """
+
+    def look(_) -> dict[str, str]:
+        records = {name: workdir / name / "phase.json" for name in REPORTED}
+        return {n: checksum(path) for n, path in records.items() if finished(workdir / n)}
+
+    made_of = processes.together("report: phases", decide=look)
+    record = workdir / "report" / "made_of.json"
+    if processes.together("report", decide=lambda _: _is_current(workdir, record, made_of)):
+        return False
+    # Made in all processes, which agree on them.
+    evaluated = [method for method in METHODS if f"evaluate/{method}" in made_of]
+    blocks = {m: evaluation_blocks(config, env, workdir, m) for m in evaluated}
+    trees = tree_blocks(config, env, workdir) if "explore" in made_of else None
     if not processes.first():
         return True
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "grain")
@@ -141,18 +143,33 @@ def run_report(config, env: Environment, workdir: epath.Path, metrics: Metrics) 
         # Tells readers on other machines whether they played the same tasks.
         "split_hash": env.split_hash(config.evaluate.split),
         "device": _device(),
-        "methods": {
-            method: method_result(config, workdir, method)
-            for method in METHODS
-            if finished(workdir / "evaluate" / method)
-        },
+        "methods": {method: method_result(config, blocks[method]) for method in evaluated},
     }
-    if finished(workdir / "explore"):
-        results["explore"] = _explore_result(workdir)
-    if finished(workdir / "distill"):
-        summary = json.loads((workdir / "distill" / "summary.json").read_text())
-        results["distill"] = {**summary, "seconds": _seconds(workdir / "distill")}
+    if trees is not None:
+        results["explore"] = _explore_result(trees)
+    if "distill" in made_of:
+        summary = read_summary(workdir / "distill" / "summary.json")
+        seconds = read_record(workdir / "distill")["seconds"]
+        results["distill"] = {**summary, "seconds": seconds}
     write_json(workdir / "results.json", results)
     report.write_report(Path(workdir))
+    outputs = [name for name in _OUTPUTS if (workdir / name).exists()]
+    files = {name: checksum(workdir / name) for name in outputs}
+    write_json(record, {"made_of": made_of, "files": files})
     print(report.console_table(results))
     return True
+
+
+def _is_current(workdir: epath.Path, record: epath.Path, made_of: dict[str, str]) -> bool:
+    """True if results.json, plot and page are as they were written, from what is there now.
+
+    It asks no clock: a clock may have been set back, and a copied file is younger than it was.
+    """
+    try:
+        known = read_json(record)
+        if known.get("made_of") != made_of or not isinstance(known.get("files"), dict):
+            return False
+        needed = _OUTPUTS if any(n.startswith("evaluate/") for n in made_of) else _OUTPUTS[:2]
+        return all(checksum(workdir / name) == known["files"].get(name) for name in needed)
+    except UserError:  # one of them cannot be read: all are written again
+        return False

@@ -8,7 +8,6 @@ part is an ordinary run in a workdir of its own, so a killed sweep goes on where
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from etils import epath
 
 from leafe_jax import experiment, processes
 from leafe_jax.errors import NothingToLearn, UserError
-from leafe_jax.phase import write_json
+from leafe_jax.files import read_json, write_json
+from leafe_jax.workdir import opened
 
 
 def _override(config, field: str, value: Any) -> None:
@@ -33,7 +32,7 @@ def _override(config, field: str, value: Any) -> None:
 
 
 def _shares(workdir: Path, method: str) -> dict[str, dict[str, float]]:
-    results = json.loads((workdir / "results.json").read_text())
+    results = read_json(workdir / "results.json")
     return results["methods"][method]["families"]["all"]["pass_at_k"]
 
 
@@ -48,37 +47,42 @@ def run(config, workdir: str) -> None:
     Raises:
       UserError: as experiment.run, or a field that does not exist.
     """
+    with opened(workdir) as root:
+        _run(config, root)
+
+
+def _run(config, root: Path) -> None:
     rows = []
     for value in config.sweep.settings:
-        root = Path(workdir) / str(value)
+        part = root / str(value)
         base = copy.deepcopy(config)
         _override(base, config.sweep.field, value)
         base.phases = ("bootstrap",)
-        experiment.run(base, str(root / "base"))
+        experiment.run(base, str(part / "base"))
         row: dict[str, Any] = {"value": value}
         for number, (name, changes) in enumerate(config.sweep.variants):
             variant = copy.deepcopy(base)
             for field, changed in changes:
                 _override(variant, field, changed)
-            variant.model.path = str(root / "base" / "bootstrap" / "model")
+            variant.model.path = str(part / "base" / "bootstrap" / "model")
             variant.phases = ("explore", "distill", "evaluate", "report")
             # The base model is the same for all variants: it is evaluated once.
             variant.evaluate.methods = ("base", "leafe") if number == 0 else ("leafe",)
             try:
-                experiment.run(variant, str(root / name))
+                experiment.run(variant, str(part / name))
             except NothingToLearn:
                 if number == 0:
                     raise
                 row[name] = row["base"]  # without a single success the weights stay as they are
                 continue
             if number == 0:
-                row["base"] = _shares(root / name, "base")
-            row[name] = _shares(root / name, "leafe")
+                row["base"] = _shares(part / name, "base")
+            row[name] = _shares(part / name, "leafe")
         rows.append(row)
         if processes.first():
-            write_json(epath.Path(workdir) / "sweep.json", rows)
+            write_json(root / "sweep.json", rows)
     if processes.first():
-        draw(rows, Path(workdir) / "sweep.png")
+        draw(rows, root / "sweep.png")
         print(console_table(rows, config.sweep.field))
 
 

@@ -42,13 +42,29 @@ def call(monkeypatch, workdir, *overrides) -> int:
 
 
 def trees(workdir: Path) -> bytes:
-    return b"".join(p.read_bytes() for p in sorted((workdir / "explore" / "trees").glob("*.jsonl")))
+    return b"".join(
+        p.read_bytes() for p in sorted((workdir / "explore" / "trees").glob("0???.jsonl"))
+    )
+
+
+def modified(workdir: Path) -> dict[Path, int]:
+    """When each file was written, but for the lock, which says who has it."""
+    files = (p for p in workdir.rglob("*") if p.is_file() and p.name != ".lock")
+    return {p: p.stat().st_mtime_ns for p in files}
+
+
+def timeless(workdir: Path) -> dict:
+    """results.json without its times."""
+    results = json.loads((workdir / "results.json").read_text())
+    for part in (*results["methods"].values(), results["explore"], results["distill"]):
+        del part["seconds"]
+    return results
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    code, out, err = run(workdir)
+    code, out, err = run(os.path.relpath(workdir, ROOT))  # relative, as the README has it
     assert code == 0, err
     return workdir, out, err
 
@@ -117,11 +133,11 @@ def test_the_shipped_model_opens_in_transformers():
 
 def test_a_finished_run_does_nothing(finished):
     workdir, _, _ = finished
-    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+    before = modified(workdir)
     # Also where it could not be trained, as on a machine with fewer devices.
     code, out, _ = run(workdir, "--config.distill.train.mesh.tensor=3")
     assert code == 0 and "nothing to do" in out
-    assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+    assert before == modified(workdir)
 
 
 @pytest.mark.parametrize(
@@ -181,9 +197,49 @@ def test_the_report_is_of_what_is_finished(finished, tmp_path, capsys, monkeypat
     record = workdir / "evaluate" / "leafe" / "phase.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "done": False}))
     (workdir / "evaluate" / "leafe" / "0001.json").unlink()
+    os.utime(workdir / "results.json", (2**31, 2**31))  # a clock that has been set back
     assert call(monkeypatch, workdir, report_only) == 0, "it is older than what is there"
     assert "nothing to do" not in capsys.readouterr().out
     assert set(json.loads((workdir / "results.json").read_text())["methods"]) == {"base"}
+
+
+def test_what_was_lost_is_made_again(finished, tmp_path, capsys, monkeypatch):
+    """Nothing of it is a dead end, and the same bytes come again."""
+    workdir = tmp_path / "elsewhere"  # a workdir may be moved
+    subprocess.run(["cp", "-r", str(finished[0]), str(workdir)], check=True)
+    tree, lines = workdir / "explore" / "trees" / "0001.jsonl", []
+    lines = tree.read_text().splitlines(keepends=True)
+    tree.write_text("".join(lines[:-1]))
+    (workdir / "explore" / "trees" / "0001 (copy).jsonl").write_text("".join(lines))
+    (workdir / "evaluate" / "base" / "0000.json").unlink()
+    (workdir / "evaluate" / "leafe" / "0001.json").write_text("{}")
+    subprocess.run(["rm", "-r", str(workdir / "distill" / "model")], check=True)
+    (workdir / "results.json").write_bytes(bytes(100))
+    (workdir / "report" / "pass_at_k.png").unlink()
+    assert call(monkeypatch, workdir) == 0
+    check_finished(workdir, capsys.readouterr().out, finished)
+    before = modified(workdir)
+    assert call(monkeypatch, workdir) == 0
+    assert "nothing to do" in capsys.readouterr().out and before == modified(workdir)
+
+
+@pytest.mark.parametrize(
+    ("phases", "lost", "message"),
+    [
+        ("'report'", "evaluate/base/0001.json", "0001.json is missing; put 'evaluate' into --config.phases"),
+        ("'report'", "explore/trees/0000.jsonl", "0000.jsonl is missing; put 'explore' into --config.phases"),
+        ("'evaluate'", "distill/model/config.json evaluate/leafe/0000.json", "model is damaged: .*; put 'distill' into --config.phases"),
+        ("'distill'", "explore/phase.json distill/summary.json", "the phase 'explore' of this workdir is not finished"),
+    ],
+)  # fmt: skip
+def test_what_was_lost_is_named(finished, phases, lost, message, tmp_path, capsys, monkeypatch):
+    workdir = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(finished[0]), str(workdir)], check=True)
+    for name in (*lost.split(), "results.json"):
+        (workdir / name).unlink()
+    assert call(monkeypatch, workdir, f"--config.phases=({phases},)") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and re.search(message, error), error
 
 
 def test_a_model_that_misses_the_gate_is_refused_again(tmp_path, capsys, monkeypatch):
@@ -245,6 +301,7 @@ def check_finished(workdir, out, finished):
         )  # fmt: skip
         out = done.stdout
     assert out == expected_out and trees(workdir) == trees(expected)
+    assert timeless(workdir) == timeless(expected)
     weights = "distill/model/model.safetensors"
     assert (workdir / weights).read_bytes() == (expected / weights).read_bytes()
     steps = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

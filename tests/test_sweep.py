@@ -1,6 +1,7 @@
 """The sweep runs end to end at smoke size, and a method without data leaves the base as it was."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_sweep(tmp_path, monkeypatch, capsys):
+    moved, tmp_path = tmp_path / "moved", tmp_path / "sweep"
     arguments = ["main", f"--config={ROOT}/configs/unaided_sweep.py:smoke", f"--workdir={tmp_path}"]
     arguments += ["--config.sweep.settings=(0.0,)", "--config.explore.num_tasks=12"]
     monkeypatch.setattr(sys, "argv", arguments)
@@ -27,3 +29,18 @@ def test_sweep(tmp_path, monkeypatch, capsys):
         budgets[name] = [json.loads(line)["budget"]["env_steps"] for line in lines]
     assert max(budgets["leafe"]) <= 50
     assert set(budgets["rejection"]) == {50}
+
+    # It may be moved, and what is lost is made again: the base model from its last checkpoint.
+    tmp_path.rename(moved)
+    bootstrap = moved / "0.0" / "base" / "bootstrap"
+    weights = (bootstrap / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(bootstrap / "model")
+    lines = (bootstrap / "corpus.jsonl").read_text().splitlines(keepends=True)
+    (bootstrap / "corpus.jsonl").write_text("".join(lines[:-1]))
+    table = (moved / "sweep.json").read_text()
+    (moved / "sweep.json").write_text("")
+    arguments[2] = f"--workdir={moved}"
+    assert main(arguments) == 0
+    assert (bootstrap / "model" / "model.safetensors").read_bytes() == weights
+    assert (bootstrap / "corpus.jsonl").read_text() == "".join(lines)
+    assert (moved / "sweep.json").read_text() == table

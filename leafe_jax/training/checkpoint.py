@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from leafe_jax.errors import UserError
+from leafe_jax.files import make_directory
 from leafe_jax.training.memory import is_out_of_memory
 
 KEPT = 2
@@ -39,9 +40,11 @@ class Checkpoints:
     def __init__(self, directory, identity: dict[str, Any]):
         # Orbax writes a step under a temporary name and renames it, so a half-written one is
         # never the latest.
-        self._directory, self._identity = directory, identity
+        # Orbax takes absolute paths only.
+        self._directory, self._identity = Path(directory).absolute(), identity
+        make_directory(self._directory)
         self._manager = _Manager(
-            directory, options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
+            self._directory, options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
         )
 
     def save(self, step: int, state: Any, data_state: dict[str, Any], must: bool) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jax.experimental import multihost_utils
 
 from leafe_jax.errors import UserError
+from leafe_jax.files import put_in_place
 
 NORMALISATIONS = ("example", "token")
 
@@ -77,7 +77,7 @@ def write_examples(path: str | Path, examples: Sequence[Example]) -> None:
             parts = (np.int32(example.source), example.ids, example.mass)
             writer.write(b"".join(p.astype(p.dtype.newbyteorder("<")).tobytes() for p in parts))
         writer.close()
-        os.replace(partial, path)
+        put_in_place(partial, path)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"wrote {path.name}")
 
