@@ -29,7 +29,7 @@ from etils import epath
 
 from envs.base import Environment, Task
 from envs.prompts import Prompts
-from leafe_jax import bootstrap, distill, habits, processes
+from leafe_jax import bootstrap, console, distill, habits, processes
 from leafe_jax.chat import load_chat
 from leafe_jax.errors import NothingToLearn, UserError
 from leafe_jax.evaluate import evaluate
@@ -186,7 +186,7 @@ def _measure_habits(config, env, workdir: epath.Path, metrics: Metrics, phase: P
         _progress,
     )
     write_json(phase.directory / "habits.json", table)
-    print(habits.console_table(table))
+    console.say(habits.console_table(table))
     metrics.scalars(0, {f"habits/{k}": v for k, v in table["all"].items()})
     phase.add_seconds(time.time() - begin)
 
@@ -515,5 +515,5 @@ def _run(config, env: Environment, workdir: str) -> None:
                     continue
             did |= _RUN[name](config, env, root, metrics)
     if not did and processes.first():
-        print(f"{workdir}: every phase is complete for this config; nothing to do.")
+        console.say(f"{workdir}: every phase is complete for this config; nothing to do.")
     processes.together("end")

@@ -20,6 +20,7 @@ from typing import Any
 
 from matplotlib.figure import Figure  # no pyplot: a notebook's own backend stays as it is
 
+from leafe_jax import console
 from leafe_jax.errors import UserError
 
 RESULTS_SCHEMA = 1
@@ -570,14 +571,18 @@ def main(argv: list[str] | None = None) -> int:
     """Writes the report of a finished run again and prints its table."""
     parser = argparse.ArgumentParser(prog="python -m leafe_jax.report", description=main.__doc__)
     parser.add_argument("--workdir", type=Path, required=True)
+    console.set_up()
     workdir = parser.parse_args(argv).workdir
     try:
         write_report(workdir)
-        print(console_table(read_results(workdir)))
+        console.say(console_table(read_results(workdir)))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        console.complain(error)
         return 2
-    return 0
+    unwritten = console.unwritten()
+    if unwritten is not None:
+        console.complain(f"standard output: {unwritten}; the page is written")
+    return 0 if unwritten is None else 2
 
 
 if __name__ == "__main__":

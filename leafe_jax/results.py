@@ -17,7 +17,7 @@ import jax
 from etils import epath
 
 from envs.base import Environment
-from leafe_jax import passk, processes, report
+from leafe_jax import console, passk, processes, report
 from leafe_jax.errors import UserError
 from leafe_jax.evaluate import merge_budgets
 from leafe_jax.metrics import Metrics
@@ -154,5 +154,5 @@ def run_report(config, env: Environment, workdir: epath.Path, metrics: Metrics) 
         results["distill"] = {**summary, "seconds": _seconds(workdir / "distill")}
     write_json(workdir / "results.json", results)
     report.write_report(Path(workdir))
-    print(report.console_table(results))
+    console.say(report.console_table(results))
     return True

@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from etils import epath
 
-from leafe_jax import experiment, processes
+from leafe_jax import console, experiment, processes
 from leafe_jax.errors import NothingToLearn, UserError
 from leafe_jax.phase import write_json
 
@@ -79,7 +79,7 @@ def run(config, workdir: str) -> None:
             write_json(epath.Path(workdir) / "sweep.json", rows)
     if processes.first():
         draw(rows, Path(workdir) / "sweep.png")
-        print(console_table(rows, config.sweep.field))
+        console.say(console_table(rows, config.sweep.field))
 
 
 def _methods(rows: list[dict[str, Any]]) -> list[str]:
