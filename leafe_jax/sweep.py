@@ -21,6 +21,7 @@ from etils import epath
 from leafe_jax import console, experiment, processes
 from leafe_jax.errors import NothingToLearn, UserError
 from leafe_jax.phase import write_json
+from leafe_jax.report import plot_text
 
 
 def _override(config, field: str, value: Any) -> None:
@@ -109,7 +110,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     for axes, k in zip(panels, ("1", largest), strict=True):
         for colour, name in zip(("#666666", "#0072B2", "#D55E00"), _methods(rows), strict=False):
             curve = [row[name][k] for row in rows]
-            axes.plot(x, [100 * c["value"] for c in curve], "o-", color=colour, label=name, lw=2)
+            axes.plot(
+                x,
+                [100 * c["value"] for c in curve],
+                "o-",
+                color=colour,
+                label=plot_text(name),
+                lw=2,
+            )
             low, high = ([100 * c[side] for c in curve] for side in ("low", "high"))
             axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
         axes.set_xlabel("Pass@1 of the base model, %")
