@@ -5,12 +5,27 @@ python -m leafe_jax.main --config=configs/quickstart.py --workdir=runs/quickstar
 
 from __future__ import annotations
 
-import logging
 import os
+import signal
 import sys
-import time
 
-from leafe_jax import console, faults, startup, stopping
+
+def _leave(number: int, _) -> None:
+    """Of signals that come while nothing has begun, or when everything is done."""
+    line = f"stopped by {signal.Signals(number).name}: run the same command again\n"
+    os.write(2, line.encode())
+    os._exit(130 if number == signal.SIGINT else 75)
+
+
+if __name__ == "__main__":  # before the imports, which take a while
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(_number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(_number, _leave)
+
+import logging  # noqa: E402
+import time  # noqa: E402
+
+from leafe_jax import console, faults, startup, stopping  # noqa: E402
 
 
 class _BadFlags(Exception):
@@ -89,11 +104,15 @@ def main(argv: list[str]) -> int:
         return 2
     _set_up_notes()
     try:
+        modules = _load()
         with stopping.handlers(_end):
-            code = _run(values)
+            code = _run(values, *modules)
     except stopping.Stopped as stopped:
         _end(str(stopped), stopped.code)
     except Exception as error:
+        stopped = stopping.requested()
+        if stopped is not None:
+            _end(str(stopped), stopped.code)
         message = faults.explain(error, workdir)
         if message is None:
             _crash(error)
@@ -108,9 +127,16 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def _run(values) -> int:
-    from envs.base import EnvDataError
+def _load() -> tuple:
+    """The modules that import jax. No signal may raise in here: an extension that is being loaded
+    would not survive it, so `_leave` takes them."""
     from leafe_jax import experiment, processes, sweep
+
+    return experiment, processes, sweep
+
+
+def _run(values, experiment, processes, sweep) -> int:
+    from envs.base import EnvDataError
     from leafe_jax.errors import UserError
 
     config, workdir = values["config"].value, values["workdir"].value

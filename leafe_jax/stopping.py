@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}  # 128 + SIGINT; sysexits' EX_TEMPFAIL
 RESUME = "finished work is kept: run the same command again to resume"
 _THREAD_DIED = signal.SIGUSR2  # sent to the main thread by the thread that dies
-_GRACE = 5.0  # seconds for the main thread to close everything
+_GRACE = 3.0  # seconds for the main thread to close everything
 
 _first: int | None = None  # the signal that stops this process
 _failure: BaseException | None = None  # what a thread has died of
@@ -57,7 +57,10 @@ def handlers(end: Callable[[str, int], None]) -> Iterator[None]:
     read, write = os.pipe()
     os.set_blocking(write, False)
     left = threading.Event()
-    old = {number: signal.signal(number, _handle) for number in (*CODES, _THREAD_DIED)}
+    old = {number: signal.getsignal(number) for number in (*CODES, _THREAD_DIED)}
+    for number, handler in old.items():
+        if handler is not signal.SIG_IGN:  # as in a background job of a script
+            signal.signal(number, _handle)
     old_wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     old_hooks = threading.excepthook, sys.unraisablehook
     threading.excepthook = _thread_died
@@ -85,6 +88,12 @@ def saving() -> Iterator[None]:
         yield
     finally:
         _saving.clear()
+
+
+def requested() -> Stopped | None:
+    """The signal that stops this run, if one has come. An error that comes after it is its doing:
+    some libraries catch what is raised in them, and raise errors of their own."""
+    return None if _first is None else Stopped(_first)
 
 
 def failure() -> BaseException | None:

@@ -65,6 +65,8 @@ class Preemption:
         if threading.current_thread() is threading.main_thread():
             self._context.enter_context(stopping.saving())
             for number in SIGNALS:
+                if signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # e.g. SIGINT in a background job of a script
                 if (
                     number == signal.SIGTERM
                     and jax.process_count() > 1
