@@ -28,7 +28,7 @@ from etils import epath
 
 from envs.base import Environment, Task
 from envs.prompts import Prompts
-from leafe_jax import bootstrap, distill, habits, processes
+from leafe_jax import bootstrap, console, distill, habits, processes
 from leafe_jax.blocks import (
     Blocks,
     Trees,
@@ -180,7 +180,7 @@ def _measure_habits(config, env, workdir: epath.Path, metrics: Metrics, phase: P
         _progress,
     )
     write_json(phase.directory / "habits.json", table)
-    print(habits.console_table(table))
+    console.say(habits.console_table(table))
     measured = {k: v for k, v in table["all"].items() if v is not None}
     metrics.scalars(0, {f"habits/{k}": v for k, v in measured.items()})
     phase.add_seconds(time.time() - begin)
@@ -483,5 +483,5 @@ def _run(config, env: Environment, root: epath.Path, workdir: str) -> None:
         for name in config.phases:
             did |= _RUN[name](config, env, root, metrics)
     if not did and processes.first():
-        print(f"{workdir}: every phase is complete for this config; nothing to do.")
+        console.say(f"{workdir}: every phase is complete for this config; nothing to do.")
     processes.together("end")

@@ -5,15 +5,27 @@ python -m leafe_jax.main --config=configs/quickstart.py --workdir=runs/quickstar
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
+import signal
 import sys
-import threading
-import time
-import traceback
 
-from leafe_jax.startup import keep_freed_memory, prefer_cpu
+
+def _leave(number: int, _) -> None:
+    """Of signals that come while nothing has begun, or when everything is done."""
+    line = f"stopped by {signal.Signals(number).name}: run the same command again\n"
+    os.write(2, line.encode())
+    os._exit(130 if number == signal.SIGINT else 75)
+
+
+if __name__ == "__main__":  # before the imports, which take a while
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(_number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(_number, _leave)
+
+import logging  # noqa: E402
+import time  # noqa: E402
+
+from leafe_jax import console, faults, startup, stopping  # noqa: E402
 
 
 class _BadFlags(Exception):
@@ -71,32 +83,60 @@ def _set_up_notes() -> None:
         notes.setLevel(logging.INFO)
         notes.propagate = False  # absl has a handler of its own at the root
         if not notes.handlers:
-            notes.addHandler(logging.StreamHandler())
+            notes.addHandler(console.Notes())
     # Checkpoints and TensorBoard are written by threads, whose complaints about a full disk would
     # come as tracebacks of their own, before and after ours.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    complain = threading.excepthook
-    threading.excepthook = lambda args: None if _disk_full(args.exc_value) else complain(args)
 
 
 def main(argv: list[str]) -> int:
-    """Runs an experiment; 0 on success, 2 with one line on stderr for what the user can mend."""
-    # Before jax is imported: compiled programs are kept, so the second run starts at once.
-    cache = os.path.join(os.path.expanduser("~"), ".cache", "leafe_jax", "xla")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-    if prefer_cpu():
-        os.environ["JAX_PLATFORMS"] = "cpu"
-    keep_freed_memory()
+    """Runs an experiment; 0 on success, 2 with one line on stderr for what the user can fix."""
+    console.set_up()
     try:
         values = _parse(argv)
     except _BadFlags as error:
-        print(f"error: {error}", file=sys.stderr)
+        console.complain(error)
+        return 2
+    workdir = values["workdir"].value
+    problem = startup.prepare()
+    if problem is not None:
+        console.complain(problem)
         return 2
     _set_up_notes()
+    try:
+        modules = _load()
+        with stopping.handlers(_end):
+            code = _run(values, *modules)
+    except stopping.Stopped as stopped:
+        _end(str(stopped), stopped.code)
+    except Exception as error:
+        stopped = stopping.requested()
+        if stopped is not None:
+            _end(str(stopped), stopped.code)
+        message = faults.explain(error, workdir)
+        if message is None:
+            _crash(error)
+            raise
+        _end(f"error: {message}", 2)
+    unwritten = console.unwritten()
+    if code == 0 and unwritten is not None:
+        console.complain(
+            f"standard output: {unwritten}; the run is complete, see --workdir={workdir}"
+        )
+        return 2
+    return code
 
-    from envs.base import EnvDataError
+
+def _load() -> tuple:
+    """The modules that import jax. No signal may raise in here: an extension that is being loaded
+    would not survive it, so `_leave` takes them."""
     from leafe_jax import experiment, processes, sweep
+
+    return experiment, processes, sweep
+
+
+def _run(values, experiment, processes, sweep) -> int:
+    from envs.base import EnvDataError
     from leafe_jax.errors import UserError
 
     config, workdir = values["config"].value, values["workdir"].value
@@ -104,59 +144,42 @@ def main(argv: list[str]) -> int:
         processes.join(
             *(values[name].value for name in ("coordinator", "num_processes", "process_id")),
             values["join_timeout"].value,
+            run=os.path.basename(os.path.normpath(workdir)),
         )
         if not processes.first():
             logging.getLogger("leafe_jax").setLevel(logging.WARNING)
             logging.getLogger("envs").setLevel(logging.WARNING)
         (sweep if "sweep" in config else experiment).run(config, workdir)
-    except (UserError, EnvDataError) as error:
-        processes.stop(str(error))
-        return 2
-    except Exception as error:
-        message = _explain(error, workdir)
-        if message is None:
-            if processes.several():
-                time.sleep(1)  # if it comes of another's end, that is said now, and this is not
-                traceback.print_exc()
-                processes.stop(f"{type(error).__name__}: {error}".splitlines()[0], code=1)
-            raise
-        processes.stop(message)
-        sys.stderr.flush()
-        # The writers' threads would wait for space, and then complain, at a normal exit.
-        os._exit(2)
-    except KeyboardInterrupt:
-        if processes.several():
-            processes.stop("interrupted", code=130)
-        raise
-    finally:
         processes.leave()
-    return 0
+        return 0
+    except (UserError, EnvDataError) as error:
+        processes.stop(f"error: {error}", 2)
+        return 2
+    except SystemExit:  # told to stop while training; the state is saved in all processes
+        processes.leave()
+        raise
 
 
-def _explain(error: Exception, workdir: str) -> str | None:
-    """One line for what a user can mend, of errors that are not ours; None for a bug."""
-    if _disk_full(error):
-        return (
-            f"--workdir={workdir}: the disk is full; finished work is kept: free space, run again"
-        )
-    if "RESOURCE_EXHAUSTED" in str(error):  # training has an error of its own for this
-        return (
-            "a device is out of memory while sampling: raise sampler.tensor, or lower"
-            f" sampler.num_pages, num_slots or max_len ({str(error).splitlines()[0]})"
-        )
-    return None
+def _end(line: str, code: int) -> None:
+    """Prints a line and ends the process, and the other ones of the run."""
+    processes = sys.modules.get("leafe_jax.processes")
+    if processes is not None and hasattr(processes, "stop"):
+        processes.stop(line, code)  # does not return where there are several
+    else:
+        console.tell(line)
+    # The writers' threads would wait for space, and then complain, at a normal exit.
+    os._exit(code)
 
 
-def _disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is a full disk (Orbax passes on a text only)."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _crash(error: Exception) -> None:
+    """A bug: its traceback is for us; the other processes are told of it."""
+    processes = sys.modules.get("leafe_jax.processes")
+    if processes is not None and processes.several():
+        time.sleep(1)  # if it comes of another's end, that is said now, and this is not
+        console.print_crash(type(error), error, error.__traceback__)
+        processes.stop(f"error: {type(error).__name__}: {error}", code=1)
 
 
 if __name__ == "__main__":
+    sys.excepthook = console.print_crash
     sys.exit(main(sys.argv))

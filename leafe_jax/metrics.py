@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from leafe_jax.console import visible
+
 
 def _prefixes(line: dict[str, Any]) -> set[str]:
     """What stands before the last slash of each name of a line."""
     return {name.rpartition("/")[0] for name in line if name != "step"}
+
+
+def code_block(text: str) -> str:
+    """Markdown that shows a text as it is, one line of the text a line.
+
+    TensorBoard renders Markdown to HTML, images from anywhere included. A line that is indented by four
+    is code. Markdown ends lines at a carriage return too, so none may be left within a line.
+    """
+    lines = re.split("\r\n|\r|\n", text)
+    return "".join(f"    {visible(line)}\n" for line in lines)
 
 
 class Metrics:
@@ -78,9 +91,7 @@ class Metrics:
         """Shows a text, e.g. a whole trajectory, in TensorBoard; metrics.jsonl has numbers only."""
         if not self._kept:
             return
-        # TensorBoard renders Markdown; indented by four, model text is shown as it is.
-        block = "".join(f"    {line}\n" for line in text.split("\n"))
-        self._tensorboard().add_text(name, block, step)
+        self._tensorboard().add_text(name, code_block(text), step)
 
     def _drop(self, prefix: str, step: int) -> None:
         def dropped(line: dict[str, Any]) -> bool:

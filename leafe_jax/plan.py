@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from leafe_jax import console
+
 GIB = 2**30
 _DEPTHS = (4, 8)  # layers that the sampler's program is compiled with, where the model has more
 
@@ -471,7 +473,7 @@ def _devices(kind: str, shape: str, count: int):
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    console.complain(message)
     return 2
 
 
@@ -480,6 +482,7 @@ def main(argv: list[str]) -> int:
     from absl import flags
     from ml_collections import config_flags
 
+    console.set_up()
     values = flags.FlagValues()
     config_flag = config_flags.DEFINE_config_file(
         "config", None, "Config file.", flag_values=values
@@ -527,11 +530,11 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         return _fail(str(error))
     if values["json"].value:
-        print(json.dumps(result))
+        console.say(json.dumps(result))
     else:
-        print(f"{result['topology']}: {count} chips of {chip.memory / GIB:.4g} GiB; per chip:")
-        print(_table("train step", result["train"]))
-        print(_table("sampler's turn, of one copy of the model", result["decode"]))
+        console.say(f"{result['topology']}: {count} chips of {chip.memory / GIB:.4g} GiB; per chip:")
+        console.say(_table("train step", result["train"]))
+        console.say(_table("sampler's turn, of one copy of the model", result["decode"]))
     return 0 if result["train"]["fits"] and result["decode"]["fits"] else 1
 
 

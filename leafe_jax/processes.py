@@ -18,7 +18,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 import urllib.error
@@ -28,12 +27,14 @@ from typing import Any
 
 import jax
 
+from leafe_jax import console, roll, stopping
 from leafe_jax.errors import NothingToLearn, UserError
 
 JOIN_SECONDS = 300.0  # for all processes to come
 MEET_SECONDS = 1800.0  # for all processes to come to a point that none has far to
 _SILENT_SECONDS = 30  # a host that does not even acknowledge for so long is gone
 _SAY_EVERY = 600.0  # seconds between lines about who is waited for
+_MAX_MESSAGE = 2**26  # bytes
 _AGAIN = "start all of them again with the same command: finished work is kept"
 _LOG = logging.getLogger("leafe_jax")
 
@@ -78,15 +79,16 @@ def together(
     return _peers.meet(what, value, decide, seconds, meanwhile)
 
 
-def stop(message: str, code: int = 2) -> None:
-    """Prints "error: message"; with several processes tells the others and ends this one.
+def stop(line: str, code: int = 2) -> None:
+    """Prints a line, e.g. "error: ..."; with several processes tells the others and ends this one.
 
-    They end too, with the message and this process's number.
+    They end too, with the line and this process's number; with code 2 where the line is an error,
+    otherwise with `code`.
     """
     if _peers is None:
-        print(f"error: {message}", file=sys.stderr)
+        console.tell(line)
         return
-    _peers.stop(message, code)
+    _peers.stop(line, code)
 
 
 def leave() -> None:
@@ -101,6 +103,7 @@ def join(
     num_processes: int | None = None,
     process_id: int | None = None,
     seconds: float = JOIN_SECONDS,
+    run: str = "",
 ) -> None:
     """Joins the other processes of this run, if there are any; before jax looks for devices.
 
@@ -111,9 +114,11 @@ def join(
       coordinator: host:port of process 0, with a port that is free there.
       num_processes, process_id: how many, and which of 0 .. num_processes - 1 this is.
       seconds: to wait for all of them.
+      run: name of the run; processes of a run with another name are sent away.
 
     Raises:
-      UserError: not all three or out of range; the port is taken; a process is missing or there twice.
+      UserError: not all three or out of range; the port is taken; a process is missing or was started
+        twice, or has another number of processes.
     """
     global _peers
     explicit = (coordinator, num_processes, process_id)
@@ -138,8 +143,11 @@ def join(
         )
     if num_processes == 1:
         return
-    call = _call_roll if process_id == 0 else _answer_roll
-    sockets = call(host.strip("[]"), int(port), num_processes, process_id, seconds)
+    place = (host.strip("[]"), int(port))
+    if process_id == 0:
+        sockets = roll.call(place, num_processes, run, seconds)
+    else:
+        sockets = {0: roll.answer(place, num_processes, process_id, run, seconds)}
     _peers = _Peers(process_id, num_processes, sockets)
     _explain_aborts()
     jax.distributed.initialize(
@@ -147,6 +155,7 @@ def join(
         cluster_detection_method="deactivate",  # it is known already
         initialization_timeout=int(seconds) + 1,
     )  # fmt: skip
+    stopping.take_back()
     if first():
         _LOG.info(
             "%d processes, %d devices (%s), %d of them this process's", num_processes,
@@ -196,110 +205,6 @@ def _tpu_hosts(env) -> int:
     return slices * len((hosts or "").split(","))
 
 
-def _call_roll(
-    host: str, port: int, count: int, _: int, seconds: float
-) -> dict[int, socket.socket]:
-    """Process 0: waits until every other one has called; process -> connection."""
-    deadline = time.monotonic() + seconds
-    here: dict[int, socket.socket] = {}
-    problem = ""
-    try:
-        dual = socket.has_dualstack_ipv6()
-        server = socket.create_server(
-            ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual
-        )
-    except OSError as error:
-        raise UserError(f"--coordinator={host}:{port}: {error.strerror or error}") from error
-    with server:
-        while len(here) < count - 1 and not problem:
-            server.settimeout(max(deadline - time.monotonic(), 0.01))
-            try:
-                connection, _ = server.accept()
-            except TimeoutError:
-                missing = [n for n in range(1, count) if n not in here]
-                problem = f"{_name(missing)} of {count} did not come within {seconds:.0f} s"
-                break
-            hello = _read_hello(connection)
-            if hello is None:  # somebody else's
-                connection.close()
-                continue
-            number, of = hello
-            if of != count:
-                problem = f"process {number} was started with --num_processes={of}, process 0 with {count}"
-            elif not 0 < number < count or number in here:
-                problem = f"process {number} of {count} is there twice"
-            else:
-                here[number] = connection
-                continue
-            _send(connection, {"problem": problem})
-    for connection in here.values():
-        _send(connection, {"problem": problem})
-    if problem:
-        raise UserError(f"--coordinator={host}:{port}: {problem}")
-    return here
-
-
-def _read_hello(connection: socket.socket) -> tuple[int, int] | None:
-    """(process, number of processes) of who calls; None if it is no process of ours."""
-    connection.settimeout(10)
-    try:
-        hello = _read_line(connection)
-        return int(hello["process"]), int(hello["of"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _answer_roll(
-    host: str, port: int, count: int, number: int, seconds: float
-) -> dict[int, socket.socket]:
-    """Other processes: call process 0, which may not be there yet, until it says that all have come."""
-    deadline = time.monotonic() + seconds
-    while True:
-        reason = "it hung up"
-        try:
-            connection = socket.create_connection((host, port), timeout=10)
-            _send(connection, {"process": number, "of": count})
-            # Process 0 gives up first, and says why.
-            connection.settimeout(max(deadline - time.monotonic(), 0) + 30)
-            answer = _read_line(connection)
-            if answer is not None:
-                if answer["problem"]:
-                    raise UserError(f"--coordinator={host}:{port}: {answer['problem']}")
-                return {0: connection}
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(
-                f"--coordinator={host}:{port}: something else than process 0 answers there"
-            ) from error
-        except OSError as error:
-            reason = error.strerror or str(error)
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"--coordinator={host}:{port}: process 0 cannot be reached within {seconds:.0f} s"
-                f" ({reason})"
-            )
-        time.sleep(0.5)
-
-
-def _read_line(connection: socket.socket) -> Any:
-    """One message, None at the end; not a byte more is taken."""
-    with connection.makefile("rb", buffering=0) as file:
-        return json.loads(file.readline(2000) or b"null")
-
-
-def _send(connection: socket.socket, message: dict[str, Any]) -> None:
-    try:
-        connection.sendall((json.dumps(message) + "\n").encode())
-    except OSError:  # whoever reads from it will notice
-        pass
-
-
-def _name(numbers: Sequence[int]) -> str:
-    shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
-    return f"process{'es' if len(numbers) > 1 else ''} {shown}"
-
-
 def _explain_aborts() -> None:
     """Has the last word where jax's runtime aborts the process, after its own message.
 
@@ -310,7 +215,7 @@ def _explain_aborts() -> None:
     def explain(_: int) -> None:
         if _peers is not None:
             _peers.end(
-                "jax's runtime has ended this process (its message is above), most likely since"
+                "error: jax's runtime has ended this process (its message is above), most likely since"
                 f" another one died; {_AGAIN}"
             )
         os._exit(2)
@@ -344,7 +249,7 @@ class _Peers:
         """See `together`."""
         self._round += 1
         if self.number:
-            _send(self._sockets[0], {"at": self._round, "value": value})
+            roll.send(self._sockets[0], {"at": self._round, "value": value})
             with self._changed:
                 self._changed.wait_for(lambda: self._round in self._decided)
                 answer = self._decided.pop(self._round)
@@ -368,20 +273,25 @@ class _Peers:
                 gone = [n for n in missing if n in self._gone]
                 if gone or missing and seconds is not None and now - begin > seconds:
                     how = "has left" if gone else f"has not come within {seconds:.0f} s"
-                    raise UserError(f"{what}: {_name(gone or missing)} of {self.count} {how}")
+                    raise UserError(f"{what}: {roll.name(gone or missing)} of {self.count} {how}")
                 if missing and now - said > _SAY_EVERY:
                     said = now
-                    _LOG.info("%s: waiting for %s of %d", what, _name(missing), self.count)
+                    _LOG.info("%s: waiting for %s of %d", what, roll.name(missing), self.count)
                 if meanwhile is not None:
                     meanwhile()
             return self._brought.pop(self._round)
 
-    def stop(self, message: str, code: int) -> None:
+    def stop(self, line: str, code: int) -> None:
         """See `stop`; does not return."""
         # Before the others hear of it: the first process sends what it is told to all, and they end too.
         self._last_words.acquire()
-        self._tell({"stop": f"process {self.number} of {self.count} has stopped: {message}"})
-        self._end(message, code)
+        me = f"process {self.number} of {self.count}"
+        if line.startswith("error: "):
+            told, code_there = f"error: {me} has stopped: {line.removeprefix('error: ')}", 2
+        else:
+            told, code_there = f"{me}: {line}", code
+        self._tell({"stop": told, "code": code_there})
+        self._end(line, code)
 
     def leave(self) -> None:
         """See `leave`."""
@@ -389,14 +299,13 @@ class _Peers:
             self._gone |= set(range(self.count))
         self._tell({"bye": True})
 
-    def end(self, message: str, code: int = 2) -> None:
+    def end(self, line: str, code: int = 2) -> None:
         """Prints the one line and ends this process; does not return."""
         self._last_words.acquire()  # never released: a second one waits for the end
-        self._end(message, code)
+        self._end(line, code)
 
-    def _end(self, message: str, code: int) -> None:
-        sys.stdout.flush()
-        os.write(2, f"error: {message}\n".encode())
+    def _end(self, line: str, code: int) -> None:
+        console.tell(line)
         # jax's runtime may be about to print the stack of what has just been said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         for connection in self._sockets.values():
@@ -409,34 +318,52 @@ class _Peers:
 
     def _tell(self, message: dict[str, Any]) -> None:
         for connection in self._sockets.values():
-            _send(connection, message)
+            roll.send(connection, message)
 
     def _listen(self, peer: int, connection: socket.socket) -> None:
+        """Takes what a process sends, until its connection ends or it sends what nobody expects."""
+        problem = "has died or cannot be reached"
         try:
-            with connection.makefile("r", encoding="utf-8") as file:
-                for line in file:
-                    self._take(peer, json.loads(line))
-        except (OSError, ValueError):
+            with connection.makefile("rb") as file:
+                while (line := file.readline(_MAX_MESSAGE)).endswith(b"\n"):
+                    self._take(peer, roll.decode(line))
+                if len(line) == _MAX_MESSAGE:
+                    raise ValueError("too long")
+        except OSError:
             pass
+        except (ValueError, KeyError, TypeError):
+            problem = "has sent something that is no message of this program"
         if peer not in self._gone:
-            lost = f"process {peer} of {self.count} has died or cannot be reached; {_AGAIN}"
+            lost = f"error: process {peer} of {self.count} {problem}; {_AGAIN}"
             if self.number == 0:
-                self._tell({"stop": lost})
+                self._tell({"stop": lost, "code": 2})
             self.end(lost)
 
     def _take(self, peer: int, message: dict[str, Any]) -> None:
+        """Raises KeyError, TypeError or ValueError for what is no message."""
         if "stop" in message:
+            line, code = str(message["stop"]), _checked(message["code"])
             if self.number == 0:
-                self._tell(message)
-            self.end(message["stop"])
+                self._tell({"stop": line, "code": code})
+            self.end(line, code)
         with self._changed:
             if "bye" in message:
                 self._gone.add(peer)
-            elif "at" in message:
-                self._brought.setdefault(message["at"], {})[peer] = message["value"]
+            elif self.number == 0:
+                self._brought.setdefault(_checked(message["at"]), {})[peer] = message["value"]
             else:
-                self._decided[message["round"]] = message
+                answer = {
+                    k: message[k]
+                    for k in (("error", "empty") if "error" in message else ("decision",))
+                }
+                self._decided[_checked(message["round"])] = answer
             self._changed.notify_all()
+
+
+def _checked(number: Any) -> int:
+    if type(number) is not int:
+        raise TypeError(f"{number!r} is no number")
+    return number
 
 
 def _decide(decide, values: list[Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import jax
 from etils import epath
 
 from envs.base import Environment
-from leafe_jax import passk, processes, report
+from leafe_jax import console, passk, processes, report
 from leafe_jax.blocks import Blocks, Trees, evaluation_blocks, read_evaluation, tree_blocks
 from leafe_jax.errors import UserError
 from leafe_jax.evaluate import merge_budgets
@@ -156,7 +156,7 @@ def run_report(config, env: Environment, workdir: epath.Path, metrics: Metrics) 
     outputs = [name for name in _OUTPUTS if (workdir / name).exists()]
     files = {name: checksum(workdir / name) for name in outputs}
     write_json(record, {"made_of": made_of, "files": files})
-    print(report.console_table(results))
+    console.say(report.console_table(results))
     return True
 
 

@@ -5,11 +5,60 @@ from __future__ import annotations
 import ctypes
 import glob
 import os
+import resource
 import sys
 
 # malloc.h; -1 never trims.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _DEVICE_FILES = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg")
+
+_MIN_ADDRESS_SPACE = 0
+_MIN_FILES = 64  # descriptors; a run with checkpoints has about 40 open
+
+
+def prepare() -> str | None:
+    """Settles everything that comes before jax is imported.
+
+    Returns:
+      What keeps a run from starting on this machine, in one line; None if nothing does.
+    """
+    problem = _limits()
+    if problem is not None:
+        return problem
+    # Compiled programs are kept, so that the second run starts at once.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache_directory())
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    if prefer_cpu():
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    keep_freed_memory()
+    return None
+
+
+def _limits() -> str | None:
+    """Raises what may be raised; says which limit is too low for any run."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4096 if hard == resource.RLIM_INFINITY else min(hard, 4096)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < _MIN_FILES:
+        return f"ulimit -n = {hard}: must be at least {_MIN_FILES} open files"
+    space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if space != resource.RLIM_INFINITY and space < _MIN_ADDRESS_SPACE:
+        return (
+            f"ulimit -v = {space // 1024} KiB: must be at least {_MIN_ADDRESS_SPACE // 1024} KiB, or"
+            " unlimited: XLA and the threads' stacks reserve more addresses than they use memory"
+        )
+    return None
+
+
+def _cache_directory() -> str:
+    """Where compiled programs are kept; "" keeps none, where there is no home to write to."""
+    path = os.path.join(os.path.expanduser("~"), ".cache", "leafe_jax", "xla")
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError:
+        return ""
+    return path if os.access(path, os.W_OK | os.X_OK) else ""
 
 
 def prefer_cpu() -> bool:

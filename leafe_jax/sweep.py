@@ -16,9 +16,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from leafe_jax import experiment, processes
+from leafe_jax import console, experiment, processes
 from leafe_jax.errors import NothingToLearn, UserError
 from leafe_jax.files import read_json, write_json
+from leafe_jax.report import plot_text
 from leafe_jax.workdir import opened
 
 
@@ -83,7 +84,7 @@ def _run(config, root: Path) -> None:
             write_json(root / "sweep.json", rows)
     if processes.first():
         draw(rows, root / "sweep.png")
-        print(console_table(rows, config.sweep.field))
+        console.say(console_table(rows, config.sweep.field))
 
 
 def _methods(rows: list[dict[str, Any]]) -> list[str]:
@@ -113,7 +114,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     for axes, k in zip(panels, ("1", largest), strict=True):
         for colour, name in zip(("#666666", "#0072B2", "#D55E00"), _methods(rows), strict=False):
             curve = [row[name][k] for row in rows]
-            axes.plot(x, [100 * c["value"] for c in curve], "o-", color=colour, label=name, lw=2)
+            axes.plot(
+                x,
+                [100 * c["value"] for c in curve],
+                "o-",
+                color=colour,
+                label=plot_text(name),
+                lw=2,
+            )
             low, high = ([100 * c[side] for c in curve] for side in ("low", "high"))
             axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
         axes.set_xlabel("Pass@1 of the base model, %")

@@ -1,10 +1,12 @@
 """metrics.jsonl after kills and resumes: nothing twice, nothing lost, nothing torn."""
 
 import json
+import re
 
+import pytest
 from tensorboardX.proto import event_pb2
 
-from leafe_jax.metrics import Metrics
+from leafe_jax.metrics import Metrics, code_block
 
 
 def lines(directory):
@@ -36,13 +38,27 @@ def test_lines_and_events_hold_the_same(tmp_path):
 
 
 def test_a_text_is_shown_verbatim(tmp_path):
-    text = "# no title\n<img src=x>\n\u2028 \U0001f600"
+    text = "# no title\n<img src=x>\n\U0001f600"
     with Metrics(tmp_path) as metrics:
         metrics.text(1, "explore/tree", text)
     ((step, value),) = events(tmp_path)
     shown = value.tensor.string_val[0].decode()
-    assert step == 1 and shown == "    # no title\n    <img src=x>\n    \u2028 \U0001f600\n"
+    assert step == 1 and shown == "    # no title\n    <img src=x>\n    \U0001f600\n"
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n", "\n\r", "\r\r"])
+def test_no_line_of_a_text_leaves_its_code_block(end):
+    """TensorBoard's Markdown ends lines at carriage returns, and loads images from anywhere."""
+    text = f"first{end}![x](http://example.org/x.png){end}"
+    for line in re.split("[\r\n]", code_block(text)):
+        assert line == "" or line.startswith("    ")
+
+
+@pytest.mark.parametrize("character", "\x00\x02\x03\x0b\x0c\x1b\x1c\x1d\x1e\x85\u2028\u2029\u202e\ud800")
+def test_control_characters_are_written_out(character):
+    block = code_block(f"a{character}b")
+    assert block.isascii() and block.count("\n") == 1 and len(block.splitlines()) == 1
 
 
 def test_a_resumed_phase_replaces_its_own_later_lines(tmp_path):

@@ -1,12 +1,11 @@
 """Coming together, agreeing, and the end of one process, with real processes and real sockets."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -40,7 +39,7 @@ except UserError as error:
 if how == f"die {me}":
     os.kill(os.getpid(), 9)
 if how == f"stop {me}":
-    processes.stop("my own fault")
+    processes.stop("error: my own fault")
 if how == f"leave {me}":
     processes.leave()
     os._exit(0)
@@ -48,7 +47,7 @@ if how != "go on":
     try:
         processes.together("a long wait", seconds=None)
     except UserError as error:
-        processes.stop(str(error))
+        processes.stop(f"error: {error}")
     time.sleep(30)
 processes.together("the end")
 processes.leave()
@@ -139,81 +138,80 @@ def test_one_that_has_left_is_not_waited_for():
     assert first[0] == 2 and first[2] == ["error: a long wait: process 1 of 2 has left"]
 
 
-# -- the roll --------------------------------------------------------------------------------------
-def call_roll(count, callers, seconds=2.0, stranger=b""):
-    """What each of `callers` and process 0 get: None, or the error's text."""
-    port, found = free_port(), {}
-
-    def run(name, function, number, of):
-        try:
-            function("127.0.0.1", port, of, number, seconds)
-            found[name] = None
-        except UserError as error:
-            found[name] = str(error).replace(f"--coordinator=127.0.0.1:{port}: ", "")
-
-    threads = [threading.Thread(target=run, args=("first", processes._call_roll, 0, count))]
-    threads[0].start()
-    if stranger:
-        while True:
-            try:
-                with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-                    connection.sendall(stranger)
-                break
-            except ConnectionRefusedError:  # it does not listen yet
-                time.sleep(0.01)
-    for index, (number, of) in enumerate(callers):
-        threads.append(
-            threading.Thread(target=run, args=(index, processes._answer_roll, number, of))
-        )
-        threads[-1].start()
-    for thread in threads:
-        thread.join(timeout=300)
-    return found
-
-
-def test_all_are_there():
-    assert call_roll(3, [(2, 3), (1, 3)]) == {"first": None, 0: None, 1: None}
-
-
-@pytest.mark.parametrize("stranger", [b"GET / HTTP/1.1\r\n\r\n", b"[]\n", b"\xff\n", b"\n"])
-def test_strangers_are_not_counted(stranger):
-    assert call_roll(2, [(1, 2)], stranger=stranger) == {"first": None, 0: None}
-
-
-def test_who_is_missing_is_named_to_all():
-    text = "processes 1, 3 of 4 did not come within 1 s"
-    assert call_roll(4, [(2, 4)], seconds=1) == {"first": text, 0: text}
-
-
-def test_one_that_is_there_twice():
-    found = call_roll(3, [(1, 3), (1, 3)])
-    assert set(found.values()) == {"process 1 of 3 is there twice"} and len(found) == 3
-
-
-def test_another_number_of_processes():
-    text = "process 1 was started with --num_processes=3, process 0 with 2"
-    assert call_roll(2, [(1, 3)]) == {"first": text, 0: text}
-
-
-def test_nobody_answers_and_somebody_else_does():
-    with pytest.raises(UserError, match=r"process 0 cannot be reached within 1 s \(.*refused"):
-        processes._answer_roll("127.0.0.1", free_port(), 2, 1, 1.0)
+# -- what comes over the network --------------------------------------------------------------------
+# One child imports the module, and forks for each message.
+PEERS = """
+import json, os, socket, subprocess, sys
+from leafe_jax import processes
+def connected():
     with socket.create_server(("127.0.0.1", 0)) as server:
+        return socket.create_connection(server.getsockname()), server.accept()[0]
+for number, sent, closed in eval(sys.stdin.read()):
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(write, 2)
+        here, there = connected()
+        peers = processes._Peers(number, 2, {1 - number: here})
+        there.sendall(sent)
+        if closed:
+            there.shutdown(socket.SHUT_WR)
+        peers.meet("the start", 1, sum, 20, None)
+        os._exit(0)
+    os.close(write)
+    with open(read) as file:
+        said = file.read()
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said]))
+"""
 
-        def answer():
-            server.accept()[0].sendall(b"220 mail.example.org ESMTP\n")
 
-        threading.Thread(target=answer).start()
-        port = server.getsockname()[1]
-        with pytest.raises(UserError, match="something else than process 0 answers there"):
-            processes._answer_roll("127.0.0.1", port, 2, 1, 1.0)
+def what_peers_say(cases):
+    done = subprocess.run(
+        [sys.executable, "-c", PEERS], input=repr(cases), stdout=subprocess.PIPE, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+BAD = {
+    "garbage": b"\x00\xff\xfe garbage\n",
+    "HTTP": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "not UTF-8": b'{"at": 1, "value": "\xff"}\n',
+    "a list": b"[1]\n",
+    "a number": b"7\n",
+    "nothing": b"null\n",
+    "deep": b"[" * 100_000 + b"\n",
+    "other fields": b'{"hello": "you"}\n',
+    "no value": b'{"at": 1}\n',
+    "no decision": b'{"round": 1}\n',
+    "round is a list": b'{"at": [1], "round": [1], "value": 1, "decision": 1}\n',
+    "stop without a code": b'{"stop": "\\u001b[2J"}\n',
+}
+
+
+def test_a_malformed_message_is_one_line():
+    cases = [(number, sent, False) for number in (0, 1) for sent in BAD.values()]
+    found = what_peers_say(cases)
+    assert len(found) == len(cases)
+    for (number, sent, _), (code, said) in zip(cases, found):
+        assert (code, said) == (
+            2,
+            f"error: process {1 - number} of 2 has sent something that is no message of this program;"
+            " start all of them again with the same command: finished work is kept\n",
+        ), sent
+
+
+def test_half_a_message_is_a_death():
+    ((code, said),) = what_peers_say([(0, b'{"at": 1, "val', True)])
+    assert code == 2 and said.count("\n") == 1
+    assert "process 1 of 2 has died or cannot be reached" in said
 
 
 def test_the_port_is_taken():
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
-        with pytest.raises(UserError, match=f"--coordinator=here:{port}: Address already in use"):
-            processes._call_roll("here", port, 2, 0, 1.0)
+        with pytest.raises(UserError, match=f"--coordinator=localhost:{port}: Address already"):
+            processes.join(f"localhost:{port}", 2, 0, 1.0)
 
 
 @pytest.mark.parametrize(

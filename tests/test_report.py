@@ -1,11 +1,15 @@
 """The report page: hostile text stays text, torn files are survived."""
 
+import base64
+import hashlib
 import html.parser
 import json
+import re
 
 import pytest
 
 from leafe_jax import report
+from leafe_jax.console import visible
 from leafe_jax.errors import UserError
 from leafe_jax.passk import summarise
 from leafe_jax.types import Node, ReflectionRecord, Tree, Turn
@@ -98,7 +102,7 @@ def test_hostile_text_never_becomes_markup(tmp_path):
     assert [t for t, _ in parser.tags].count("script") == 2
     assert "<" not in parser.data
     shown = json.loads(parser.data)
-    assert len(shown) == 4 and shown[0]["nodes"][0]["turns"][0]["text"] == HOSTILE
+    assert len(shown) == 4 and shown[0]["nodes"][0]["turns"][0]["text"] == visible(HOSTILE)
     page = (tmp_path / "report" / "index.html").read_text()
     assert "1 unreadable line was left out" in page and "&lt;b&gt;cpu" in page
     assert "innerHTML" not in page and "http" not in page.replace("http-equiv", "")
@@ -251,3 +255,75 @@ def test_command_line(tmp_path, capsys):
     make_workdir(directory)
     assert report.main(["--workdir", str(directory)]) == 0
     assert "Pass@1 %" in capsys.readouterr().out
+
+
+def test_the_page_allows_its_own_script_and_no_address(tmp_path):
+    make_workdir(tmp_path)
+    parser = parsed(tmp_path)
+    (policy,) = [a["content"] for _, a in parser.tags if "http-equiv" in a]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'" and rules["img-src"] == "data:"
+    text = (tmp_path / "report" / "index.html").read_text()
+    script = text.rpartition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert rules["script-src"] == f"'sha256-{digest}'"
+    assert not re.search(r"\son[a-z]+=|style=", text.partition("<script")[0])  # what it would block
+
+
+def test_no_line_direction_or_control_character_reaches_the_page(tmp_path):
+    results = make_workdir(tmp_path)
+    results["device"] = hostile = "\u202eevil\x00\x1b[2J\u2066\u2028\ud83d"
+    results["methods"] = {hostile: results["methods"]["base"]}
+    edit(tmp_path, results)
+    tree = hostile_tree(0).to_json()
+    tree["family"] = tree["nodes"][0]["turns"][0]["text"] = hostile
+    (tmp_path / "explore" / "trees" / "0000.jsonl").write_text(json.dumps(tree) + "\n")
+    shown = json.loads(parsed(tmp_path).data)[0]
+    assert shown["family"] == shown["nodes"][0]["turns"][0]["text"] == visible(hostile)
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert not re.search("[\x00\x1b\x85\u2028\u202e\u2066\ufffd]", page) and r"\u202eevil" in page
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda tree: tree["nodes"][0].update(branch_step=float("nan")),
+        lambda tree: tree["nodes"][0]["turns"][0].update(step=float("inf")),
+        lambda tree: tree["nodes"][0]["turns"][0].update(text=17),
+        lambda tree: tree["nodes"][0]["turns"][0].update(text={"trim": 1}),
+        lambda tree: tree["nodes"][0].update(success="yes"),
+        lambda tree: tree["nodes"][1].update(id=0),
+        lambda tree: tree["nodes"][0].update(stop=None),
+        lambda tree: tree.update(nodes={"0": 1}),
+    ],
+)
+def test_a_tree_that_would_stop_the_script_is_left_out(tmp_path, spoil):
+    make_workdir(tmp_path)
+    tree = hostile_tree(0).to_json()
+    spoil(tree)
+    path = tmp_path / "explore" / "trees" / "0002.jsonl"
+    path.write_text(json.dumps(tree) + "\n" + "[" * 100_000 + "\n")
+    trees, number, broken = report.read_tree_lines(tmp_path)
+    assert number == 4 and broken == 3
+    assert json.dumps(trees, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["$x^$", "_hidden", "\\frac{$", "\x00\x1b[2J\n", "\ud83d", "日本語", "a" * 9999]
+)
+def test_any_name_can_be_drawn(tmp_path, name, recwarn):
+    results = make_workdir(tmp_path)
+    families = results["methods"]["base"]["families"]
+    families[name] = families.pop("odd")
+    report.draw_pass_at_k(
+        {**results, "methods": {name: results["methods"]["base"]}}, tmp_path / "p.png"
+    )
+    assert (tmp_path / "p.png").stat().st_size > 5000 and not recwarn.list
+
+
+def test_more_families_than_a_picture_has_room_for(tmp_path):
+    results = make_workdir(tmp_path)
+    families = results["methods"]["base"]["families"]
+    families |= {f"family {i}": families["odd"] for i in range(2000)}
+    report.draw_pass_at_k(results, tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size < 2e6

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from leafe_jax import console
 from leafe_jax.chat import load_tokenizer
 from leafe_jax.errors import UserError
 from leafe_jax.models import decoder, hf
@@ -172,9 +173,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         figures = compare(str(Path(options.model)), options.dtype)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        console.complain(error)
         return 2
-    print(json.dumps(figures, indent=1) if options.json else _table(figures))
+    console.say(json.dumps(figures, indent=1) if options.json else _table(figures))
     return 0 if figures["agree"] else 1
 
 

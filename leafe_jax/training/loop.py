@@ -20,7 +20,7 @@ from leafe_jax.training import lora
 from leafe_jax.training.checkpoint import Checkpoints
 from leafe_jax.training.data import Batches, Example, mixing_coefficients, survey
 from leafe_jax.training.memory import DIVIDE, needed_for
-from leafe_jax.training.preemption import EXIT_PREEMPTED, Preemption
+from leafe_jax.training.preemption import Preemption
 from leafe_jax.training.sharding import BATCH, shardings_for, train_mesh
 from leafe_jax.training.step import (
     StepOptions,
@@ -103,7 +103,7 @@ def fit(
         row were not finite (the last batch is saved beside the checkpoints), the devices' memory is
         too small, another process died or has other examples.
       OSError: the disk is full; the last checkpoint is intact.
-      SystemExit: EXIT_PREEMPTED, once the state is saved.
+      SystemExit: 75, or 130 after SIGINT, once the state is saved.
     """
     mesh, model_config, options = check(train_config, model_config)  # before anything is written
     facts = survey(examples, len(sources))
@@ -251,7 +251,7 @@ class _Run:
                     "train: told to stop; step %d is saved; the same command goes on from there",
                     step,
                 )
-                raise SystemExit(EXIT_PREEMPTED)
+                raise SystemExit(preemption.code)
         return state
 
     def _show(self, step: int) -> None:
