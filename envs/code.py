@@ -150,7 +150,7 @@ class Code(Environment):
                         f" ({problems[problem.task_id].where})"
                     )
                 problems[problem.task_id] = problem
-        check_sources(self.judge.pool, self.judge.limits, list(problems.values()))
+        check_sources(self.judge, list(problems.values()))
         return problems
 
     def _list_tasks(self, split: str) -> Sequence[Task]:

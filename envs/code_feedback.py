@@ -42,7 +42,7 @@ class Outcome:
 
 
 def clean(text: str) -> str:
-    r"""`text` as UTF-8 and JSON can carry it, without what commands a terminal.
+    r"""`text` that UTF-8 and JSON can carry and a terminal can show.
 
     CRLF becomes a line end, other control characters their escapes (`\x1b`), lone surrogates U+FFFD.
     """
@@ -55,7 +55,7 @@ def _spelt_out(found: re.Match) -> str:
 
 
 def shorten(text: str) -> str:
-    """`text` without blank ends and cleaned; what is behind MAX_SHOWN characters is cut and said."""
+    """`text` stripped and cleaned; at most MAX_SHOWN characters, then its length if it was cut."""
     text = text.strip()
     shown = clean(text[: MAX_SHOWN + 1])
     if len(text) <= MAX_SHOWN >= len(shown):

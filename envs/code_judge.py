@@ -158,7 +158,7 @@ class Judge:
         attempt = complete(problem, submission)
         stdin, tests = ("", case.code) if case.code else (case.input, "")
         job = sandbox.Job(attempt.program, stdin, tests, self._limits(case), attempt.prelude)
-        result = self._run(job)
+        result = self.run(job)
         if case.code:
             right = result.finished  # an early exit must not pass for a pass
         else:
@@ -204,9 +204,10 @@ class Judge:
 
     def _check(self, problem: Problem, case: Case, output: str) -> sandbox.Result:
         data = json.dumps([case.input, case.output, output])
-        return self._run(sandbox.Job(problem.checker, data, _CHECK, _CHECKER_LIMITS))
+        return self.run(sandbox.Job(problem.checker, data, _CHECK, _CHECKER_LIMITS))
 
-    def _run(self, job: sandbox.Job) -> sandbox.Result:
+    def run(self, job: sandbox.Job) -> sandbox.Result:
+        """Runs one job; EnvDataError if the sandbox runs nothing any more."""
         result = self.pool.run(job)
         if result.status == "sandbox_error":
             reason = shorten(last_line(result.error))

@@ -13,6 +13,7 @@ from envs import sandbox
 from envs.base import EnvDataError
 from envs.code_data import Problem
 from envs.code_files import shown
+from envs.code_judge import Judge
 
 _BATCH_CHARS = 1 << 22  # of sources that one run looks through
 # Not the problems' limits: parsing takes more than running.
@@ -58,14 +59,11 @@ print(json.dumps([survey(source) for source in json.load(sys.stdin)]), file=out,
 """
 
 
-def check_sources(
-    pool: sandbox.Sandbox, limits: sandbox.Limits, problems: Sequence[Problem]
-) -> None:
+def check_sources(judge: Judge, problems: Sequence[Problem]) -> None:
     """Returns if the sandbox compiles all tests and has what they import.
 
     Args:
-      pool: the sandbox.
-      limits: those of the runs that judge; packages have to load within them.
+      judge: whose sandbox is asked; packages have to load within its limits.
       problems: problems of any kind; programs that are judged by their output have no tests.
 
     Raises:
@@ -76,7 +74,7 @@ def check_sources(
         for what, source in _sources(problem):
             users.setdefault(source, f"{problem.where}: task {problem.task_id!r}: {what}")
     packages: dict[str, str] = {}
-    for source, (error, modules) in _answers(pool, list(users)).items():
+    for source, (error, modules) in _answers(judge, list(users)).items():
         if error:
             raise EnvDataError(
                 f"{users[source]} must be Python that the sandbox compiles: {shown(error)}"
@@ -90,7 +88,7 @@ def check_sources(
                     f" ({shown(why)})"
                 )
     for name in set(sandbox.PACKAGES) & set(packages):
-        result = pool.run(sandbox.Job(f"import {name}", limits=limits))
+        result = judge.run(sandbox.Job(f"import {name}", limits=judge.limits))
         if result.status != "ok":
             raise EnvDataError(
                 f"{packages[name]} needs {name!r}, which does not load within"
@@ -108,7 +106,7 @@ def _sources(problem: Problem) -> Iterator[tuple[str, str]]:
         yield "its checker", problem.checker
 
 
-def _answers(pool: sandbox.Sandbox, sources: Sequence[str]) -> dict[str, list]:
+def _answers(judge: Judge, sources: Sequence[str]) -> dict[str, list]:
     batches: list[list[str]] = []
     size = _BATCH_CHARS
     for source in sources:
@@ -117,14 +115,14 @@ def _answers(pool: sandbox.Sandbox, sources: Sequence[str]) -> dict[str, list]:
             size = 0
         batches[-1].append(source)
         size += len(source)
-    answers = pool.map(lambda batch: _ask(pool, batch), batches)
+    answers = judge.pool.map(lambda batch: _ask(judge, batch), batches)
     return dict(zip(sources, itertools.chain.from_iterable(answers), strict=True))
 
 
-def _ask(pool: sandbox.Sandbox, batch: Sequence[str]) -> list:
-    result = pool.run(sandbox.Job(_SURVEY, json.dumps(batch), limits=_LIMITS))
+def _ask(judge: Judge, batch: Sequence[str]) -> list:
+    result = judge.run(sandbox.Job(_SURVEY, json.dumps(batch), limits=_LIMITS))
     if result.status == "ok":
         return json.loads(result.output)
     if len(batch) == 1:  # its own doing
         return [[f"{result.status} {result.error.strip().rpartition(chr(10))[2]}", []]]
-    return [answer for source in batch for answer in _ask(pool, [source])]
+    return [answer for source in batch for answer in _ask(judge, [source])]

@@ -39,8 +39,8 @@ def _opened_on(text: str, start: int, end: int) -> str | None:
         inside = code.group(1).partition(fence.group()) if code else ("", "", "")
         return inside[0].rstrip() if inside[1] else None
     margin = len(before) if _MARGIN.fullmatch(before) else 0
-    # Behind words, three backticks may end what was opened before this reply, or be quoted: only a
-    # language, or a blank before and an end later, makes them an opening.
+    # Behind words, three backticks may close a block or be quoted. They open one if a language
+    # follows, or if a blank precedes them and the block ends.
     words = margin < len(before)
     if words and not _LANGUAGE.fullmatch(after):
         return None
@@ -57,8 +57,9 @@ def _opened_on(text: str, start: int, end: int) -> str | None:
 def _body(text: str, start: int, size: int) -> tuple[str, bool]:
     """(what is between `start` and the closing fence, whether there is one).
 
-    A fence closes at the start of a line, before a blank or at a line's end: elsewhere it is likely
-    part of a string. Without one the reply was cut short, and the program goes to its end.
+    A fence closes at the start of a line, before a blank or at a line's end. Elsewhere it is likely
+    part of a string, and closes only if there is no better one. Without any the reply was cut
+    short, and the program goes to the reply's end.
     """
     run = f"(?<!`)`{{{size},}}(?!`)"
     closing = re.compile(rf"^[ \t]*`{{{size},}}|{run}(?=\s|\Z)", re.MULTILINE).search(text, start)

@@ -50,7 +50,7 @@ def build(pool: sandbox.Sandbox) -> Iterator[str]:
             results = pool.run_many([sandbox.Job(reference, text) for text in inputs])
             for text, result in zip(inputs, results, strict=True):
                 if result.status != "ok" or not result.output.strip():
-                    raise EnvDataError(f"{name}: its reference fails on {text!r}: {result.error}")
+                    raise EnvDataError(f"{name}: its reference fails on {text!r}: {result.error!r}")
             record = {
                 "name": name,
                 "band": band,

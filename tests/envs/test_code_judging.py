@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import envs
+from envs import sandbox
 from envs.base import EnvDataError
 from envs.code_feedback import MAX_SHOWN, clean, shorten
+from envs.code_sources import check_sources
 
 OWN = {
     "name": "sum", "band": "easy", "split": "test", "statement": "Add.", "num_public": 1,
@@ -111,6 +113,15 @@ def test_tests_with_long_integers_are_no_error(tmp_path):
     long = "9" * 5000
     env = make(tmp_path, "mbpp", test_list=[f"assert total([{long}]) == {long}"])
     assert submit(env, TOTAL).success
+
+
+def test_a_broken_sandbox_is_no_fault_of_the_tests(plain, monkeypatch):
+    lost = sandbox.Result("sandbox_error", "", "no more memory\nat all", 0.0, 0, "bwrap")
+    env = plain["mbpp"]
+    problem = env.problem("test/mbpp/011")
+    monkeypatch.setattr(env.judge.pool, "run", lambda job: lost)
+    with pytest.raises(EnvDataError, match="^the sandbox stopped working: at all$"):
+        check_sources(env.judge, [problem])
 
 
 # -- what a function's program may hold ------------------------------------------------------------
