@@ -235,7 +235,9 @@ def draw_pass_at_k(results: dict[str, Any], path: Path) -> None:
     handles, labels = large.get_legend_handles_labels()
     ncols = len(labels) if len(labels) <= 6 else -(-len(labels) // 2)
     figure.legend(handles, labels, loc="outside upper left", frameon=False, ncols=ncols)
-    figure.savefig(path, dpi=130)
+    partial = path.with_name(f"{path.name}.partial")
+    figure.savefig(partial, dpi=130, format="png")
+    put_in_place(partial, path)
 
 
 # -- page ------------------------------------------------------------------------------------------
