@@ -184,10 +184,16 @@ def sync(path: str | os.PathLike) -> None:
 
 
 def put_in_place(partial: str | os.PathLike, final: str | os.PathLike) -> None:
-    """Renames a complete file, so that a power failure leaves the old file or the new one."""
-    sync(partial)  # the name must not get to the disk before the content
-    os.replace(partial, final)
-    sync(Path(final).parent)
+    """Renames a complete file, so that a power failure leaves the old file or the new one.
+
+    Raises:
+      UserError: it cannot be renamed, e.g. because a directory is in its place.
+      OSError: the disk is full.
+    """
+    with _named(final):
+        sync(partial)  # the name must not get to the disk before the content
+        os.replace(partial, final)
+        sync(Path(final).parent)
 
 
 @contextlib.contextmanager
@@ -205,8 +211,7 @@ def whole(path: str | os.PathLike) -> Iterator[TextIO]:
         file = open(partial, "w", encoding="utf-8")
     with file:
         yield file
-    with _named(path):
-        put_in_place(partial, path)
+    put_in_place(partial, path)
 
 
 @contextlib.contextmanager

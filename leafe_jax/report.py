@@ -241,10 +241,12 @@ def draw_pass_at_k(results: dict[str, Any], path: Path) -> None:
     handles, labels = large.get_legend_handles_labels()
     ncols = len(labels) if len(labels) <= 6 else -(-len(labels) // 2)
     figure.legend(handles, labels, loc="outside upper left", frameon=False, ncols=ncols)
+    partial = path.with_name(f"{path.name}.partial")
     with warnings.catch_warnings():
         # About letters that the font lacks, and labels that leave no room: neither is worth a line.
         warnings.simplefilter("ignore")
-        figure.savefig(path, dpi=130)
+        figure.savefig(partial, dpi=130, format="png")
+    put_in_place(partial, path)
 
 
 def _escape(text: str) -> str:

@@ -129,6 +129,11 @@ def test_an_unfinished_file_is_not_there(tmp_path):
         file.write("half")
         raise KeyError
     assert not path.exists()
+    path.mkdir()
+    with pytest.raises(UserError, match=r"trees.jsonl: cannot be written: Is a directory"):
+        with files.whole(path):
+            pass
+    path.rmdir()
     (tmp_path / "trees.jsonl.partial").unlink()
     (tmp_path / "trees.jsonl.partial").mkdir()
     with pytest.raises(UserError, match=r"trees.jsonl: cannot be written: Is a directory"):

@@ -14,7 +14,7 @@ import pytest
 from etils import epath
 
 from envs.base import Task
-from leafe_jax import blocks, files, processes
+from leafe_jax import blocks, files, processes, roll
 from leafe_jax.blocks import Blocks, run_blocks
 from leafe_jax.errors import UserError
 from leafe_jax.phase import Phase
@@ -48,8 +48,11 @@ def several(monkeypatch):
 
         def one(number):
             mine.number, mine.count = number, count
-            call = processes._answer_roll if number else processes._call_roll
-            sockets = call("127.0.0.1", port, count, number, 20) if count > 1 else {}
+            place, sockets = ("127.0.0.1", port), {}
+            if count > 1 and number:
+                sockets = {0: roll.answer(place, count, number, "run", 20)}
+            elif count > 1:
+                sockets = roll.call(place, count, "run", 20)
             mine.peers = processes._Peers(number, count, sockets)
             try:
                 run(number)
