@@ -149,6 +149,13 @@ def test_actions_with_too_many_arguments_are_refused_without_trying_them_all(mon
         ("(near a b)", "(=)"),
         ("(near a b)", "((near) a b)"),
         ("(near ?p - spot ?q - spot)", "((near) ?p)"),
+        (":effect", ""),
+        (":effect", "(:effect)"),
+        ("go :parameters", ""),
+        (":action go", ":action"),
+        ("(not (at ?p))", "(not at)"),
+        ("(not (at ?p))", "(not ())"),
+        ("(and (at ?p) (near ?p ?q))", "((at) ?p)"),
         ("(:predicates", "(:constants k - nowhere) (:predicates"),
     ],
 )
