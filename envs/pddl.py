@@ -218,9 +218,11 @@ class _Reader:
 
     def action(self, words: list) -> Action:
         name, *keys = words[:1] + words[1::2] or [None]
-        if not all(isinstance(word, str) for word in (name, *keys)) or ":effect" not in keys:
-            raise self.fail(f"(:action {name!r} ...) must have a name and an :effect")
-        fields = dict(zip(keys, words[2::2], strict=False))
+        if not all(isinstance(word, str) for word in (name, *keys)):
+            raise self.fail(f"action {name!r}: must be a name, then keywords, each with its part")
+        fields = dict(zip(keys, words[2::2], strict=False))  # a last keyword may lack its part
+        if ":effect" not in fields:
+            raise self.fail(f"action {name!r} has no :effect")
         return Action(
             name,
             self.typed(fields.get(":parameters", [])),

@@ -151,6 +151,7 @@ def test_actions_with_too_many_arguments_are_refused_without_trying_them_all(mon
         ("(near ?p - spot ?q - spot)", "((near) ?p)"),
         (":effect", ""),
         (":effect", "(:effect)"),
+        (":effect (and (at ?q) (not (at ?p)))", ":effect"),
         ("go :parameters", ""),
         (":action go", ":action"),
         ("(not (at ?p))", "(not at)"),
