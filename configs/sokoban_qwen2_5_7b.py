@@ -13,6 +13,8 @@ gym-sokoban's horizon: 15 moves solve about 3 % of the levels of unfiltered/test
 medium/valid/000.txt. Boxoban has no medium/test.
     --config.env.options.levels="('boxoban/unfiltered/train/000.txt','boxoban/unfiltered/test/000.txt')"
     --config.env.horizon=120
+A reflection shows the whole episode, so sampler.max_len must grow with it: a 10x10 board has about 400
+tokens.
 """
 
 import runpy

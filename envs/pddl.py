@@ -158,8 +158,9 @@ class _Reader:
             raise self.fail(f"{words!r} is not a list of names")
         return tuple(_typed(words))
 
-    def literal(self, tree: list, negated: bool) -> Literal:
-        if not all(isinstance(word, str) for word in tree):
+    def literal(self, tree: object, negated: bool) -> Literal:
+        right = isinstance(tree, list) and tree and all(isinstance(word, str) for word in tree)
+        if not right:
             raise self.fail(f"{tree!r} is not an atom")
         return Literal(tree[0], tuple(tree[1:]), negated)
 
@@ -216,8 +217,11 @@ class _Reader:
                 )
 
     def action(self, words: list) -> Action:
-        name, fields = words[0], dict(zip(words[1::2], words[2::2], strict=False))
-        if not isinstance(name, str) or ":effect" not in fields:
+        name, *keys = words[:1] + words[1::2] or [None]
+        if not all(isinstance(word, str) for word in (name, *keys)):
+            raise self.fail(f"action {name!r}: must be a name, then keywords, each with its part")
+        fields = dict(zip(keys, words[2::2], strict=False))  # a last keyword may lack its part
+        if ":effect" not in fields:
             raise self.fail(f"action {name!r} has no :effect")
         return Action(
             name,

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from envs.base import EnvDataError, Environment, State, StepResult, Task, check_path, stable_seed
 from envs.webshop_catalogue import NUM_PRODUCTS, bootstrap_instructions, records
 from envs.webshop_data import Catalogue, Goal, Goals, Product, find_files, read_records
-from envs.webshop_reward import count_options, noun_finder, score
+from envs.webshop_reward import best_choices, noun_finder, score
 from envs.webshop_search import SearchIndex, cache_directory
 
 GOAL_KINDS = ("human", "synthetic")
@@ -37,7 +37,6 @@ PER_PAGE = 10
 MAX_RESULTS = 50
 CACHED_FROM = 10_000  # products; fewer are indexed as fast as an index file is read
 SEPARATOR = " [SEP] "
-_MAX_CHOICES = 1024  # sets of options that an expert keeps in view
 _SUB_PAGES = {"description": "Description", "features": "Features", "reviews": "Reviews"}
 _LIMITS = {"test": 500, "valid": 1000}  # the original's split, where there are goals enough
 
@@ -407,7 +406,7 @@ class WebShop(Environment):
         if state.done:
             return [] if state.success else None
         goal = self._goal(state.task_id)
-        choices = _best_choices(self._shop.catalogue[goal.asin], goal)
+        choices = best_choices(self._shop.catalogue[goal.asin], goal)
         plans = []
         if state.asin == goal.asin:
             back = [] if state.page == "item" else ["click[< prev]"]
@@ -484,29 +483,3 @@ def _json(text: str) -> str:
     for character in "<>&'":
         quoted = quoted.replace(character, f"\\u{ord(character):04x}")
     return quoted
-
-
-def _best_choices(product: Product, goal: Goal) -> list[tuple[str, str]]:
-    """(name, value) of the fewest options of the product that meet most of the goal's."""
-    best: list[tuple[str, str]] = []
-    reached = 0
-    frontier: list[tuple[frozenset[int], list[tuple[str, str]]]] = [(frozenset(), [])]
-    for name, values in product.options:
-        gains: dict[frozenset[int], str] = {}
-        for value in values:
-            met = frozenset(
-                n for n, wanted in enumerate(goal.options) if count_options([value], [wanted])
-            )
-            gains.setdefault(met, value)
-        grown = {met: chosen for met, chosen in frontier}
-        for met, chosen in frontier:
-            for gain, value in gains.items():
-                if gain - met and len(chosen) < len(grown.get(met | gain, [None] * 99)):
-                    grown[met | gain] = [*chosen, (name, value)]
-        frontier = list(grown.items())
-        if len(frontier) > _MAX_CHOICES:  # with 40 options there are 2^40 sets
-            frontier = sorted(frontier, key=lambda item: -len(item[0]))[:_MAX_CHOICES]
-    for met, chosen in frontier:
-        if len(met) > reached or (len(met) == reached and len(chosen) < len(best)):
-            best, reached = chosen, len(met)
-    return best

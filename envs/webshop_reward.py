@@ -21,6 +21,7 @@ from envs.base import EnvDataError
 
 NO_LIMIT = 1_000_000.0  # price limit of a goal that names none
 NOUN_SOURCES = ("auto", "spacy", "guess")
+_MAX_CHOICES = 1024  # sets of options that best_choices keeps in view
 _MATCH = 85  # token_set_ratio must be above
 
 _log = logging.getLogger("envs.webshop")
@@ -189,3 +190,29 @@ def count_options(chosen: Sequence[str], wanted: Sequence[str | tuple[str, str]]
     """Goal options that resemble one of the chosen values."""
     values = [normalize_color(value) for value in chosen]
     return sum(any(matches(value, normalize_color(w)) for value in values) for w in wanted)
+
+
+def best_choices(product, goal) -> list[tuple[str, str]]:
+    """(name, value) of the fewest options of the product that meet most of the goal's."""
+    best: list[tuple[str, str]] = []
+    reached = 0
+    frontier: list[tuple[frozenset[int], list[tuple[str, str]]]] = [(frozenset(), [])]
+    for name, values in product.options:
+        gains: dict[frozenset[int], str] = {}
+        for value in values:
+            met = frozenset(
+                n for n, wanted in enumerate(goal.options) if count_options([value], [wanted])
+            )
+            gains.setdefault(met, value)
+        grown = {met: chosen for met, chosen in frontier}
+        for met, chosen in frontier:
+            for gain, value in gains.items():
+                if gain - met and len(chosen) < len(grown.get(met | gain, [None] * 99)):
+                    grown[met | gain] = [*chosen, (name, value)]
+        frontier = list(grown.items())
+        if len(frontier) > _MAX_CHOICES:  # with 40 options there are 2^40 sets
+            frontier = sorted(frontier, key=lambda item: -len(item[0]))[:_MAX_CHOICES]
+    for met, chosen in frontier:
+        if len(met) > reached or (len(met) == reached and len(chosen) < len(best)):
+            best, reached = chosen, len(met)
+    return best

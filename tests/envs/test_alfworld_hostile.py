@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import re
 import sys
 import time
 import types
@@ -147,6 +149,14 @@ def test_actions_with_too_many_arguments_are_refused_without_trying_them_all(mon
         ("(near a b)", "(=)"),
         ("(near a b)", "((near) a b)"),
         ("(near ?p - spot ?q - spot)", "((near) ?p)"),
+        (":effect", ""),
+        (":effect", "(:effect)"),
+        (":effect (and (at ?q) (not (at ?p)))", ":effect"),
+        ("go :parameters", ""),
+        (":action go", ":action"),
+        ("(not (at ?p))", "(not at)"),
+        ("(not (at ?p))", "(not ())"),
+        ("(and (at ?p) (near ?p ?q))", "((at) ?p)"),
         ("(:predicates", "(:constants k - nowhere) (:predicates"),
     ],
 )
@@ -212,3 +222,30 @@ def test_trajectory_files_that_are_none(tmp_path, content):
         trajectory.write_text(content)
     with pytest.raises(EnvDataError, match="traj_data.json"):
         envs.make("alfworld", data=str(tmp_path), split="train")
+
+
+def test_a_damaged_game_is_refused_or_played():
+    """Words dropped, doubled and swapped at random; the seeds are fixed."""
+    whole = {"pddl_domain": DOMAIN, "pddl_problem": PROBLEM, "grammar": grammar()}
+    outcomes = set()
+    for seed in range(400):
+        rng = random.Random(seed)
+        field = rng.choice(sorted(whole))
+        words = re.findall(r"[()]|[^\s()]+|\s+", whole[field])
+        for _ in range(rng.choice((1, 1, 2, 5))):
+            at, other = rng.randrange(len(words)), rng.randrange(len(words))
+            stray = rng.choice(
+                ["(", ")", "-", "()", "=", "(either a b)", "\x00", '"', "{", "#", "|"]
+            )
+            words[at : at + rng.choice((0, 0, 1, 9))] = [rng.choice([words[other], stray])]
+        try:
+            damaged = Game(whole | {field: "".join(words)}, "game.tw-pddl")
+            position = damaged.start
+            for command in damaged.admissible(position)[:1]:
+                position, _, _ = damaged.play(position, command)
+            damaged.won(position)
+            outcomes.add("played")
+        except EnvDataError as error:
+            assert "game.tw-pddl" in str(error) and str(error).isprintable()
+            outcomes.add("refused")
+    assert outcomes == {"played", "refused"}
