@@ -6,19 +6,14 @@ and what an error shows of a value.
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
 import reprlib
-import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
-from envs.base import EnvDataError
+from envs import files
+from envs.errors import EnvDataError
 
 MAX_RECORD_BYTES = 1 << 27  # of one line, or of a JSON list; the largest real ones have some 10 MiB
-MAX_UNPACKED = 100  # bytes that a byte of a .gz file may unpack to on average; text has 3 to 20
-MAX_BLANK_LINES = 1 << 16
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
@@ -80,10 +75,6 @@ def read_records(path: str) -> Iterator[Record]:
     Raises:
       EnvDataError: names the file, and the line where there is one.
     """
-    if not os.path.isfile(path):  # a FIFO or a device would be read for ever
-        raise EnvDataError(
-            f"env.options.problems: no file {shown(path)}: must be a regular file that can be read"
-        )
     if path.endswith(".parquet"):
         values = _read_parquet(path)
     else:
@@ -97,59 +88,15 @@ def _plain(path: str) -> str:
 
 
 def _read_json(path: str) -> Iterator[Any]:
-    opener = gzip.open if path.endswith(".gz") else open
-    try:
-        with opener(path, "rb") as file:
-            if path.removesuffix(".gz").endswith(".json"):
-                data = file.read(MAX_RECORD_BYTES + 1)
-                _check_size(data, _plain(path))
-                values = _parse(data, _plain(path))
-                if not isinstance(values, list):
-                    raise EnvDataError(f"{_plain(path)}: must be a list of records")
-                yield from values
-            else:
-                for number, line in _lines(file, path):
-                    yield _parse(line, f"{_plain(path)}, line {number}")
-    except (OSError, EOFError, zlib.error) as error:
-        raise EnvDataError(f"{_plain(path)}: cannot be read ({error})") from None
-
-
-def _check_size(data: bytes, where: str) -> None:
-    if len(data) > MAX_RECORD_BYTES:
-        raise EnvDataError(f"{where}: must have at most {MAX_RECORD_BYTES >> 20} MiB")
-
-
-def _lines(file: BinaryIO, path: str) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of the lines that are not blank."""
-    packed = getattr(file, "fileobj", None)  # of a gzip file: the file itself
-    number = total = blank = 0
-    while line := file.readline(MAX_RECORD_BYTES + 1):
-        number, total = number + 1, total + len(line)
-        if line.isspace():
-            blank += 1
-            if blank > MAX_BLANK_LINES or len(line) > MAX_RECORD_BYTES:
-                raise EnvDataError(
-                    f"{_plain(path)}, line {number}: must have at most {MAX_BLANK_LINES} empty lines"
-                )
-            continue
-        where = f"{_plain(path)}, line {number}"
-        _check_size(line, where)
-        if packed and total > max(MAX_RECORD_BYTES, MAX_UNPACKED * packed.tell()):
-            raise EnvDataError(
-                f"{where}: must not unpack to more than {MAX_UNPACKED} times its packed size"
-            )
-        yield number, line
-
-
-def _parse(data: bytes, where: str) -> Any:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise EnvDataError(f"{where}: cannot be read as UTF-8 ({error})") from None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # too many digits and too deep, too
-        raise EnvDataError(f"{where}: not JSON that can be read ({error})") from None
+    if path.removesuffix(".gz").endswith(".json"):
+        values = files.read_json(path, MAX_RECORD_BYTES)
+        if not isinstance(values, list):
+            raise EnvDataError(f"{_plain(path)}: must be a list of records")
+        yield from values
+        return
+    for number, line in enumerate(files.read_lines(path, MAX_RECORD_BYTES), start=1):
+        if not line.isspace():
+            yield files.parse_json(line, f"{_plain(path)}, line {number}")
 
 
 def _read_parquet(path: str) -> Iterator[Any]:
@@ -161,7 +108,7 @@ def _read_parquet(path: str) -> Iterator[Any]:
             f"{_plain(path)}: Parquet files need pyarrow (pip install -e '.[parquet]')"
         ) from None
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with files.open_bytes(path) as binary, pyarrow.parquet.ParquetFile(binary) as file:
             # Few rows at a time: a problem's tests can take megabytes.
             for batch in file.iter_batches(batch_size=16):
                 yield from batch.to_pylist()

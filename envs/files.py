@@ -78,18 +78,18 @@ def open_text(path: str | Path, encoding: str = "utf-8") -> Iterator[TextIO]:
         yield file
 
 
-def read_lines(path: str | Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, each with its line break.
+def read_lines(path: str | Path, limit: int = MAX_LINE) -> Iterator[str]:
+    """The lines of a UTF-8 file, with or without a byte order mark, each with its line break.
 
     Raises:
-      EnvDataError: as open_text, or a line has more than MAX_LINE characters.
+      EnvDataError: as open_text, or a line has more than `limit` characters.
     """
-    with open_text(path) as file:
+    with open_text(path, "utf-8-sig") as file:
         number = 0
-        while line := file.readline(MAX_LINE + 1):
+        while line := file.readline(limit + 1):
             number += 1
-            if len(line) > MAX_LINE:
-                raise EnvDataError(f"{path}, line {number}: has over {MAX_LINE} characters")
+            if len(line) > limit:
+                raise EnvDataError(f"{path}, line {number}: has over {limit} characters")
             yield line
 
 

