@@ -29,7 +29,7 @@ from etils import epath
 
 from envs.base import Environment, Task
 from envs.prompts import Prompts
-from leafe_jax import bootstrap, console, distill, habits, processes
+from leafe_jax import bootstrap, console, distill, habits, processes, sources
 from leafe_jax.chat import load_chat
 from leafe_jax.errors import NothingToLearn, UserError
 from leafe_jax.evaluate import evaluate
@@ -39,7 +39,7 @@ from leafe_jax.models import hf
 from leafe_jax.models.decoder import abstract_params
 from leafe_jax.phase import Phase, finished, run_blocks, write_json
 from leafe_jax.progress import Progress
-from leafe_jax.results import Trees, commit, method_result, run_report, tree_files
+from leafe_jax.results import Trees, method_result, run_report, tree_files
 from leafe_jax.sampling.policy import LMPolicy
 from leafe_jax.sampling.replicas import make_engines
 from leafe_jax.seeds import seed_for
@@ -138,7 +138,7 @@ def run_bootstrap(config, env: Environment, workdir: epath.Path, metrics: Metric
     phase = Phase(workdir, "bootstrap", config)
     if phase.done:
         return False
-    begin = time.time()
+    begin = time.monotonic()
     start_from = None
     if not config.bootstrap.from_scratch:
         start_from = Path(config.model.path) if config.model.path else BASE_MODEL
@@ -147,7 +147,7 @@ def run_bootstrap(config, env: Environment, workdir: epath.Path, metrics: Metric
             config, start_from, Path(phase.directory), phase.begin,
             _logger(metrics, "bootstrap"), _sft_progress(bar),
         )  # fmt: skip
-    phase.add_seconds(time.time() - begin)
+    phase.add_seconds(time.monotonic() - begin)
     phase.finish()
     return True
 
@@ -169,7 +169,7 @@ def run_habits(config, env: Environment, workdir: epath.Path, metrics: Metrics) 
 
 
 def _measure_habits(config, env, workdir: epath.Path, metrics: Metrics, phase: Phase) -> None:
-    begin = time.time()
+    begin = time.monotonic()
     tasks = first_tasks(env, config.evaluate.split, config.evaluate.num_tasks, "evaluate.num_tasks")
     prompts = Prompts(env.description, config.env.prompt_style, env.name)
     make_policy = policy_factory(config, base_model_path(config, workdir))
@@ -188,7 +188,7 @@ def _measure_habits(config, env, workdir: epath.Path, metrics: Metrics, phase: P
     write_json(phase.directory / "habits.json", table)
     console.say(habits.console_table(table))
     metrics.scalars(0, {f"habits/{k}": v for k, v in table["all"].items()})
-    phase.add_seconds(time.time() - begin)
+    phase.add_seconds(time.monotonic() - begin)
 
 
 def run_explore(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
@@ -260,7 +260,7 @@ def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics)
     phase = Phase(workdir, "distill", config)
     if phase.done:
         return False
-    begin = time.time()
+    begin = time.monotonic()
     processes.together("distill: trees", decide=lambda _: _refuse_unfinished(workdir))
     examples: list[Example] = []  # in the first process; the others read the file
     processes.together(
@@ -297,7 +297,7 @@ def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics)
                 "target_tokens": int(sum((e.mass > 0).sum() for e in examples)),
             },
         )
-    phase.add_seconds(time.time() - begin)
+    phase.add_seconds(time.monotonic() - begin)
     phase.finish()
     return True
 
@@ -423,7 +423,7 @@ def _agree(config, env: Environment) -> None:
     if jax.process_count() == 1:
         return
     splits = {"explore": ("explore",), "evaluate": ("evaluate", "habits")}
-    facts = flatten(config) | {"jax": jax.__version__, "commit": commit()}
+    facts = flatten(config) | sources.facts()
     for section, phases in splits.items():
         if any(name in config.phases for name in phases):
             facts[f"the tasks of {section}.split"] = env.split_hash(config[section].split)
