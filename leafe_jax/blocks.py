@@ -248,19 +248,19 @@ def run_blocks(
             )  # fmt: skip
         look()
     for number in own:
-        begin = time.time()
+        begin = time.monotonic()
         work(blocks.tasks[number], files[number])
         done.add(number)
         phase.keep(blocks.names[number])
-        phase.add_seconds(time.time() - begin)
+        phase.add_seconds(time.monotonic() - begin)
         if processes.first():
             look()
-    begin = time.time()
+    begin = time.monotonic()
     processes.together(f"{phase.name}: blocks", seconds=None, meanwhile=look)
     if processes.first():
         _await_files(files)
         look()
-        phase.add_seconds(time.time() - begin)
+        phase.add_seconds(time.monotonic() - begin)
 
 
 def _await_files(files: Sequence[epath.Path], seconds: float = 60) -> None:

@@ -28,7 +28,7 @@ from etils import epath
 
 from envs.base import Environment, Task
 from envs.prompts import Prompts
-from leafe_jax import bootstrap, console, distill, habits, processes
+from leafe_jax import bootstrap, console, distill, habits, processes, sources
 from leafe_jax.blocks import (
     Blocks,
     Trees,
@@ -47,7 +47,7 @@ from leafe_jax.models import hf
 from leafe_jax.models.decoder import abstract_params
 from leafe_jax.phase import Phase, finished
 from leafe_jax.progress import Progress
-from leafe_jax.results import REPORTED, commit, method_result, read_summary, run_report
+from leafe_jax.results import REPORTED, method_result, read_summary, run_report
 from leafe_jax.run_models import (
     base_model_path,
     check_model,
@@ -132,7 +132,7 @@ def run_bootstrap(config, env: Environment, workdir: epath.Path, metrics: Metric
     phase = Phase(workdir, "bootstrap", config)
     if phase.intact({"model": check_model}):
         return False
-    begin = time.time()
+    begin = time.monotonic()
     start_from = None if config.bootstrap.from_scratch else given_model(config)
     with _progress(1, "step", "bootstrap") as bar:
         bootstrap.run(
@@ -140,7 +140,7 @@ def run_bootstrap(config, env: Environment, workdir: epath.Path, metrics: Metric
             _logger(metrics, "bootstrap"), _sft_progress(bar),
         )  # fmt: skip
     phase.keep("model")
-    phase.add_seconds(time.time() - begin)
+    phase.add_seconds(time.monotonic() - begin)
     phase.finish()
     return True
 
@@ -163,7 +163,7 @@ def run_habits(config, env: Environment, workdir: epath.Path, metrics: Metrics) 
 
 
 def _measure_habits(config, env, workdir: epath.Path, metrics: Metrics, phase: Phase) -> None:
-    begin = time.time()
+    begin = time.monotonic()
     tasks = first_tasks(env, config.evaluate.split, config.evaluate.num_tasks, "evaluate.num_tasks")
     prompts = Prompts(env.description, config.env.prompt_style, env.name)
     make_policy = policy_factory(config, base_model_path(config, workdir))
@@ -183,7 +183,7 @@ def _measure_habits(config, env, workdir: epath.Path, metrics: Metrics, phase: P
     console.say(habits.console_table(table))
     measured = {k: v for k, v in table["all"].items() if v is not None}
     metrics.scalars(0, {f"habits/{k}": v for k, v in measured.items()})
-    phase.add_seconds(time.time() - begin)
+    phase.add_seconds(time.monotonic() - begin)
 
 
 def run_explore(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
@@ -253,7 +253,7 @@ def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics)
     path = base_model_path(config, workdir)
     note_model(config, phase, path)
     intact = phase.intact(_distill_outputs(config))
-    begin = time.time()
+    begin = time.monotonic()
     if not intact:
         processes.together("distill: trees", decide=lambda _: _refuse_unfinished(workdir))
     trees = processes.together("distill: blocks", decide=lambda _: blocks.digest())
@@ -297,7 +297,7 @@ def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics)
         )
     for name in _distill_outputs(config):
         phase.keep(name)
-    phase.add_seconds(time.time() - begin)
+    phase.add_seconds(time.monotonic() - begin)
     phase.finish()
     return True
 
@@ -434,7 +434,7 @@ def _agree(config, env: Environment) -> None:
     if jax.process_count() == 1:
         return
     splits = {"explore": ("explore",), "evaluate": ("evaluate", "habits")}
-    facts = flatten(config) | {"jax": jax.__version__, "commit": commit()}
+    facts = flatten(config) | sources.facts()
     for section, phases in splits.items():
         if any(name in config.phases for name in phases):
             facts[f"the tasks of {section}.split"] = env.split_hash(config[section].split)

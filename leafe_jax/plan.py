@@ -532,7 +532,9 @@ def main(argv: list[str]) -> int:
     if values["json"].value:
         console.say(json.dumps(result))
     else:
-        console.say(f"{result['topology']}: {count} chips of {chip.memory / GIB:.4g} GiB; per chip:")
+        console.say(
+            f"{result['topology']}: {count} chips of {chip.memory / GIB:.4g} GiB; per chip:"
+        )
         console.say(_table("train step", result["train"]))
         console.say(_table("sampler's turn, of one copy of the model", result["decode"]))
     return 0 if result["train"]["fits"] and result["decode"]["fits"] else 1

@@ -5,8 +5,12 @@ from __future__ import annotations
 import collections
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 from tqdm import tqdm
+
+from leafe_jax.console import tell, visible
 
 _LINE_EVERY = 10.0  # seconds between plain lines
 _WINDOW = 12  # plain lines that the rate looks back over
@@ -14,6 +18,7 @@ _WINDOW = 12  # plain lines that the rate looks back over
 
 def _duration(seconds: float) -> str:
     """Seconds in words: 45 s, 12 min, 3 h 05 min."""
+    seconds = max(seconds, 0.0)  # a clock that is set back
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -51,14 +56,18 @@ class Progress:
         self._postfix = ""
         self._bar = None
         if shown and sys.stderr.isatty():
-            self._bar = tqdm(total=total, unit=unit, desc=label, dynamic_ncols=True)
+            self._on_bar(
+                lambda: tqdm(
+                    total=total, unit=visible(unit), desc=visible(label), dynamic_ncols=True
+                )
+            )
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_) -> None:
         if self._bar is not None:
-            self._bar.close()
+            self._on_bar(self._bar.close)
         else:
             now = time.monotonic()
             speed = self._speed(self._base, now)
@@ -76,20 +85,22 @@ class Progress:
         if self._bar is not None:
             self._bar.total = total
             if postfix:
-                self._bar.set_postfix(postfix, refresh=False)
-            self._bar.update(step)
+                shown = {name: visible(value) for name, value in postfix.items()}
+                self._bar.set_postfix(shown, refresh=False)
+            self._on_bar(lambda: self._bar.update(step))
             return
         now = time.monotonic()
         if self._first is None:
             self._first = now
         if now - self._first < 1:
             self._base = self._marks[0] = (now, count)
-        if self._said is None or now - self._said >= _LINE_EVERY:
+        # A clock that is set back must not silence the lines.
+        if self._said is None or not 0 <= now - self._said < _LINE_EVERY:
             self._said = now
             speed = self._speed(self._marks[0], now)
             if now > self._marks[0][0]:
                 self._marks.append((now, count))
-            left = f", {_duration((total - count) / speed)} left" if speed else ""
+            left = f", {_duration(max(total - count, 0) / speed)} left" if speed else ""
             self._line(_in_words(speed) + left)
 
     def _speed(self, since: tuple[float, int], now: float) -> float:
@@ -101,4 +112,14 @@ class Progress:
         if not self.shown:
             return
         text = f"{self.label}: {self.count}/{self.total} {self.unit}s, {ending}{self._postfix}"
-        print(text, file=sys.stderr, flush=True)
+        tell(text)
+
+    def _on_bar(self, call: Callable[[], Any]) -> None:
+        """Calls what draws the bar. A terminal that is gone ends the bar, not the run."""
+        try:
+            made = call()
+        except (OSError, ValueError):
+            self._bar, self.shown = None, False
+            return
+        if isinstance(made, tqdm):
+            self._bar = made

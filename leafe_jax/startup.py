@@ -12,7 +12,7 @@ import sys
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _DEVICE_FILES = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg")
 
-_MIN_ADDRESS_SPACE = 0
+_MIN_ADDRESS_SPACE = 4 * 2**30  # bytes; the smoke quickstart ends well with 4.4 GiB on two cores
 _MIN_FILES = 64  # descriptors; a run with checkpoints has about 40 open
 
 

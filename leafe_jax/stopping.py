@@ -64,10 +64,9 @@ def handlers(end: Callable[[str, int], None]) -> Iterator[None]:
     old_wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     old_hooks = threading.excepthook, sys.unraisablehook
     threading.excepthook = _thread_died
-    sys.unraisablehook = lambda args: (
-        # Raised where nothing could be raised (a destructor, a callback): the watcher ends the process.
-        None if isinstance(args.exc_value, Stopped) else old_hooks[1](args)
-    )
+    # Of errors in destructors and callbacks: `Stopped`, after which the watcher ends the process, and
+    # what libraries run into after an error that is told already.
+    sys.unraisablehook = lambda args: None
     threading.Thread(target=_watch, args=(read, end, left), name="stopping", daemon=True).start()
     try:
         yield

@@ -55,7 +55,9 @@ def test_no_line_of_a_text_leaves_its_code_block(end):
         assert line == "" or line.startswith("    ")
 
 
-@pytest.mark.parametrize("character", "\x00\x02\x03\x0b\x0c\x1b\x1c\x1d\x1e\x85\u2028\u2029\u202e\ud800")
+@pytest.mark.parametrize(
+    "character", "\x00\x02\x03\x0b\x0c\x1b\x1c\x1d\x1e\x85\u2028\u2029\u202e\ud800"
+)
 def test_control_characters_are_written_out(character):
     block = code_block(f"a{character}b")
     assert block.isascii() and block.count("\n") == 1 and len(block.splitlines()) == 1

@@ -86,3 +86,40 @@ def test_a_bar_on_a_terminal(monkeypatch):
     text = screen.getvalue()
     assert "distill: 100%" in text and "4/4" in text and "loss=0.25" in text
     assert "a second" not in text
+
+
+def test_a_clock_that_is_set_back(clock, capsys):
+    with Progress(100, "tree", "explore") as bar:
+        bar.update(1)
+        clock[0] -= 3600
+        bar.update(150)
+        clock[0] += 12
+        bar.update(1)
+    text = capsys.readouterr().err
+    assert len(text.splitlines()) == 4 and "-" not in text
+
+
+def test_a_label_moves_no_cursor(capsys):
+    with Progress(1, "tree", "\x1b[2Jexplore") as bar:
+        bar.update(1, solved="\r\x1b[A")
+    err = capsys.readouterr().err
+    assert err.replace("\n", "").isprintable() and len(err.splitlines()) == 2
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "7", "-1", "many"])
+def test_a_bar_on_any_terminal(monkeypatch, columns):
+    class Gone(io.StringIO):
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            if len(self.getvalue()) > 40:
+                raise OSError(5, "Input/output error")
+            return super().write(text)
+
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with Progress(0, "step", "distill") as bar:
+        for _ in range(3):
+            bar.update(5, loss=0.25)
+    assert bar.count == 15

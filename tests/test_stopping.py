@@ -48,7 +48,7 @@ def work():
         threading.Event().wait()
 
 how = sys.argv[1]
-stopping._GRACE = 0.5
+stopping._GRACE = 20 if how in ("python", "lock", "thread") else 0.5
 try:
     with stopping.handlers(end):
         print("begun", flush=True)

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from leafe_jax.errors import UserError
 from leafe_jax.files import put_in_place
+from leafe_jax.training.memory import check_room
 
 NORMALISATIONS = ("example", "token")
 
@@ -71,6 +72,7 @@ def write_examples(path: str | Path, examples: Sequence[Example]) -> None:
     """
     path = Path(path)
     if jax.process_index() == 0:
+        check_room()
         partial = path.with_name(path.name + ".partial")
         writer = ArrayRecordWriter(str(partial), "group_size:1")  # each record can be read alone
         for example in examples:
@@ -93,6 +95,7 @@ class ExampleFile(Sequence[Example]):
         self._path = str(path)
         if not Path(path).is_file():
             raise UserError(f"{path}: missing")
+        check_room()
         try:
             self._source = grain.sources.ArrayRecordDataSource(self._path)
             self._count = len(self._source)
