@@ -27,7 +27,8 @@ from safetensors.numpy import save_file
 
 from leafe_jax.errors import UserError
 from leafe_jax.models.decoder import ModelConfig, abstract_params
-from leafe_jax.models.hf_config import config_json, read_config, read_json
+from leafe_jax.models.files import read_json
+from leafe_jax.models.hf_config import config_json, read_config
 
 __all__ = [
     "MAX_SHARD_BYTES", "Unread", "load_params", "read_config", "save", "to_host", "unread_params",

@@ -6,7 +6,6 @@ the default of an absent field is the default here.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,36 +18,13 @@ from leafe_jax.models.decoder import (
     RopeScaling,
     YarnScaling,
 )
+from leafe_jax.models.files import read_json
 
 _ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "llama": "LlamaForCausalLM",
 }
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; a name that occurs twice in it is an error.
-
-    Raises:
-      UserError: not readable, not JSON, not an object, or a name twice.
-    """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        data = dict(pairs)
-        if len(data) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise UserError(f"{file}: {', '.join(twice)}: named twice")
-        return data
-
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=once)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{file}: not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{file}: not JSON: expected an object, found {type(data).__name__}")
-    return data
 
 
 def read_config(path: str | Path) -> ModelConfig:

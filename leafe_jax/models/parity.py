@@ -24,12 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from leafe_jax.chat import load_tokenizer
 from leafe_jax.errors import UserError
 from leafe_jax.models import decoder, hf
 from leafe_jax.models.attention import choose_backend, segment_attend
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.startup import prefer_cpu
+from leafe_jax.tokenizer import load_tokenizer
 from leafe_jax.training.sharding import make_mesh
 
 PROMPTS = (
