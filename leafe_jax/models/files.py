@@ -67,7 +67,7 @@ def read_text(file: Path, max_bytes: int) -> str:
 
 
 def parse_json(text: str | bytes, where: Path | str) -> Any:
-    """The value of JSON text, by the letter of the standard: no name twice, no NaN or Infinity.
+    """The value of JSON text; no name may occur twice in an object.
 
     Raises:
       UserError: it is none; `where` is named.
@@ -81,11 +81,8 @@ def parse_json(text: str | bytes, where: Path | str) -> Any:
             raise UserError(f"{where}: {', '.join(map(str, twice[:5]))}: named twice")
         return data
 
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no JSON number")
-
     try:
-        return json.loads(text, object_pairs_hook=once, parse_constant=refuse)
+        return json.loads(text, object_pairs_hook=once)
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
