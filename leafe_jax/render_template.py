@@ -54,16 +54,17 @@ def make_environment():
 
 def render(job: dict) -> dict:
     """{"texts": one for each conversation}, or {"error": what is wrong with the template}."""
-    random.seed(0)
+    texts = []
     try:
         template = make_environment().from_string(job["template"])
-        texts = [
-            template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=prompt,
-                **job["variables"],
-            )
-            for messages, prompt in job["conversations"]
-        ]  # fmt: skip
+        for messages, prompt in job["conversations"]:
+            random.seed(0)
+            texts.append(
+                template.render(
+                    messages=messages, tools=None, documents=None, add_generation_prompt=prompt,
+                    **job["variables"],
+                )
+            )  # fmt: skip
     except MemoryError:
         return {"error": "it needs more than 1 GiB of memory"}
     except Exception as error:  # a template can raise anything

@@ -46,7 +46,7 @@ def test_the_whole_data_in_one_batch_gives_the_papers_loss():
         losses[example.source].append(-np.mean([table[i - 1, example.ids[i]] for i in trained]))
     expected = np.mean(losses[0]) + beta * np.mean(losses[1])
     batch = next(iter(trainer.batches(made, batch_size=12)))
-    coefficients = mixing_coefficients(survey(made, 2).masses, (1.0, beta))
+    coefficients = mixing_coefficients(survey(made, 2, 40).masses, (1.0, beta))
     step, state = make_step(params, batch_size=12, coefficients=coefficients, accumulation=3)
     _, measured = step(state, batch)
     np.testing.assert_allclose(measured["loss"], expected, rtol=1e-5)
