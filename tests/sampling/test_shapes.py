@@ -8,10 +8,8 @@ import pytest
 
 from leafe_jax.models import decoder
 from leafe_jax.models.decoder import ModelConfig
-from leafe_jax.sampling import programs
-from leafe_jax.sampling.engine import Engine
+from leafe_jax.sampling.engine import Engine, Request
 from leafe_jax.sampling.pages import Match
-from leafe_jax.sampling.requests import Request
 from leafe_jax.sampling.shapes import Row, Shapes
 from leafe_jax.types import Sampling
 
@@ -66,7 +64,7 @@ def test_layouts_ask_for_nothing_that_is_not_listed(sizes):
 CONFIG = ModelConfig("llama", 64, 16, 16, 1, 2, 1, 8, 1e4, 1e-6, True, 8192)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def engine():
     return Engine(
         CONFIG, decoder.init_params(CONFIG, jax.random.key(0)), num_slots=1, max_len=32,
@@ -79,8 +77,7 @@ def test_what_fails_to_compile_ahead_is_the_runs_failure(engine, monkeypatch, ca
         raise TypeError("bounds\nmust not exceed")
 
     first = engine.programs.listed[0]
-    monkeypatch.setattr(programs, "prefill", fail)
-    monkeypatch.setattr(programs, "turn", fail)
+    monkeypatch.setattr(engine.programs, "lower", fail)
     engine.programs.compile_ahead().join()
     assert "Traceback" not in capfd.readouterr().err
     engine.submit(Request(engine.start(), [1, 2], 4, Sampling(), 0))
