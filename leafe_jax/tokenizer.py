@@ -198,9 +198,10 @@ def load_tokenizer(path: str, vocab_size: int):
     except BaseException as error:
         if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
             raise
-        raise UserError(
-            f"model.path = {path}: the tokenizer cannot be read: {first_line(error)}"
-        ) from error
+        reason = first_line(error)
+        if "trust_remote_code" in str(error):
+            reason = "it needs custom code (auto_map in tokenizer_config.json), which is never run"
+        raise UserError(f"model.path = {path}: the tokenizer cannot be read: {reason}") from error
     _check(tokenizer, path, vocab_size)
     return tokenizer
 

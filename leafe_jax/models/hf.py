@@ -35,7 +35,7 @@ __all__ = [
 
 MAX_SHARD_BYTES = 5 * 10**9
 _ALIGNMENT = 64  # bytes
-_NAMED = 12  # names that an error lists
+_NAMED = 40  # names that an error lists
 _ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
 # Our path -> (name in the checkpoint, transposed). {} is the layer number.

@@ -323,3 +323,17 @@ def test_hand_over_casts_and_keeps_the_masters():
     half = hand_over(cast(params, "bfloat16"), 1)(jax.tree.map(lambda _: single, params))
     assert equal(before, params)
     assert equal(half, jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), params))
+
+
+def test_weight_decay_spares_norms_and_biases():
+    """Without a gradient only the decay moves a weight: matrices shrink, vectors stay."""
+    config = dataclasses.replace(trainer.CONFIG, model_type="qwen2")
+    params = trainer.params(config)
+    settings = trainer.settings(
+        weight_decay=0.1, learning_rate=0.1, schedule="constant", warmup_steps=0
+    )
+    tx = make_optimizer(settings, 10)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    for path, update in jax.tree_util.tree_flatten_with_path(updates)[0]:
+        moved = bool(jnp.any(update != 0))
+        assert moved == (update.ndim == 2), path
