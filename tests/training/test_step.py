@@ -329,7 +329,7 @@ def test_weight_decay_spares_norms_and_biases():
     """Without a gradient only the decay moves a weight: matrices shrink, vectors stay."""
     config = dataclasses.replace(trainer.CONFIG, model_type="qwen2")
     params = trainer.params(config)
-    settings = trainer.settings(
+    settings = trainer.train_config(
         weight_decay=0.1, learning_rate=0.1, schedule="constant", warmup_steps=0
     )
     tx = make_optimizer(settings, 10)
