@@ -125,14 +125,17 @@ class ControlTokens:
                 # An end of a reply that is an ordinary token, such as a newline, stays one.
                 if token.special or framing or name in special or i in stop_ids:
                     self.ids[name] = i
-        # An unknown character of ordinary text gives this one, rightly.
-        unknown = tokenizer.unk_token_id
-        self._emitted = {i for i in self.ids.values() if i != unknown or i in stop_ids}
+        # Ordinary text rightly gives <unk> for an unknown character. Byte-level tokenizers have no such
+        # character, and call some control token their unknown one.
+        unknown = {tokenizer.unk_token_id} - set(stop_ids)
+        self._never = {
+            i for name, i in self.ids.items() if i not in unknown or _CONTROL_NAME.fullmatch(name)
+        }
         self._pattern = _any_of(self.ids)
 
     def among(self, ids: Sequence[int]) -> list[int]:
         """Those of `ids` that are control tokens, in order."""
-        return [i for i in ids if i in self._emitted]
+        return [i for i in ids if i in self._never]
 
     def leading(self, text: str) -> tuple[int, str] | None:
         """(control token that `text` begins with, what follows it), or None."""
