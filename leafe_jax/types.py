@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from leafe_jax.errors import UserError
 
 TREE_SCHEMA = 1
+
+
+def _is_id(value: Any) -> bool:
+    """A token id of some model; True is an int in Python, and would be token 1."""
+    return type(value) is int and 0 <= value < 2**31
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +53,11 @@ class Sampling:
 
     def __post_init__(self):
         rules = (
-            ("temperature", self.temperature >= 0, "at least 0"),
+            ("temperature", 0 <= self.temperature < math.inf, "a finite number, at least 0"),
             ("top_k", isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "finite and above 0"),
         )
         for name, fits, allowed in rules:
             if not fits:
@@ -60,18 +66,19 @@ class Sampling:
             if not (
                 isinstance(pair, (tuple, list))
                 and len(pair) == 2
-                and isinstance(pair[0], int)
-                and pair[0] >= 0
+                and _is_id(pair[0])
                 and isinstance(pair[1], (int, float))
+                and math.isfinite(pair[1])
             ):
-                raise UserError(f"sampler.logit_bias: {pair!r}: must be (token id, number)")
-        for name, kind in (("stop_ids", int), ("stop_strings", str)):
-            value = getattr(self, name)
-            if not isinstance(value, tuple) or not all(
-                isinstance(v, kind) and v != "" for v in value
-            ):
+                raise UserError(f"sampler.logit_bias: {pair!r}: must be (token id, finite number)")
+        texts = isinstance(self.stop_strings, tuple) and all(
+            isinstance(v, str) and v != "" for v in self.stop_strings
+        )
+        ids = isinstance(self.stop_ids, tuple) and all(map(_is_id, self.stop_ids))
+        for name, fits, allowed in (("stop_ids", ids, "ids"), ("stop_strings", texts, "texts")):
+            if not fits:
                 raise UserError(
-                    f"sampler.{name} = {value!r}: must be a tuple of {'texts' if kind is str else 'ids'}"
+                    f"sampler.{name} = {getattr(self, name)!r}: must be a tuple of {allowed}"
                 )
 
 
@@ -217,18 +224,101 @@ class Tree:
         return data
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Tree:
-        """Inverse of `to_json`; ValueError when the schema is another."""
+    def from_json(cls, data: Any) -> Tree:
+        """Inverse of `to_json`.
+
+        Raises:
+          ValueError: the schema is another; or a field is missing, of the wrong type or not finite; or
+            nodes, steps or lengths contradict each other. The message names node, turn and field.
+        """
+        if not isinstance(data, dict):
+            raise ValueError(f"expected an object, found {type(data).__name__}")
         if data.get("schema") != TREE_SCHEMA:
             raise ValueError(f"tree schema {data.get('schema')!r}: must be {TREE_SCHEMA}")
-        nodes = []
-        for record in data["nodes"]:
-            record = dict(record, return_=record["return"])
-            del record["return"]
-            record["turns"] = [Turn(**t) for t in record["turns"]]
-            record["reflections"] = [ReflectionRecord(**r) for r in record["reflections"]]
-            nodes.append(Node(**record))
-        return cls(
-            data["env"], data["task_id"], data["family"], data["seed"], data["mode"],
-            nodes, Budget(**data["budget"]),
-        )  # fmt: skip
+        fields = {name: value for name, value in data.items() if name != "schema"}
+        tree = _record(cls, fields, "tree")
+        tree.budget = _record(Budget, tree.budget, "budget")
+        tree.nodes = [_node(node, f"node {i}") for i, node in enumerate(tree.nodes)]
+        _check_shape(tree)
+        return tree
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+# What a field's annotation asks of its JSON value, and how a message says it.
+_JSON = {
+    "int": (lambda v: type(v) is int, "a whole number"),
+    "float": (_number, "a finite number"),
+    "bool": (lambda v: type(v) is bool, "true or false"),
+    "str": (lambda v: type(v) is str, "text"),
+    "list[int]": (lambda v: type(v) is list and all(map(_is_id, v)), "a list of token ids"),
+    "list[float]": (lambda v: type(v) is list and all(map(_number, v)), "a list of finite numbers"),
+    "Budget": (lambda v: type(v) is dict, "an object"),
+}
+
+
+def _record(kind: type, data: Any, where: str) -> Any:
+    """A record of the dataclass `kind`, whose records within are still JSON."""
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}: expected an object, found {type(data).__name__}")
+    fields = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    for name in (*sorted(fields.keys() - data.keys()), *sorted(data.keys() - fields.keys())):
+        raise ValueError(
+            f"{where}: {name.rstrip('_')}: {'missing' if name in fields else 'unknown'}"
+        )
+    for name, annotation in fields.items():
+        value, base = data[name], annotation.removesuffix(" | None")
+        if value is None and base != annotation:
+            continue
+        fits, allowed = _JSON.get(base, (lambda v: type(v) is list, "a list"))
+        if not fits(value):
+            bad = value
+            if base in ("list[int]", "list[float]") and isinstance(value, list):
+                one = _is_id if base == "list[int]" else _number
+                bad = next(v for v in value if not one(v))
+            raise ValueError(f"{where}: {name.rstrip('_')} = {str(bad)[:60]!r}: must be {allowed}")
+    return kind(**data)
+
+
+def _node(data: Any, where: str) -> Node:
+    if isinstance(data, dict) and "return" in data:
+        data = {("return_" if name == "return" else name): v for name, v in data.items()}
+    node = _record(Node, data, where)
+    node.turns = [_record(Turn, t, f"{where}, turn {i}") for i, t in enumerate(node.turns)]
+    node.reflections = [
+        _record(ReflectionRecord, r, f"{where}, reflection {i}")
+        for i, r in enumerate(node.reflections)
+    ]
+    for name, said in (("turn", node.turns), ("reflection", node.reflections)):
+        for i, record in enumerate(said):
+            ids = record.action_ids if name == "turn" else record.ids
+            if len(record.logprobs) != len(ids):
+                raise ValueError(
+                    f"{where}, {name} {i}: {len(record.logprobs)} logprobs for {len(ids)} ids"
+                )
+    return node
+
+
+def _check_shape(tree: Tree) -> None:
+    """Nodes are numbered, parents come first, and the steps of every path are 1, 2, 3 and so on."""
+    for number, node in enumerate(tree.nodes):
+        if node.id != number:
+            raise ValueError(f"node {number}: id = {node.id}: must be {number}")
+        first = 1
+        if node.parent is not None:
+            if not 0 <= node.parent < number:
+                raise ValueError(f"node {number}: parent = {node.parent}: must be an earlier node")
+            steps = [turn.step for turn in tree.path(tree.nodes[node.parent])]
+            if node.branch_step not in steps:
+                raise ValueError(
+                    f"node {number}: branch_step = {node.branch_step}: must be a step of node"
+                    f" {node.parent}"
+                )
+            first = node.branch_step
+        for index, turn in enumerate(node.turns):
+            if turn.step != first + index:
+                raise ValueError(
+                    f"node {number}, turn {index}: step = {turn.step}: must be {first + index}"
+                )

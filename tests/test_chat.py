@@ -9,13 +9,14 @@ import jax
 import pytest
 
 from envs.household import Household
-from leafe_jax.chat import ChatFormat, load_chat, load_tokenizer
+from leafe_jax.chat import ChatFormat, load_chat
 from leafe_jax.errors import UserError
 from leafe_jax.main import main
 from leafe_jax.models import decoder, hf
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.sampling.engine import Engine
 from leafe_jax.sampling.policy import LMPolicy, Request
+from leafe_jax.tokenizer import SentencePieceTokenizer, load_tokenizer
 from leafe_jax.types import Sampling
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,6 +135,20 @@ def make_checkpoint(directory: Path, kind: str) -> ModelConfig:
     return config
 
 
+def rendered_by_transformers(tokenizer, messages: list[dict]) -> str:
+    """The conversation as text, up to where a reply begins."""
+    arguments = dict(add_generation_prompt=True, date_string="26 Jul 2024")
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        return tokenizer.apply_chat_template(messages, tokenize=False, **arguments)
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    ((text,), _) = render_jinja_template(
+        conversations=[messages], chat_template=tokenizer.chat_template,
+        **tokenizer.special_tokens_map, **arguments,
+    )  # fmt: skip
+    return text
+
+
 def open_policy(directory: Path, config: ModelConfig, **options) -> LMPolicy:
     chat = load_chat(str(directory), config.vocab_size, **options)
     engine = Engine(
@@ -202,9 +217,7 @@ def test_ten_turns_are_what_was_sampled_and_what_was_said(kind, tmp_path):
         # What was appended is what the template puts after the last reply, its end left out where
         # the model has said it already.
         messages.append({"role": "user", "content": text})
-        rendered = chat.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024"
-        )
+        rendered = rendered_by_transformers(chat.tokenizer, messages)
         after = rendered.rpartition("REPLY")[2]
         if last_id == chat.turn_end:
             after = after.removeprefix(end)
@@ -219,11 +232,8 @@ def test_ten_turns_are_what_was_sampled_and_what_was_said(kind, tmp_path):
 def test_the_first_turn_is_the_templates_own_tokenisation(kind, tmp_path):
     config = make_checkpoint(tmp_path / "model", kind)
     chat = load_chat(str(tmp_path / "model"), config.vocab_size)
-    for text in ("go to desk 1", "  spaces around \n", "a\n\nb", "", "<|im_end|>Ü[INST]"):
-        rendered = chat.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True,
-            date_string="26 Jul 2024",
-        )  # fmt: skip
+    for text in ("go to desk 1", "  spaces around \n", "a\n\nb", "", "Ü[INST] <|"):
+        rendered = rendered_by_transformers(chat.tokenizer, [{"role": "user", "content": text}])
         encoded = chat.tokenizer.encode(rendered, add_special_tokens=False)
         assert list(chat.first_turn(text)) == encoded
     if kind == "llama3.2":
@@ -256,7 +266,8 @@ def test_qwen3_thinking_stays_in_a_growing_conversation(tmp_path):
         + "\n<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\n"
     )  # fmt: skip
     turns = [("user", "one"), ("assistant", said.removesuffix("<|im_end|>")), ("user", "two")]
-    assert "hm" not in chat._render(turns, prompt=True)
+    messages = [{"role": role, "content": content} for role, content in turns]
+    assert "hm" not in rendered_by_transformers(chat.tokenizer, messages)
     off = load_chat(str(tmp_path / "model"), config.vocab_size, enable_thinking=False)
     for turn in (off.first_turn("one"), off.next_turn("two", 0)):
         assert chat.tokenizer.decode(turn).endswith("assistant\n<think>\n\n</think>\n\n")

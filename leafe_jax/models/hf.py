@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from leafe_jax.errors import UserError
 from leafe_jax.models.decoder import ModelConfig, abstract_params
-from leafe_jax.models.hf_config import config_json, read_config, read_json
+from leafe_jax.models.files import read_json
+from leafe_jax.models.hf_config import config_json, read_config
+from leafe_jax.models.weights import INDEX, WeightFile, open_weights
 
 __all__ = [
     "MAX_SHARD_BYTES", "Unread", "load_params", "read_config", "save", "to_host", "unread_params",
@@ -35,10 +35,7 @@ __all__ = [
 
 MAX_SHARD_BYTES = 5 * 10**9
 _ALIGNMENT = 64  # bytes
-_INDEX = "model.safetensors.index.json"
-_DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
-}  # fmt: skip
+_NAMED = 40  # names that an error lists
 _ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
 # Our path -> (name in the checkpoint, transposed). {} is the layer number.
@@ -73,85 +70,6 @@ def hub_name(path: str) -> tuple[str, bool]:
 
 
 # -- in --------------------------------------------------------------------------------------------
-class _File:
-    """One safetensors file, memory-mapped.
-
-    Attributes:
-      path: the file.
-      header: tensor name -> {"dtype", "shape", "data_offsets"}.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        if not path.is_file():
-            raise UserError(f"{path}: missing; only safetensors checkpoints are read")
-        try:
-            # The library checks that header and size fit together; its own arrays are copies, which
-            # would hold the largest tensor twice.
-            with safe_open(str(path), framework="numpy"):
-                pass
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"{path}: not a readable safetensors file: {error}") from error
-        size = int.from_bytes(self._map[:8], "little")
-        self._begin = 8 + size
-        self.header = json.loads(self._map[8 : self._begin])
-        self.header.pop("__metadata__", None)
-
-    def view(self, name: str) -> np.ndarray:
-        """The tensor, as a read-only view of the mapped file."""
-        entry = self.header[name]
-        if entry["dtype"] not in _DTYPES:
-            raise UserError(
-                f"{self.path}: {name} has dtype {entry['dtype']}; must be one of {', '.join(_DTYPES)}"
-            )
-        flat = np.frombuffer(
-            self._map, _DTYPES[entry["dtype"]], math.prod(entry["shape"]),
-            self._begin + entry["data_offsets"][0],
-        )  # fmt: skip
-        return flat.reshape(entry["shape"])
-
-    def forget(self, name: str) -> None:
-        """Lets go of a tensor's pages: once read they count as this process's memory."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            begin, end = (self._begin + x for x in self.header[name]["data_offsets"])
-            begin = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE  # its neighbours' pages stay
-            if begin < end:
-                self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
-
-
-def _open_weights(directory: Path) -> dict[str, _File]:
-    """Tensor name -> the file that holds it.
-
-    Raises:
-      UserError: a file is missing or broken, or the index and the files disagree.
-    """
-    index = directory / _INDEX
-    if not index.is_file():
-        file = _File(directory / "model.safetensors")
-        return dict.fromkeys(file.header, file)
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
-        raise UserError(f"{index}: weight_map: must name a file for each tensor")
-    strange = sorted({n for n in places.values() if Path(n).name != n})
-    if strange:
-        raise UserError(f"{index}: weight_map: {strange[0]!r} is not a file of this directory")
-    files = {name: _File(directory / name) for name in sorted(set(places.values()))}
-    tensors: dict[str, _File] = {}
-    for name, file in files.items():
-        for tensor in file.header:
-            if tensor in tensors:
-                raise UserError(f"{file.path}: {tensor} is also in {tensors[tensor].path.name}")
-            if places.get(tensor, name) != name:
-                raise UserError(f"{index}: {tensor} is said to be in {places[tensor]}, not {name}")
-            tensors[tensor] = file
-    absent = sorted(set(places) - set(tensors))
-    if absent:
-        raise UserError(f"{index}: {absent[0]} is said to be in {places[absent[0]]}, but is not")
-    return tensors
-
-
 def _host_copy(view: np.ndarray) -> tuple[np.ndarray, bool]:
     """A contiguous copy, aligned so that XLA's CPU backend takes it over without another one.
 
@@ -180,7 +98,7 @@ def _host_copy(view: np.ndarray) -> tuple[np.ndarray, bool]:
     return out, finite
 
 
-def _place(file: _File, name: str, transposed: bool, dtype, sharding: Sharding):
+def _place(file: WeightFile, name: str, transposed: bool, dtype, sharding: Sharding):
     """Reads one tensor: each device gets its own part, straight from the mapped file.
 
     Returns:
@@ -197,8 +115,20 @@ def _place(file: _File, name: str, transposed: bool, dtype, sharding: Sharding):
     return jax.make_array_from_single_device_arrays(view.shape, sharding, pieces), finite
 
 
+def _check_layers(directory: Path, config: ModelConfig, tensors: dict[str, WeightFile]) -> None:
+    """Compares the number of layers, before a tree of all parameters is made."""
+    found = {
+        int(n.group(1)) for name in tensors if (n := re.match(r"model\.layers\.(\d{1,9})\.", name))
+    }
+    if len(found) < config.num_layers and max(found, default=0) < config.num_layers // 2:
+        raise UserError(
+            f"{directory}: weights do not fit config.json: num_hidden_layers = {config.num_layers},"
+            f" but the weights have {len(found)} layers"
+        )
+
+
 def _check_names(
-    directory: Path, config: ModelConfig, tensors: dict[str, _File], shapes: dict[str, Any]
+    directory: Path, config: ModelConfig, tensors: dict[str, WeightFile], shapes: dict[str, Any]
 ) -> None:
     """One error that lists everything missing, unexpected and misshapen."""
     # Old checkpoints carry rotary tables, and tied ones may repeat the embedding as the head.
@@ -217,12 +147,16 @@ def _check_names(
             problems.append(
                 f"{name} in {tensors[name].path.name} has shape {found}, expected {shapes[name]}"
             )
+        tensors[name].check_dtype(name)
     if config.tie_word_embeddings and head in tensors and embedding in tensors:
         # transformers then keeps the two apart: a tied model would give other logits.
         if not np.array_equal(*(tensors[n].view(n) for n in (head, embedding))):
             problems.append(f"{head} differs from {embedding} though tie_word_embeddings = true")
     if problems:
-        raise UserError(f"{directory}: weights do not fit config.json: {'; '.join(problems)}")
+        more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+        raise UserError(
+            f"{directory}: weights do not fit config.json: {'; '.join(problems[:_NAMED])}{more}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +190,8 @@ def unread_params(path: str | Path, config: ModelConfig, dtype, shardings=None) 
         not fit (one error lists them all).
     """
     directory = Path(path)
+    tensors = open_weights(directory)
+    _check_layers(directory, config, tensors)
     flat, structure = jax.tree_util.tree_flatten_with_path(abstract_params(config, dtype))
     single = SingleDeviceSharding(jax.local_devices()[0])
     places = [single] * len(flat) if shardings is None else structure.flatten_up_to(shardings)
@@ -264,7 +200,6 @@ def unread_params(path: str | Path, config: ModelConfig, dtype, shardings=None) 
         name: tuple(reversed(leaf.shape)) if transposed else tuple(leaf.shape)
         for (name, transposed), (_, leaf) in zip(names, flat, strict=True)
     }
-    tensors = _open_weights(directory)
     _check_names(directory, config, tensors, shapes)
     dtype = np.dtype(dtype)
     leaves = [
@@ -381,20 +316,30 @@ def _write_weights(directory: Path, params, max_bytes: int) -> str:
         }
         total = sum(leaf.array.nbytes for leaf in leaves)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     return leaves[0].array.dtype.name
 
 
+_LEFT_OUT = (
+    ".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle", ".gguf", ".h5", ".msgpack",
+    ".onnx", ".py", ".so",
+)  # fmt: skip
+
+
 def _copy_source(directory: Path, source: Path, dtype: str) -> None:
-    """Everything of a checkpoint but its weights, byte for byte; config.json learns the dtype."""
+    """Everything of a checkpoint but weights, adapters, pickles and code, byte for byte; config.json
+    learns the dtype."""
     for file in sorted(source.iterdir()):
-        weights = file.suffix in (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack")
-        if file.is_file() and not weights and not file.name.endswith(".index.json"):
+        left_out = file.suffix in _LEFT_OUT or file.name.endswith(".index.json")
+        # adapter_config.json makes transformers open the adapter's base model instead.
+        left_out |= file.name.startswith("adapter_")
+        if file.is_file() and not left_out:
             shutil.copyfile(file, directory / file.name)
     chat_templates = source / "additional_chat_templates"
     if chat_templates.is_dir():
         shutil.copytree(chat_templates, directory / chat_templates.name)
     data = read_json(directory / "config.json")
+    data.pop("auto_map", None)  # names the code that is left out; the model needs none
     # Older configs say torch_dtype, which newer versions still read.
     data["torch_dtype" if "torch_dtype" in data else "dtype"] = dtype
     (directory / "config.json").write_text(json.dumps(data, indent=2) + "\n")

@@ -6,7 +6,6 @@ the default of an absent field is the default here.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,36 +18,19 @@ from leafe_jax.models.decoder import (
     RopeScaling,
     YarnScaling,
 )
+from leafe_jax.models.files import check_directory, read_json, shown
 
+# Several times the largest model that is known. More would take minutes to find out that it does not
+# fit the weights.
+_LARGEST = {
+    "num_hidden_layers": 1024, "num_attention_heads": 2**12, "num_key_value_heads": 2**12,
+    "head_dim": 2**12, "hidden_size": 2**18, "intermediate_size": 2**20, "vocab_size": 2**23,
+}  # fmt: skip
 _ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "llama": "LlamaForCausalLM",
 }
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; a name that occurs twice in it is an error.
-
-    Raises:
-      UserError: not readable, not JSON, not an object, or a name twice.
-    """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        data = dict(pairs)
-        if len(data) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise UserError(f"{file}: {', '.join(twice)}: named twice")
-        return data
-
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=once)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{file}: not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{file}: not JSON: expected an object, found {type(data).__name__}")
-    return data
 
 
 def read_config(path: str | Path) -> ModelConfig:
@@ -65,14 +47,17 @@ def read_config(path: str | Path) -> ModelConfig:
     if not directory.is_dir():
         raise UserError(f"model.path = {path}: no such directory")
     file = directory / "config.json"
-    if not file.is_file():
+    if not file.exists():
         raise UserError(
             f"model.path = {path}: no config.json there; expected a Hugging Face model directory"
         )
+    check_directory(directory)
     data = read_json(file)
     kind = data.get("model_type")
     if kind not in MODEL_TYPES:
-        raise UserError(f"{file}: model_type = {kind!r}: must be one of {', '.join(MODEL_TYPES)}")
+        raise UserError(
+            f"{file}: model_type = {shown(kind)}: must be one of {', '.join(MODEL_TYPES)}"
+        )
     rope = _read_rope(file, data)
     _refuse_unsupported(file, data, rope)
     heads = _number(file, data, "num_attention_heads", int)
@@ -83,7 +68,7 @@ def read_config(path: str | Path) -> ModelConfig:
     theta = _number(file, rope, "rope_theta", float, 10000.0)
     scaling = _read_scaling(file, rope, limit)
     # Qwen2 has biases on q, k and v in any case and ignores the field; it has none elsewhere.
-    attention_bias = kind != "qwen2" and bool(data.get("attention_bias"))
+    attention_bias = _flag(file, data, "attention_bias") and kind != "qwen2"
     config = ModelConfig(
         model_type=kind,
         vocab_size=_number(file, data, "vocab_size", int),
@@ -97,7 +82,7 @@ def read_config(path: str | Path) -> ModelConfig:
         ),
         rope_theta=theta,
         rms_norm_eps=_number(file, data, "rms_norm_eps", float, 1e-6),
-        tie_word_embeddings=bool(data.get("tie_word_embeddings", False)),
+        tie_word_embeddings=_flag(file, data, "tie_word_embeddings"),
         # The YaRN recipe of Qwen2.5 leaves max_position_embeddings at the pretraining's length.
         max_position_embeddings=(
             max(limit, int(scaling.factor * scaling.original_max_position))
@@ -106,7 +91,7 @@ def read_config(path: str | Path) -> ModelConfig:
         ),
         rope_scaling=scaling,
         attention_bias=attention_bias,
-        mlp_bias=kind == "llama" and bool(data.get("mlp_bias")),
+        mlp_bias=_flag(file, data, "mlp_bias") and kind == "llama",
     )
     if config.num_heads % config.num_kv_heads:
         raise UserError(
@@ -126,11 +111,24 @@ def _number(file: Path, data: dict[str, Any], name: str, kind: type, default=Non
     elif name not in data:
         raise UserError(f"{file}: field {name!r} is missing")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UserError(f"{file}: {name} = {value!r}: not a number")
+        raise UserError(f"{file}: {name} = {shown(value)}: not a number")
     if not 0 < value < math.inf or (kind is int and value != int(value)):
         what = "a whole number above zero" if kind is int else "a number above zero"
-        raise UserError(f"{file}: {name} = {value!r}: must be {what}")
+        raise UserError(f"{file}: {name} = {shown(value)}: must be {what}")
+    # Positions are int32 on the device.
+    largest = _LARGEST.get(name, 2**31 - 1 if kind is int else 1e30)
+    if value > largest:
+        raise UserError(f"{file}: {name} = {shown(value)}: must be at most {largest}")
     return kind(value)
+
+
+def _flag(file: Path, data: dict[str, Any], name: str, default: bool = False) -> bool:
+    """A field that is true or false; null and absent are the default. "false" is text, and true."""
+    value = data.get(name)
+    value = default if value is None else value
+    if not isinstance(value, bool):
+        raise UserError(f"{file}: {name} = {shown(value)}: must be true or false")
+    return value
 
 
 def _read_rope(file: Path, data: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +138,9 @@ def _read_rope(file: Path, data: dict[str, Any]) -> dict[str, Any]:
     name = "rope_scaling" if data.get("rope_scaling") else "rope_parameters"
     rope = data.get(name) or {}
     if not isinstance(rope, dict) or any(isinstance(v, dict) for v in rope.values()):
-        raise UserError(f"{file}: {name} = {rope!r} is not supported; it must be one flat object")
+        raise UserError(
+            f"{file}: {name} = {shown(rope)} is not supported; it must be one flat object"
+        )
     outside = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
     # Only the last of the three overrides what stands inside (transformers' rule, made for Phi-3).
     inside = {k: v for k, v in rope.items() if k != outside[2] or k not in data}
@@ -161,13 +161,12 @@ def _read_scaling(file: Path, rope: dict[str, Any], limit: int) -> RopeScaling |
         if not low < high:
             raise UserError(f"{file}: high_freq_factor = {high}: must be above {low}")
         return Llama3Scaling(factor, low, high, original)
-    truncate = rope.get("truncate", True)
     return YarnScaling(
         factor=factor,
         original_max_position=original,
         beta_fast=_number(file, rope, "beta_fast", float, 32.0),
         beta_slow=_number(file, rope, "beta_slow", float, 1.0),
-        truncate=bool(truncate),
+        truncate=_flag(file, rope, "truncate", True),
         attention_factor=_number(
             file, rope, "attention_factor", float, _yarn_attention_factor(file, rope, factor)
         ),
@@ -190,21 +189,33 @@ def _rope_type(rope: dict[str, Any]) -> Any:
     return rope.get("rope_type", rope.get("type")) or "default"
 
 
-def _sliding_layers(data: dict[str, Any]) -> Any:
+def _sliding_layers(file: Path, data: dict[str, Any]) -> Any:
     """What says that some layer attends to a window only, or None."""
-    named = sorted(set(data.get("layer_types") or ()) - {"full_attention"})
-    if named or not data.get("use_sliding_window") or data.get("layer_types"):
+    types = data.get("layer_types")
+    if types is not None and not (
+        isinstance(types, list) and all(isinstance(kind, str) for kind in types)
+    ):
+        raise UserError(f"{file}: layer_types = {shown(types)}: must be a list of names")
+    layers = _number(file, data, "num_hidden_layers", int)
+    if types and len(types) != layers:
+        raise UserError(
+            f"{file}: layer_types has {len(types)} names: must be one for each of the"
+            f" num_hidden_layers = {layers}"
+        )
+    named = sorted(set(types or ()) - {"full_attention"})
+    if named or types or not _flag(file, data, "use_sliding_window"):
         return named or None
     # transformers' rule: the first max_window_layers attend to everything, those after to a window.
-    first = data.get("max_window_layers", 28)
-    in_use = data.get("sliding_window", 4096) and first < data.get("num_hidden_layers", 0)
-    return data.get("sliding_window", 4096) if in_use else None
+    window, first = data.get("sliding_window", 4096), data.get("max_window_layers", 28)
+    if type(first) is not int:
+        raise UserError(f"{file}: max_window_layers = {shown(first)}: must be a whole number")
+    return window if window and first < layers else None
 
 
 def _refuse_unsupported(file: Path, data: dict[str, Any], rope: dict[str, Any]) -> None:
     """Names the first field that asks for other mathematics than ours."""
     rope_type, rotated = _rope_type(rope), rope.get("partial_rotary_factor")
-    sliding, act = _sliding_layers(data), data.get("hidden_act", "silu")
+    sliding, act = _sliding_layers(file, data), data.get("hidden_act", "silu")
     dropout = data.get("attention_dropout")
     refused = (
         ("rope_type", rope_type, rope_type in ("default", "llama3", "yarn"), "default, llama3 or yarn"),
@@ -216,7 +227,9 @@ def _refuse_unsupported(file: Path, data: dict[str, Any], rope: dict[str, Any]) 
     )  # fmt: skip
     for name, value, accepted, allowed in refused:
         if not accepted:
-            raise UserError(f"{file}: {name} = {value!r} is not supported; it must be {allowed}")
+            raise UserError(
+                f"{file}: {name} = {shown(value)} is not supported; it must be {allowed}"
+            )
 
 
 def config_json(config: ModelConfig) -> dict[str, Any]:

@@ -25,12 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from leafe_jax import console
-from leafe_jax.chat import load_tokenizer
 from leafe_jax.errors import UserError
 from leafe_jax.models import decoder, hf
 from leafe_jax.models.attention import choose_backend, segment_attend
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.startup import prefer_cpu
+from leafe_jax.tokenizer import first_line, load_tokenizer
 from leafe_jax.training.sharding import make_mesh
 
 PROMPTS = (
@@ -90,7 +90,14 @@ def their_logits(
     found, seconds = {}, 0.0
     for dtype in dtypes:
         begin = time.perf_counter()
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtypes[-1]))
+        try:
+            # Said outright, so that transformers runs no code of the directory or of a hub's kernel.
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=getattr(torch, dtypes[-1]), local_files_only=True,
+                trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa",
+            )  # fmt: skip
+        except Exception as error:  # transformers raises whatever its parts raise
+            raise UserError(f"{path}: transformers cannot open it: {first_line(error)}") from error
         seconds = time.perf_counter() - begin
         # The same rounded weights in both: the difference is then the arithmetic's alone.
         model = model.to(getattr(torch, dtype)).eval()

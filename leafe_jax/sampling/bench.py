@@ -193,7 +193,9 @@ class Transformers(Engine):
 
         self.torch = torch
         self.chunk = self.chunk or (32 if isinstance(self.w, (Ragged, Leafe)) else 0)
-        self.model = AutoModelForCausalLM.from_pretrained(self.path, dtype=self.dtype).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(
+            self.path, dtype=self.dtype, local_files_only=True, trust_remote_code=False
+        ).eval()
 
     def generate(self, prompts, counts):
         torch = self.torch

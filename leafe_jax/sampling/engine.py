@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,7 @@ from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.sampling import methods
 from leafe_jax.sampling.pages import Match, PageTree, common_length
 from leafe_jax.sampling.programs import Programs, Statics
+from leafe_jax.sampling.requests import Generation, Request, Session, refusal, strange_token
 from leafe_jax.sampling.shapes import Layout, Row, Shapes
 from leafe_jax.sampling.storage import Gathered, Paged
 from leafe_jax.types import Sampling
@@ -38,67 +39,6 @@ _BURST = 64  # most tokens of a burst
 _MIN_BURST = 16  # steps before a burst leaves rows behind: to regroup costs about as much
 _LEAVE = 4  # then it ends when one row in so many has stopped
 _PREFILLS = 8  # chunks between two bursts while rows wait to go on decoding
-
-
-@dataclasses.dataclass(eq=False)
-class Session:
-    """One token sequence.
-
-    Attributes:
-      ids: all tokens so far, sampled ones included.
-    """
-
-    ids: list[int] = dataclasses.field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Request:
-    """Append `new_ids` to `session`, then sample.
-
-    Attributes:
-      session: the session to extend; it must not have a request in flight.
-      new_ids: prompt tokens to append.
-      max_new_tokens: most tokens to sample, at least 1.
-      sampling: how tokens are drawn; its stop_strings are `stop`'s business.
-      seed: 32-bit seed; the key of the token at absolute position p is fold_in(seed, p), so a
-        request's tokens depend neither on its slot nor on its neighbours.
-      stop: called with the sampled ids after each burst: how many of them to keep, the last being a
-        stop, or None to go on.
-    """
-
-    session: Session
-    new_ids: Sequence[int]
-    max_new_tokens: int
-    sampling: Sampling
-    seed: int
-    stop: Callable[[Sequence[int]], int | None] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """What was sampled for one request.
-
-    Attributes:
-      ids: sampled tokens, the stop token included.
-      logprobs: log-probability of each under the model (temperature 1, all tokens).
-      sampled_logprobs: the same under the distribution it was drawn from (0 where greedy).
-      finish_reason: "stop", "length" (max_new_tokens), "context" (no room left; ids may be empty) or
-        "error" (the request cannot be served; its session is as it was).
-      prefilled: prompt tokens computed for this request, again after a preemption included.
-      cached: prompt tokens whose keys and values were already there.
-      error: what is wrong with the request, and what is allowed.
-    """
-
-    ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-    sampled_logprobs: tuple[float, ...] = ()
-    finish_reason: str = "error"
-    prefilled: int = 0
-    cached: int = 0
-    error: str = ""
 
 
 @dataclasses.dataclass(eq=False)
@@ -158,7 +98,7 @@ class Engine:
       turn_chunk: prompt tokens handled in the same program as decoding.
       prefill_chunk: prompt tokens a prefill call handles.
       max_new_tokens: most tokens a request may ask for.
-      stop_ids: token ids that end a reply.
+      stop_ids: token ids that end a reply, all of the model.
       page_size: positions of a page.
       num_pages: of the pool; 0 makes room for num_slots sessions of max_len tokens.
       attention: "gather" or "paged" (see leafe_jax.sampling.storage); "auto" is "paged" on TPU.
@@ -247,8 +187,15 @@ class Engine:
         del session.ids[length:]
 
     def append(self, session: Session, ids: Sequence[int]) -> None:
-        """Appends known ids without sampling; they are computed when the session is next used."""
-        session.ids.extend(ids)
+        """Appends known ids without sampling; they are computed when the session is next used.
+
+        Raises:
+          UserError: an id that the model does not have.
+        """
+        new = list(ids)
+        if error := strange_token(new, self.config.vocab_size):
+            raise UserError(f"sampler: {error}")
+        session.ids.extend(new)
 
     def release(self, session: Session) -> None:
         """Ends a session; its pages stay until room is needed."""
@@ -275,21 +222,9 @@ class Engine:
         """What is wrong with a request, or ""."""
         if id(request.session) in self._busy:
             return "the session has a request in flight already"
-        if not 1 <= request.max_new_tokens <= self.max_new_tokens:
-            return f"max_new_tokens = {request.max_new_tokens}: must be 1..{self.max_new_tokens}"
-        if not ids:
-            return "an empty prompt: at least one token is needed to sample from"
-        vocab_size, sampling = self.config.vocab_size, request.sampling
-        bad = next((i for i in ids if not 0 <= i < vocab_size), None)
-        if bad is not None:
-            return f"token id {bad}: the model has {vocab_size}"
-        if not self.options and not sampling.plain:
-            return f"{sampling}: this engine was made with options=False"
-        for token, _ in sampling.logit_bias:
-            if token >= vocab_size:
-                return f"logit_bias: token id {token}: the model has {vocab_size}"
-        if len(sampling.logit_bias) > methods.MAX_BIAS:
-            return f"logit_bias: {len(sampling.logit_bias)} ids: at most {methods.MAX_BIAS}"
+        limits = (self.max_new_tokens, self.config.vocab_size, self.options)
+        if error := refusal(request, ids, *limits):
+            return error
         end = min(len(ids) + request.max_new_tokens, self.max_len)
         pages = -(-end // self.tree.page_size) + 1
         if pages > self.tree.num_pages and len(ids) < self.max_len:
@@ -520,6 +455,11 @@ class Engine:
     def _take_in(self, job: _Job, new: list[int], logprobs: list[list[float]]) -> None:
         """What a burst sampled for a row; it leaves if it has stopped."""
         # The last sampled token has not been through the model yet.
+        if not np.isfinite(logprobs[0]).all():
+            raise UserError(
+                "sampler: the model's log-probabilities are not finite: its weights are damaged, or"
+                f" too large for their dtype ({jax.tree.leaves(self.params)[0].dtype})"
+            )
         job.done = len(job.ids) + len(new) - 1
         job.ids = job.ids + new
         job.logprobs += logprobs[0]

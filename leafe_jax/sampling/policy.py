@@ -127,10 +127,11 @@ class LMPolicy:
         return ticket
 
     def _stop_after(self, strings: Sequence[str]):
+        tests = [self.chat.holds(string) for string in strings]
+
         def stop(ids: Sequence[int]) -> int | None:
             def has(count: int) -> bool:
-                text = self.chat.decode(ids[:count])
-                return any(string in text for string in strings)
+                return any(found(ids[:count]) for found in tests)
 
             if not has(len(ids)):
                 return None

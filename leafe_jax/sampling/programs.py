@@ -182,6 +182,7 @@ class Programs:
         self._avals = jax.tree.map(_aval, (params, pool))
         self._compiled: dict[Program, Callable] = {}
         self._locks = {program: threading.Lock() for program in self.listed}
+        self._failure: Exception | None = None  # of the thread that compiles ahead
 
     @property
     def num_compiled(self) -> int:
@@ -192,12 +193,22 @@ class Programs:
 
         Raises:
           KeyError: it is not listed; a run never adds one.
+          RuntimeError: this program cannot be compiled, or one that was compiled ahead could not.
         """
+        if self._failure is not None:
+            raise self._failure
         if program not in self._compiled:
             with self._locks[program]:
                 if program not in self._compiled:
-                    self._compiled[program] = self.lower(program).compile()
+                    self._compiled[program] = self._compile(program)
         return self._compiled[program]
+
+    def _compile(self, program: Program) -> Callable:
+        try:
+            return self.lower(program).compile()
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise RuntimeError(f"the sampler's {program} cannot be compiled: {reason}") from error
 
     def lower(self, program: Program):
         """The program for its shapes, traced but not compiled."""
@@ -207,7 +218,10 @@ class Programs:
         return function.lower(self.statics, params, pool, *arguments)
 
     def compile_ahead(self) -> threading.Thread:
-        """Compiles what is listed in a background thread, in order, as long as somebody holds `self`."""
+        """Compiles what is listed in a background thread, in order, as long as somebody holds `self`.
+
+        The thread ends at the first program that cannot be compiled; the next `get` raises the error.
+        """
         mine = weakref.ref(self)
         listed, leaving = self.listed, threading.Event()
 
@@ -216,7 +230,11 @@ class Programs:
                 programs = mine()
                 if programs is None or leaving.is_set():
                     return
-                programs.get(program)
+                try:
+                    programs.get(program)
+                except Exception as error:
+                    programs._failure = error
+                    return
                 del programs
 
         def leave():

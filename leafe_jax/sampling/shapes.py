@@ -134,7 +134,9 @@ class Shapes:
                 for own in self.own
                 if shared >= _MIN_SHARED
             ]
-        return found
+        # A call writes all its tokens behind what a row has computed, so a context has room for them:
+        # `_fit` never picks a smaller one, and XLA could not compile it.
+        return [p for p in found if p.tokens <= p.pages * self.page_size]
 
     def _contexts(self, rows: int) -> list[int]:
         # The narrowest calls cost little, and every further program its compilation.

@@ -186,7 +186,9 @@ class Transformers(Engine):
 
         self.torch = torch
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            self.path, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        )
         self.model = model.to(self.device).train()
         if self.remat != "none":
             self.model.gradient_checkpointing_enable()

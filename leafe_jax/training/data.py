@@ -39,6 +39,8 @@ class Example:
     def __post_init__(self):
         if len(self.ids) != len(self.mass) or len(self.ids) < 2 or self.mass[0] != 0:
             raise ValueError("an example needs two ids or more, as many masses, and mass[0] == 0")
+        if not (np.isfinite(self.mass).all() and np.min(self.mass) >= 0):
+            raise ValueError("an example's masses must be finite and at least 0")
 
 
 def action_mass(length: int, spans: Sequence[tuple[int, int]], normalisation: str) -> np.ndarray:
@@ -134,11 +136,17 @@ class Survey:
     digest: str
 
 
-def survey(examples: Sequence[Example], num_sources: int) -> Survey:
+def survey(examples: Sequence[Example], num_sources: int, vocab_size: int) -> Survey:
     """Reads all examples once.
 
+    Args:
+      examples: the training data.
+      num_sources: sources of the run.
+      vocab_size: ids of the model are below it.
+
     Raises:
-      UserError: there is no example, or one of a source that is not there.
+      UserError: there is no example, one of a source that is not there, or one with an id that the
+        model does not have.
     """
     if len(examples) == 0:
         raise UserError("train: there is no example to train on")
@@ -148,6 +156,12 @@ def survey(examples: Sequence[Example], num_sources: int) -> Survey:
         if not 0 <= example.source < num_sources:
             raise UserError(
                 f"train: example {index} has source {example.source}: must be below {num_sources}"
+            )
+        least, largest = int(example.ids.min()), int(example.ids.max())
+        if least < 0 or largest >= vocab_size:
+            raise UserError(
+                f"train: example {index} has token id {least if least < 0 else largest}: must be"
+                f" 0 to {vocab_size - 1}, the model's vocabulary"
             )
         lengths.append(len(example.ids) - 1)
         masses[example.source] += float(example.mass.sum(dtype=np.float64))

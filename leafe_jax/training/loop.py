@@ -106,7 +106,7 @@ def fit(
       SystemExit: 75, or 130 after SIGINT, once the state is saved.
     """
     mesh, model_config, options = check(train_config, model_config)  # before anything is written
-    facts = survey(examples, len(sources))
+    facts = survey(examples, len(sources), model_config.vocab_size)
     _agree(facts.digest)
     place_rows = NamedSharding(mesh, BATCH)
     shape = (train_config.batch_size, train_config.seq_len)

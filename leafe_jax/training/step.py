@@ -95,7 +95,7 @@ def step_options(train, config: ModelConfig, mesh: Mesh) -> StepOptions:
 
 
 def make_optimizer(train, num_steps: int) -> optax.GradientTransformation:
-    """Gradient clipping and AdamW with a warm-up.
+    """Gradient clipping and AdamW with a warm-up; norms and biases have no weight decay.
 
     Args:
       train: train section of a config (learning_rate, schedule, warmup_steps, weight_decay, b1, b2,
@@ -121,9 +121,16 @@ def make_optimizer(train, num_steps: int) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(train.clip_norm),
         optax.adamw(
-            schedule, b1=train.b1, b2=train.b2, eps=train.eps, weight_decay=train.weight_decay
+            schedule, b1=train.b1, b2=train.b2, eps=train.eps, weight_decay=train.weight_decay,
+            mask=_decayed,
         ),
-    )
+    )  # fmt: skip
+
+
+def _decayed(params):
+    """Which leaves weight decay shrinks: matrices, embedding included, as in transformers' Trainer.
+    Scales of norms and biases are vectors."""
+    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
 
 
 def state_shapes(params, tx: optax.GradientTransformation) -> dict[str, Any]:

@@ -17,9 +17,14 @@ def torch_losses(directory, made, settings) -> list[float]:
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]  # norms and biases: no decay
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, betas=(settings.b1, settings.b2),
-        eps=settings.eps, weight_decay=settings.weight_decay,
+        [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate, betas=(settings.b1, settings.b2), eps=settings.eps,
     )  # fmt: skip
     losses = []
     for step in range(STEPS):

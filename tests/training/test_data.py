@@ -36,7 +36,7 @@ def test_mixing_coefficients_by_hand():
         Example(np.arange(3, dtype=np.int32), np.array([0, 1, 0], np.float32), 0),
         Example(np.arange(4, dtype=np.int32), np.array([0, 1, 1, 1], np.float32), 1),
     ]
-    masses = survey(made, 2).masses
+    masses = survey(made, 2, 40).masses
     np.testing.assert_allclose(mixing_coefficients(masses, (1.0, 0.5)), [4.0, 2.0 / 3.0])
     assert mixing_coefficients((1.0, 0.0), (1.0, 0.5)).tolist() == [1.0, 0.0]
 
@@ -49,9 +49,9 @@ def test_records_come_back(tmp_path):
     for left, right in zip(made, (back[i] for i in range(9))):
         assert left.ids.tolist() == right.ids.tolist() and left.source == right.source
         assert left.mass.tolist() == right.mass.tolist()
-    assert survey(made, 2) == survey(back, 2)
+    assert survey(made, 2, 40) == survey(back, 2, 40)
     changed = [*made[:-1], Example(made[-1].ids[::-1].copy(), made[-1].mass, made[-1].source)]
-    assert survey(changed, 2).digest != survey(made, 2).digest
+    assert survey(changed, 2, 40).digest != survey(made, 2, 40).digest
 
 
 def test_bad_records(tmp_path):
@@ -68,9 +68,9 @@ def test_bad_records(tmp_path):
     with pytest.raises(UserError, match="record 0 is no example: 9 bytes"):
         ExampleFile(tmp_path / "odd")[0]
     with pytest.raises(UserError, match="example 1 has source 1: must be below 1"):
-        survey(trainer.examples(3), 1)
+        survey(trainer.examples(3), 1, 40)
     with pytest.raises(UserError, match="no example"):
-        survey([], 1)
+        survey([], 1, 40)
 
 
 def fewest_rows(lengths, capacity):

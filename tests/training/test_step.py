@@ -46,7 +46,7 @@ def test_the_whole_data_in_one_batch_gives_the_papers_loss():
         losses[example.source].append(-np.mean([table[i - 1, example.ids[i]] for i in trained]))
     expected = np.mean(losses[0]) + beta * np.mean(losses[1])
     batch = next(iter(trainer.batches(made, batch_size=12)))
-    coefficients = mixing_coefficients(survey(made, 2).masses, (1.0, beta))
+    coefficients = mixing_coefficients(survey(made, 2, 40).masses, (1.0, beta))
     step, state = make_step(params, batch_size=12, coefficients=coefficients, accumulation=3)
     _, measured = step(state, batch)
     np.testing.assert_allclose(measured["loss"], expected, rtol=1e-5)
@@ -323,3 +323,17 @@ def test_hand_over_casts_and_keeps_the_masters():
     half = hand_over(cast(params, "bfloat16"), 1)(jax.tree.map(lambda _: single, params))
     assert equal(before, params)
     assert equal(half, jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), params))
+
+
+def test_weight_decay_spares_norms_and_biases():
+    """Without a gradient only the decay moves a weight: matrices shrink, vectors stay."""
+    config = dataclasses.replace(trainer.CONFIG, model_type="qwen2")
+    params = trainer.params(config)
+    settings = trainer.train_config(
+        weight_decay=0.1, learning_rate=0.1, schedule="constant", warmup_steps=0
+    )
+    tx = make_optimizer(settings, 10)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    for path, update in jax.tree_util.tree_flatten_with_path(updates)[0]:
+        moved = bool(jnp.any(update != 0))
+        assert moved == (update.ndim == 2), path

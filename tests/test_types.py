@@ -1,0 +1,101 @@
+"""Trees read back: what is damaged is refused by node, turn and field before anything uses it."""
+
+import copy
+import json
+
+import pytest
+
+from leafe_jax.errors import UserError
+from leafe_jax.training.data import Example, survey
+from leafe_jax.types import Node, ReflectionRecord, Sampling, Tree, Turn
+
+
+def tree() -> dict:
+    """A root of three steps and a branch from its second, as JSON."""
+
+    def turn(step):
+        return Turn(step, "o", None, [1, 2], None, [3, 4], [-0.5, -1.0], "t", "a", True, 0.5)
+
+    reflection = ReflectionRecord(4, [1], [2], [-0.1], "r", "branched", 2, "e", 1)
+    root = Node(
+        0, None, None, 0, "root", None, [turn(1), turn(2), turn(3)], reflections=[reflection]
+    )
+    branch = Node(1, 0, 2, 1, "branch", "e", [turn(2), turn(3)], return_=1)
+    return json.loads(json.dumps(Tree("e", "t", "f", 0, "dialogue", [root, branch]).to_json()))
+
+
+NAN, INFINITY = float("nan"), float("inf")
+DAMAGE = [
+    (("nodes", 0, "turns", 1, "action_ids", 0), True, "node 0, turn 1: action_ids = 'True'"),
+    (("nodes", 0, "turns", 1, "action_ids", 0), -1, "must be a list of token ids"),
+    (("nodes", 0, "turns", 1, "prompt_ids", 0), 2**31, "prompt_ids = '2147483648'"),
+    (("nodes", 0, "turns", 1, "prompt_ids", 0), 1.0, "prompt_ids = '1.0'"),
+    (("nodes", 0, "turns", 1, "plain_prompt_ids"), "x", "plain_prompt_ids = 'x'"),
+    (("nodes", 0, "turns", 0, "logprobs", 1), NAN, "logprobs = 'nan': must be a list of finite"),
+    (("nodes", 0, "turns", 0, "logprobs"), [-1.0], "turn 0: 1 logprobs for 2 ids"),
+    (("nodes", 0, "turns", 0, "reward"), INFINITY, "turn 0: reward = 'inf': must be a finite"),
+    (("nodes", 0, "turns", 0, "reward"), None, "reward = 'None'"),
+    (("nodes", 0, "turns", 0, "step"), 2, "node 0, turn 0: step = 2: must be 1"),
+    (("nodes", 1, "turns", 0, "step"), 3, "node 1, turn 0: step = 3: must be 2"),
+    (("nodes", 1, "branch_step"), 9, "node 1: branch_step = 9: must be a step of node 0"),
+    (("nodes", 1, "branch_step"), None, "branch_step = None"),
+    (("nodes", 1, "parent"), 1, "node 1: parent = 1: must be an earlier node"),
+    (("nodes", 1, "id"), 0, "node 1: id = 0: must be 1"),
+    (("nodes", 0, "success"), 1, "node 0: success = '1': must be true or false"),
+    (("nodes", 0, "return"), "1", "node 0: return = '1': must be a finite number"),
+    (("nodes", 0, "turns"), {}, "node 0: turns = '{}': must be a list"),
+    (("nodes", 0, "reflections", 0, "tau"), "2", "reflection 0: tau = '2'"),
+    (("nodes", 0), [], "node 0: expected an object, found list"),
+    (("budget", "episodes"), 0.5, "budget: episodes = '0.5'"),
+    (("nodes", 0, "kind"), ..., "node 0: kind: missing"),
+    (("extra",), 1, "tree: extra: unknown"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), DAMAGE)
+def test_damaged_trees_are_refused_by_field(path, value, message):
+    data = tree()
+    inner = data
+    for name in path[:-1]:
+        inner = inner[name]
+    if value is ...:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    with pytest.raises(ValueError) as error:
+        Tree.from_json(data)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_whole_trees_come_back():
+    data = tree()
+    assert Tree.from_json(copy.deepcopy(data)).to_json() == data
+    for other in ([], None, "x", 3):
+        with pytest.raises(ValueError, match="expected an object"):
+            Tree.from_json(other)
+
+
+def test_settings_of_the_sampler_that_are_no_ids_or_not_finite():
+    for bad in (
+        dict(stop_ids=(True,)), dict(stop_ids=(-1,)), dict(stop_ids=(1.0,)),
+        dict(logit_bias=((True, 1.0),)), dict(logit_bias=((1, NAN),)),
+        dict(logit_bias=((1, INFINITY),)), dict(temperature=INFINITY), dict(temperature=NAN),
+        dict(repetition_penalty=INFINITY),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"sampler.{next(iter(bad))}"):
+            Sampling(**bad)
+
+
+def test_examples_with_ids_outside_the_vocabulary_or_masses_that_are_no_numbers():
+    import numpy as np
+
+    def example(ids, mass=(0, 1)):
+        return Example(np.asarray(ids, np.int32), np.asarray(mass, np.float32), 0)
+
+    assert survey([example([0, 39])], 1, 40).lengths == (1,)
+    for ids, found in (([1, 40], 40), ([10**6, 1], 10**6), ([-1, 1], -1)):
+        with pytest.raises(UserError, match=f"example 1 has token id {found}: must be 0 to 39"):
+            survey([example([1, 2]), example(ids)], 1, 40)
+    for mass in ((0, NAN), (0, INFINITY), (0, -1)):
+        with pytest.raises(ValueError, match="masses must be finite"):
+            example([1, 2], mass)
