@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import hashlib
@@ -19,6 +20,7 @@ from leafe_jax.errors import UserError
 
 # Of the files that a model is read from: weights, configs, tokenizer, chat template.
 _MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+_MAX_JSON = 1 << 31  # bytes; a block of an evaluation may have hundreds of MiB of transcripts
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -72,33 +74,56 @@ def _readable(path: Path) -> Iterator[BinaryIO]:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """The object in a JSON file; a name that occurs twice in it is an error.
+def read_text(path: str | os.PathLike, max_bytes: int) -> str:
+    """The text of a UTF-8 file.
 
     Raises:
-      UserError: no such file, not a regular file, not readable, not UTF-8, not JSON, nested too
-        deeply, not an object, or a name twice.
+      UserError: no such file, not a regular file, not readable, longer than `max_bytes`, or not UTF-8.
     """
-    path = Path(path)
+    with _readable(Path(path)) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise UserError(f"{path}: longer than {max_bytes} bytes")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8: {error}") from error
+
+
+def parse_json(text: str | bytes, where: str | os.PathLike) -> Any:
+    """The value of JSON text; no name may occur twice in an object.
+
+    Raises:
+      UserError: it is none; `where` is named.
+    """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         data = dict(pairs)
         if len(data) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise UserError(f"{path}: {', '.join(map(repr, twice))}: named twice")
+            count = collections.Counter(name for name, _ in pairs)
+            twice = [str(name) for name in count if count[name] > 1]
+            raise UserError(f"{where}: {', '.join(twice[:5])}: named twice")
         return data
 
-    with _readable(path) as file:
-        content = file.read()
     try:
-        data = json.loads(content.decode("utf-8"), object_pairs_hook=once)
+        # Decoded here: json would guess the encoding of bytes, and let half a surrogate pair pass.
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        return json.loads(text, object_pairs_hook=once)
     except UserError:
         raise
     except RecursionError as error:
-        raise UserError(f"{path}: not JSON: nested too deeply") from error
+        raise UserError(f"{where}: not JSON: nested too deeply") from error
     except ValueError as error:  # a UnicodeDecodeError is one
-        raise UserError(f"{path}: not JSON: {error}") from error
+        raise UserError(f"{where}: not JSON: {error}") from error
+
+
+def read_json(path: str | os.PathLike, max_bytes: int = _MAX_JSON) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+      UserError: see `read_text` and `parse_json`; or it is no object.
+    """
+    data = parse_json(read_text(path, max_bytes), path)
     if not isinstance(data, dict):
         raise UserError(f"{path}: not JSON: expected an object, found {type(data).__name__}")
     return data
@@ -111,15 +136,9 @@ def read_json_lines(path: str | os.PathLike) -> Iterator[Any]:
       UserError: while it is iterated: the file cannot be read, or a line is no JSON (named by its
         number).
     """
-    path = Path(path)
-    with _readable(path) as file:
+    with _readable(Path(path)) as file:
         for number, line in enumerate(file, start=1):
-            try:
-                yield json.loads(line.decode("utf-8"))
-            except RecursionError as error:
-                raise UserError(f"{path}, line {number}: not JSON: nested too deeply") from error
-            except ValueError as error:
-                raise UserError(f"{path}, line {number}: not JSON: {error}") from error
+            yield parse_json(line, f"{path}, line {number}")
 
 
 def checksum(path: str | os.PathLike) -> str:

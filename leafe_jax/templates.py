@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from leafe_jax.errors import UserError
-from leafe_jax.models.files import read_text
+from leafe_jax.files import read_text
 
 _RENDERER = Path(__file__).with_name("render_template.py")
 _MAX_BYTES = 2**20  # of a template; the longest known ones have 20 KB

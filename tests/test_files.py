@@ -58,7 +58,7 @@ def test_training_in_a_relative_directory(tmp_path, monkeypatch):
         (lambda p: None, "cannot be read: No such file or directory"),
         (lambda p: p.write_text(""), "not JSON"),
         (lambda p: p.write_bytes(bytes(1000)), "not JSON"),
-        (lambda p: p.write_bytes(b'{"a": "\xe9"}'), "not JSON: 'utf-8' codec"),
+        (lambda p: p.write_bytes(b'{"a": "\xe9"}'), "not UTF-8: 'utf-8' codec"),
         (lambda p: p.write_text("[" * 200_000), "nested too deeply"),
         (lambda p: p.write_text('{"a": ' * 200_000), "nested too deeply"),
         (lambda p: p.write_text('{"a": ' + "9" * 5000 + "}"), "not JSON"),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import stat
 from pathlib import Path
 from typing import Any
 
+from leafe_jax import files
 from leafe_jax.errors import UserError
 
 _MAX_JSON = 2**26  # bytes; the largest index of a known checkpoint has 10 MB
@@ -43,60 +42,10 @@ def check_directory(directory: Path) -> None:
                 )
 
 
-def read_text(file: Path, max_bytes: int) -> str:
-    """The text of a regular file.
-
-    Raises:
-      UserError: not readable, not a regular file, too long, or not UTF-8.
-    """
-    try:
-        # Without waiting: to open a pipe would else take until somebody writes to it.
-        opened = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(opened, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(opened).st_mode):
-                raise UserError(f"{file}: not a regular file")
-            data = stream.read(max_bytes + 1)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-    if len(data) > max_bytes:
-        raise UserError(f"{file}: longer than {max_bytes} bytes")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8: {error}") from error
-
-
-def parse_json(text: str | bytes, where: Path | str) -> Any:
-    """The value of JSON text; no name may occur twice in an object.
-
-    Raises:
-      UserError: it is none; `where` is named.
-    """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        data = dict(pairs)
-        if len(data) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise UserError(f"{where}: {', '.join(map(str, twice[:5]))}: named twice")
-        return data
-
-    try:
-        return json.loads(text, object_pairs_hook=once)
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise UserError(f"{where}: not JSON: {reason}") from error
-
-
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """The object in a JSON file of a model directory, of at most 64 MiB.
 
     Raises:
-      UserError: see `read_text` and `parse_json`; or no object.
+      UserError: see leafe_jax.files.read_json.
     """
-    data = parse_json(read_text(file, _MAX_JSON), file)
-    if not isinstance(data, dict):
-        raise UserError(f"{file}: not JSON: expected an object, found {type(data).__name__}")
-    return data
+    return files.read_json(file, _MAX_JSON)
