@@ -29,11 +29,17 @@ MAX_EXPERIENCE_CHARS = 400
 _STEP_REPLY = re.compile(
     r"(?:step)?\s*\[?(\d{1,9})(\]?)(\s*[:.)\-]?\s*(.*))", re.IGNORECASE | re.DOTALL
 )
-# What continues a number, so that it is not the number of one step: 1-3, 2,3, 1.5, 1e3, 10**9.
-_MORE_NUMBER = re.compile(r"[.,/*^\-\u2010-\u2015]*\d|e[+\-]?\d", re.IGNORECASE)
+# What continues a number, so that it is not the number of one step: 1-3, 2,3, 1.5, 10**9; 1e3, 3rd.
+_MORE_NUMBER = re.compile(r"[.,/*^\-\u2010-\u2015]*\d|[a-z]", re.IGNORECASE | re.ASCII)
+_JOIN = r"(?:and|or|to|through|thru|until|till)\b"
+# A further step after the first: [1][3], [1] - [3], [1] to 3, [1], 3.
 _MORE_STEPS = re.compile(
-    r"[\s,;:.&/\-\u2010-\u2015]*(?:(?:and|or|to)\s*)?\[\s*[+\-]?\d", re.IGNORECASE
+    rf"[\s,;:.&/~+\-\u2010-\u2015]*(?:{_JOIN}\s*)?\[\s*[+\-]?\d"
+    rf"|\s*(?:[,&/~+]|{_JOIN})\s*\d",
+    re.IGNORECASE,
 )
+# The same where no bracket says where the number ends: 1 - 3, 3 or 5.
+_MORE_BARE = re.compile(r"\s*[\-\u2010-\u2015]\s*\d")
 _ACTION_OPENS, _ACTION_CLOSES = "<action>", "</action>"
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 _NO_MISTAKE = re.compile(r"no mistake\b", re.IGNORECASE)
@@ -351,6 +357,7 @@ class Prompts:
             # The bracket holds more than the number: [1-3], [1 or 2].
             inside, ends, _ = rest.partition("]")
             broken = _MORE_NUMBER.match(rest) or (ends and "[" not in inside)
+            broken = broken or _MORE_STEPS.match(rest) or _MORE_BARE.match(rest)
         experience = " ".join(advice.split())
         if broken or not any(map(str.isalnum, experience)):
             return Reflection("unparsable")

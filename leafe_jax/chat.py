@@ -130,11 +130,11 @@ class ChatFormat:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _turn(self, frame: tuple[str, str], content: str) -> tuple[int, ...]:
-        # Tokenizers refuse half a surrogate pair, which JSON can hold and UTF-8 cannot.
-        content = self._strip(_SURROGATES.sub("\ufffd", content))
         return self._cache.get((frame is self._first, content), lambda: self._ids(frame, content))
 
     def _ids(self, frame: tuple[str, str], content: str) -> tuple[int, ...]:
+        # Tokenizers refuse half a surrogate pair, which JSON can hold and UTF-8 cannot.
+        content = self._strip(_SURROGATES.sub("\ufffd", content))
         ids = self._encode(frame[0] + content + frame[1])
         if self.control.among(ids) == self._framing[frame]:
             return ids

@@ -89,15 +89,24 @@ def _example(turns: Sequence[Turn], trained: set[int], normalisation: str, sourc
     return Example(np.asarray(ids, np.int32), action_mass(len(ids), spans, normalisation), source)
 
 
+def _subtree(tree: Tree, node: Node) -> list[Node]:
+    """`node` and all that was branched from it, directly or not."""
+    found, ids = [node], {node.id}
+    for later in tree.nodes[node.id + 1 :]:  # a parent stands before its children
+        if later.parent in ids:
+            found.append(later)
+            ids.add(later.id)
+    return found
+
+
 def _best_return(tree: Tree, node: Node, last: float) -> float:
     """The most that a trajectory of a subtree has brought up to the step `last`."""
-    own = sum(t.reward for t in tree.path(node) if t.step <= last)
-    children = [n for n in tree.nodes if n.parent == node.id]
-    return max([own, *(_best_return(tree, n, last) for n in children)])
+    subtree = _subtree(tree, node)
+    return max(sum(t.reward for t in tree.path(n) if t.step <= last) for n in subtree)
 
 
 def _succeeds(tree: Tree, node: Node) -> bool:
-    return node.success or any(_succeeds(tree, n) for n in tree.nodes if n.parent == node.id)
+    return any(n.success for n in _subtree(tree, node))
 
 
 def counterfactual_nodes(tree: Tree, config: DistillConfig) -> list[Node]:

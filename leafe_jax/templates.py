@@ -80,6 +80,8 @@ def render(
 
 @functools.lru_cache(maxsize=16)  # a run opens the same checkpoint in several phases
 def _render(job: str) -> tuple[str, ...]:
+    if not sys.executable:  # where Python is embedded in another program
+        raise TemplateError("it could not be rendered: sys.executable names no Python interpreter")
     command = [sys.executable, "-I", "-S", str(_RENDERER)]
     text = json.dumps({**json.loads(job), "path": sys.path})
     try:

@@ -212,10 +212,12 @@ class Tree:
 
     def path(self, node: Node) -> list[Turn]:
         """All turns that led to the end of `node`, the shared prefix first."""
-        if node.parent is None:
-            return list(node.turns)
-        before = self.path(self.nodes[node.parent])
-        return [t for t in before if t.step < node.branch_step] + node.turns
+        parts, end = [node.turns], node.branch_step
+        while node.parent is not None:
+            node = self.nodes[node.parent]
+            parts.append([turn for turn in node.turns if turn.step < end])
+            end = end if node.branch_step is None else min(end, node.branch_step)
+        return [turn for part in reversed(parts) for turn in part]
 
     def to_json(self) -> dict[str, Any]:
         data = {"schema": TREE_SCHEMA, **dataclasses.asdict(self)}
@@ -303,6 +305,7 @@ def _node(data: Any, where: str) -> Node:
 
 def _check_shape(tree: Tree) -> None:
     """Nodes are numbered, parents come first, and the steps of every path are 1, 2, 3 and so on."""
+    last: list[int] = []  # step of each node's path
     for number, node in enumerate(tree.nodes):
         if node.id != number:
             raise ValueError(f"node {number}: id = {node.id}: must be {number}")
@@ -310,8 +313,7 @@ def _check_shape(tree: Tree) -> None:
         if node.parent is not None:
             if not 0 <= node.parent < number:
                 raise ValueError(f"node {number}: parent = {node.parent}: must be an earlier node")
-            steps = [turn.step for turn in tree.path(tree.nodes[node.parent])]
-            if node.branch_step not in steps:
+            if node.branch_step is None or not 1 <= node.branch_step <= last[node.parent]:
                 raise ValueError(
                     f"node {number}: branch_step = {node.branch_step}: must be a step of node"
                     f" {node.parent}"
@@ -322,3 +324,4 @@ def _check_shape(tree: Tree) -> None:
                 raise ValueError(
                     f"node {number}, turn {index}: step = {turn.step}: must be {first + index}"
                 )
+        last.append(first + len(node.turns) - 1)

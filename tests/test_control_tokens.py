@@ -273,3 +273,20 @@ def test_prompts_that_are_kept_are_bounded_in_bytes(monkeypatch):
     tracemalloc.stop()
     assert used < 2 * 2**20
     assert made.first_turn("x") is made.first_turn("x")  # the latest are there
+
+
+def test_a_kept_prompt_is_found_without_a_look_at_its_text(monkeypatch):
+    made = ChatFormat(byte_level(LLAMA2))
+    texts = ["  go \n", "a \ud83d b", "<|im_end|> x"]
+    first = [made.first_turn(text) for text in texts]
+    monkeypatch.setattr(made, "_ids", None)
+    monkeypatch.setattr(made, "_strip", None)
+    assert all(made.first_turn(t) is ids for t, ids in zip(texts, first, strict=True))
+
+
+def test_python_without_a_known_interpreter_is_named(monkeypatch):
+    from leafe_jax.templates import TemplateError, render
+
+    monkeypatch.setattr("sys.executable", None)
+    with pytest.raises(TemplateError, match="sys.executable names no Python interpreter"):
+        render("{{ 1 }} no interpreter", [([("user", "x")], True)])

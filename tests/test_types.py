@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from leafe_jax.distill import DistillConfig, make_examples
 from leafe_jax.errors import UserError
 from leafe_jax.training.data import Example, survey
 from leafe_jax.types import Node, ReflectionRecord, Sampling, Tree, Turn
@@ -99,3 +100,14 @@ def test_examples_with_ids_outside_the_vocabulary_or_masses_that_are_no_numbers(
     for mass in ((0, NAN), (0, INFINITY), (0, -1)):
         with pytest.raises(ValueError, match="masses must be finite"):
             example([1, 2], mass)
+
+
+def test_a_tree_of_thousands_of_branches_in_a_row_is_read_and_distilled():
+    turn = Turn(1, "o", None, [1], None, [2], [-0.1], "t", "a", True, 0.5)
+    nodes = [Node(0, None, None, 0, "root", None, [turn], return_=0.5)]
+    nodes += [Node(i, i - 1, 1, i, "branch", "e", [turn], return_=0.5) for i in range(1, 1100)]
+    nodes[-1].success = True
+    found = Tree.from_json(Tree("e", "t", "f", 0, "dialogue", nodes).to_json())
+    assert found.path(found.nodes[-1]) == [turn]
+    config = DistillConfig(3, "improve", False, 0.2, "example")
+    assert len(make_examples([found], config, 0)) == 4  # three pairs and one that is rehearsed
