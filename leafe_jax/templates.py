@@ -26,7 +26,7 @@ def chosen_template(tokenizer) -> str:
     """The template of a tokenizer; of several with names, the one called "default".
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or it is longer than a megabyte.
     """
     template = getattr(tokenizer, "chat_template", None)
     if isinstance(template, dict) and template and "default" not in template:
@@ -41,6 +41,10 @@ def chosen_template(tokenizer) -> str:
         raise UserError(
             "model.path: the tokenizer has no chat template; name a file with one in"
             " model.chat_template"
+        )
+    if len(template) > _MAX_BYTES:
+        raise UserError(
+            f"model.path: the chat template has {len(template)} characters: must be at most {_MAX_BYTES}"
         )
     return template
 

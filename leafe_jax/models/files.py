@@ -27,7 +27,8 @@ def check_directory(directory: Path) -> None:
       UserError: a name in it is a pipe, a socket or a device, or a file beside the weights is larger
         than 512 MiB.
     """
-    for entry in sorted(directory.iterdir()):
+    folders = [directory, directory / "additional_chat_templates"]  # others are never looked into
+    for entry in [e for f in folders if f.is_dir() for e in sorted(f.iterdir())]:
         try:
             found = entry.stat()
         except OSError:

@@ -126,6 +126,21 @@ def test_a_pipe_in_the_directory_is_not_waited_for(name, tmp_path):
     refused(lambda: load_chat(str(tmp_path), 300), f"{name}: not a regular file")
 
 
+def test_files_beside_the_template_are_bounded_too(tmp_path):
+    write_tokenizer(tmp_path)
+    load_chat(str(tmp_path), 300)  # imports take longer than all of the rest
+    folder = tmp_path / "additional_chat_templates"
+    folder.mkdir()
+    os.mkfifo(folder / "rag.jinja")
+    refused(lambda: load_chat(str(tmp_path), 300), "rag.jinja: not a regular file")
+    write_model(tmp_path)
+    refused(lambda: load(tmp_path), "rag.jinja: not a regular file")
+    (folder / "rag.jinja").unlink()
+    (tmp_path / "chat_template.jinja").write_text("x" * 10**7 + TEMPLATE)
+    message = "the chat template has 10000.* characters: must be at most 1048576"
+    refused(lambda: load_chat(str(tmp_path), 300), message)
+
+
 def test_a_header_of_gigabytes(tmp_path):
     write_model(tmp_path)
     file = tmp_path / "model.safetensors"
