@@ -46,18 +46,20 @@ class PromptCache:
 
     def __init__(self, max_bytes: int):
         self.max_bytes, self.num_bytes = max_bytes, 0
-        self._kept: collections.OrderedDict[tuple, tuple[int, ...]] = collections.OrderedDict()
+        self._kept: collections.OrderedDict[tuple[bool, str], tuple[int, ...]]
+        self._kept = collections.OrderedDict()
 
     @staticmethod
-    def _size(key: tuple, ids: tuple[int, ...]) -> int:
+    def _size(key: tuple[bool, str], ids: tuple[int, ...]) -> int:
         # 8 bytes a place in the tuple and 32 a number; up to 4 a character; the entry itself.
-        return 40 * len(ids) + 4 * sum(len(part) for part in key if isinstance(part, str)) + 500
+        return 40 * len(ids) + 4 * len(key[1]) + 500
 
-    def get(self, key: tuple, make: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
-        """The ids of `key`, made now if they are not there."""
-        if key in self._kept:
+    def get(self, key: tuple[bool, str], make: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+        """The ids of `key`, a frame and a message, made now if they are not there."""
+        ids = self._kept.get(key)
+        if ids is not None:
             self._kept.move_to_end(key)
-            return self._kept[key]
+            return ids
         ids = make()
         self.num_bytes += self._size(key, ids)
         self._kept[key] = ids
@@ -134,7 +136,9 @@ class ChatFormat:
 
     def _ids(self, frame: tuple[str, str], content: str) -> tuple[int, ...]:
         # Tokenizers refuse half a surrogate pair, which JSON can hold and UTF-8 cannot.
-        content = self._strip(_SURROGATES.sub("\ufffd", content))
+        if not content.isascii():
+            content = _SURROGATES.sub("\ufffd", content)
+        content = self._strip(content)
         ids = self._encode(frame[0] + content + frame[1])
         if self.control.among(ids) == self._framing[frame]:
             return ids
