@@ -54,6 +54,8 @@ class Metrics:
         self._events = directory / "tensorboard"
         self._writer: SummaryWriter | None = None  # made when needed: a no-op run leaves no file
         self._last: dict[str, int] = {}  # prefix -> last step, so that most calls read nothing
+        if kept and os.path.lexists(self._events):
+            make_directory(self._events)  # before any work: one line where a file is in its place
         if kept and os.path.lexists(self._path):
             lines, complete = self._read()
             if not complete:
@@ -140,6 +142,5 @@ class Metrics:
 
     def _tensorboard(self) -> SummaryWriter:
         if self._writer is None:
-            make_directory(self._events)  # or one line, e.g. where a file is in its place
             self._writer = SummaryWriter(str(self._events))
         return self._writer

@@ -119,7 +119,13 @@ def run_report(config, env: Environment, workdir: epath.Path, metrics: Metrics) 
 
     def look(_) -> dict[str, str]:
         records = {name: workdir / name / "phase.json" for name in REPORTED}
-        return {n: checksum(path) for n, path in records.items() if finished(workdir / n)}
+        found = {n: checksum(path) for n, path in records.items() if finished(workdir / n)}
+        if not found:
+            raise UserError(
+                f"{workdir}: no phase to report is finished ({', '.join(REPORTED)}); put one into"
+                " --config.phases"
+            )
+        return found
 
     made_of = processes.together("report: phases", decide=look)
     record = workdir / "report" / "made_of.json"

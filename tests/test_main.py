@@ -414,6 +414,8 @@ def write(path: Path, text: str) -> str:
         (["--num_processes=two"], r"num_processes"),
         (["--config=configs/nowhere.py"], r"No such file or directory: 'configs/nowhere.py'"),
         (["--config={quickstart}:huge"], r"the modes are full and smoke"),
+        (["--config.phases=('bootstrap',)"], r"phases = 'bootstrap': must have a section bootstrap"),
+        (["--config.phases=('report',)"], r"no phase to report is finished \(explore, distill, "),
         (["stray"], r"unexpected argument 'stray'"),
         (["--config.model.path={mismatch}"], r"tokenizer has id \d+, but the model's vocab_size is 99"),
     ],

@@ -253,6 +253,7 @@ class _Run:
                     "train: told to stop; step %d is saved; the same command goes on from there",
                     step,
                 )
+                preemption.leaving()
                 raise SystemExit(preemption.code)
         return state
 

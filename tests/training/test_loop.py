@@ -214,6 +214,13 @@ def test_checkpoint_of_another_model(tmp_path, changes, message):
         run_fit(tmp_path, batch_size=2)
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.write_text("")])
+def test_something_else_in_place_of_a_checkpoint(tmp_path, make):
+    make(tmp_path / "2")
+    with pytest.raises(UserError, match="2: must be the directory of a checkpoint; move it away"):
+        checkpoint.Checkpoints(tmp_path, {})
+
+
 def old_optimizer(train, num_steps):
     """What make_optimizer made before norms and biases were spared: weights of any shape decay."""
     return optax.chain(
