@@ -46,10 +46,11 @@ class Checkpoints:
         # Orbax takes absolute paths only.
         self._directory, self._identity = Path(directory).absolute(), identity
         make_directory(self._directory)
-        for path in self._directory.iterdir():
-            if path.name.isdigit() and not path.is_dir():
-                # Orbax would wait forever for a save of this step.
+        for path in self._directory.rglob("*"):  # Orbax would wait for these forever
+            if path.name.isdigit() and path.parent == self._directory and not path.is_dir():
                 raise UserError(f"{path}: must be the directory of a checkpoint; move it away")
+            if not path.is_dir() and not path.is_file():
+                raise UserError(f"{path}: must be a file or a directory; move it away")
         self._manager = _Manager(
             self._directory, options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
         )

@@ -219,6 +219,11 @@ def test_something_else_in_place_of_a_checkpoint(tmp_path, make):
     make(tmp_path / "2")
     with pytest.raises(UserError, match="2: must be the directory of a checkpoint; move it away"):
         checkpoint.Checkpoints(tmp_path, {})
+    (tmp_path / "2").unlink()
+    (tmp_path / "1").mkdir()
+    os.mkfifo(tmp_path / "1" / "_CHECKPOINT_METADATA")
+    with pytest.raises(UserError, match="_CHECKPOINT_METADATA: must be a file or a directory; mo"):
+        checkpoint.Checkpoints(tmp_path, {})
 
 
 def old_optimizer(train, num_steps):
