@@ -199,7 +199,9 @@ def test_the_report_is_of_what_is_finished(finished, tmp_path, capsys, monkeypat
     (workdir / "evaluate" / "leafe" / "0001.json").unlink()
     os.utime(workdir / "results.json", (2**31, 2**31))  # a clock that has been set back
     assert call(monkeypatch, workdir, report_only) == 0, "it is older than what is there"
-    assert "nothing to do" not in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "nothing to do" not in told.out
+    assert "phase 'evaluate/leafe' is not finished any more: the last report had" in told.err
     assert set(json.loads((workdir / "results.json").read_text())["methods"]) == {"base"}
 
 
