@@ -102,6 +102,32 @@ def test_a_thread_that_dies_is_the_run_s_failure():
     assert err == "main has it: what the thread died of\n"
 
 
+SWALLOWED = """
+import os, signal, sys
+from leafe_jax import experiment, main
+from leafe_jax.errors import UserError
+
+def run(*_):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    except BaseException as error:
+        raise UserError(f"the tokenizer cannot be read: {error}") from error
+
+experiment.run = run
+sys.exit(main.main(sys.argv))
+"""
+
+
+def test_a_signal_that_a_library_takes_for_an_error_of_its_own(tmp_path):
+    arguments = [f"--config={ROOT}/configs/quickstart.py:smoke", f"--workdir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWED, *arguments], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (75, f"stopped by SIGTERM; {RESUME}\n")
+
+
 def run(workdir, *overrides, config="quickstart.py:smoke"):
     command = [sys.executable, "-m", "leafe_jax.main", f"--config={ROOT}/configs/{config}"]
     return subprocess.Popen(
