@@ -73,6 +73,12 @@ def to_example(
 
 # -- the phase -------------------------------------------------------------------------------------
 def _shape(config, vocab_size: int) -> ModelConfig:
+    hidden, heads = config.bootstrap.model.hidden_size, config.bootstrap.model.num_heads
+    if heads < 1 or hidden % heads:
+        raise UserError(
+            f"bootstrap.model.hidden_size = {hidden}: must be a multiple of num_heads = {heads};"
+            " transformers opens no other model"
+        )
     return ModelConfig(
         model_type="llama",  # docs/BASE_MODEL.md says why not qwen2
         vocab_size=vocab_size,

@@ -41,7 +41,7 @@ from leafe_jax.chat import load_chat
 from leafe_jax.errors import NothingToLearn, UserError
 from leafe_jax.evaluate import evaluate
 from leafe_jax.explore import explore
-from leafe_jax.files import fingerprint, make_directory, to_json, whole, write_json
+from leafe_jax.files import fingerprint, make_directory, remove, to_json, whole, write_json
 from leafe_jax.metrics import Metrics
 from leafe_jax.models import hf
 from leafe_jax.models.decoder import abstract_params
@@ -312,9 +312,10 @@ def _export(config, directory: Path, base: Path, trained: Any) -> None:
     """Writes `directory`/model, and `directory`/adapter where adapters were trained."""
     train, model_config = config.distill.train, hf.read_config(str(base))
     params = trained
-    for place in (directory / "model", directory / "adapter"):
-        if processes.first() and place.is_file():
-            place.unlink()  # the directory could not take the place of a stray file
+    for name in ("model", "model.partial", "adapter", "adapter.partial"):
+        place = directory / name
+        if processes.first() and (place.is_symlink() or not place.is_dir()):
+            remove(place)  # the directory could not take the place of a file, a link or a FIFO
     if train.lora.rank:
         adapted = lora.with_adapters(model_config, train.lora)
         lora.save_adapter(directory / "adapter", adapted, trained, str(base))

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
+from pathlib import Path
+
+from leafe_jax.errors import UserError
+from leafe_jax.files import local_path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # The machine's, and of no use as a traceback.
@@ -64,9 +69,19 @@ def _explain(error: BaseException, workdir: str) -> str | None:
         )
     if number == errno.ENOENT and "usable temporary directory" in text:
         return f"TMPDIR: {error.strerror}"
-    if number in _MACHINE:
+    if number in _MACHINE or number is not None and _inside(error.filename, workdir):
         return f"{error.filename or '--workdir=' + workdir}: {error.strerror}"
     return None
+
+
+def _inside(path: object, workdir: str) -> bool:
+    """Whether a file is one of the run's: it is not the program that has lost or replaced it."""
+    if not isinstance(path, (str, os.PathLike)):
+        return False
+    try:
+        return Path(path).absolute().is_relative_to(local_path("--workdir=", workdir))
+    except (OSError, UserError):  # the current directory was deleted
+        return False
 
 
 def _limit(kind: int, unit: int = 1) -> str:

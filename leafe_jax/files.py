@@ -14,7 +14,7 @@ import stat
 import urllib.parse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import IO, Any, BinaryIO
 
 from leafe_jax.errors import UserError
 
@@ -58,7 +58,7 @@ def local_path(name: str, text: str) -> Path:
 
 # -- reading ---------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[BinaryIO]:
+def readable(path: Path) -> Iterator[BinaryIO]:
     """A regular file, opened; a FIFO in its place does not block.
 
     Raises:
@@ -80,7 +80,7 @@ def read_text(path: str | os.PathLike, max_bytes: int) -> str:
     Raises:
       UserError: no such file, not a regular file, not readable, longer than `max_bytes`, or not UTF-8.
     """
-    with _readable(Path(path)) as file:
+    with readable(Path(path)) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise UserError(f"{path}: longer than {max_bytes} bytes")
@@ -136,7 +136,7 @@ def read_json_lines(path: str | os.PathLike) -> Iterator[Any]:
       UserError: while it is iterated: the file cannot be read, or a line is no JSON (named by its
         number).
     """
-    with _readable(Path(path)) as file:
+    with readable(Path(path)) as file:
         for number, line in enumerate(file, start=1):
             yield parse_json(line, f"{path}, line {number}")
 
@@ -147,7 +147,7 @@ def checksum(path: str | os.PathLike) -> str:
     Raises:
       UserError: the file cannot be read.
     """
-    with _readable(Path(path)) as file:
+    with readable(Path(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -167,7 +167,7 @@ def fingerprint(directory: str | os.PathLike) -> str:
         raise UserError(f"{directory}: cannot be read: {error.strerror}") from error
     piece, count = 1 << 16, 256
     for name in names:
-        with _readable(directory / name) as file:
+        with readable(directory / name) as file:
             size = os.fstat(file.fileno()).st_size
             digest.update(f"{name}\0{size}\0".encode())
             last = max(size - piece, 0)
@@ -215,11 +215,26 @@ def put_in_place(partial: str | os.PathLike, final: str | os.PathLike) -> None:
         sync(Path(final).parent)
 
 
-@contextlib.contextmanager
-def whole(path: str | os.PathLike) -> Iterator[TextIO]:
-    """A text file to write; it appears under its name when the block ends without an error.
+def remove(path: str | os.PathLike) -> None:
+    """Removes a file, a link or a FIFO, if it is there.
 
-    Until then it is `<path>.partial`.
+    Raises:
+      UserError: it cannot be removed, e.g. because it is a directory.
+    """
+    with _named(path):
+        Path(path).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole(path: str | os.PathLike, binary: bool = False) -> Iterator[IO]:
+    """A file to write; it appears under its name when the block ends without an error.
+
+    Until then it is `<path>.partial`. What an earlier run has left under that name is removed first:
+    a link would lead elsewhere, and a FIFO would block.
+
+    Args:
+      path: the file.
+      binary: write bytes instead of text.
 
     Raises:
       UserError: it cannot be written, for another reason than a full disk.
@@ -227,7 +242,8 @@ def whole(path: str | os.PathLike) -> Iterator[TextIO]:
     """
     partial = f"{os.fspath(path)}.partial"
     with _named(path):
-        file = open(partial, "w", encoding="utf-8")
+        Path(partial).unlink(missing_ok=True)
+        file = open(partial, "xb") if binary else open(partial, "x", encoding="utf-8")
     with file:
         yield file
     put_in_place(partial, path)

@@ -153,6 +153,9 @@ def _run(values, experiment, processes, sweep) -> int:
         processes.leave()
         return 0
     except (UserError, EnvDataError) as error:
+        stopped = stopping.requested()
+        if stopped is not None:  # an error that comes after a signal is its doing
+            raise stopped from error
         processes.stop(f"error: {error}", 2)
         return 2
     except SystemExit:  # told to stop while training; the state is saved in all processes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from leafe_jax.console import visible
+from leafe_jax.files import make_directory, readable, whole
 
 
 def _prefixes(line: dict[str, Any]) -> set[str]:
@@ -41,6 +43,9 @@ class Metrics:
     Args:
       directory: the workdir; events go to `tensorboard/`, lines to `metrics.jsonl`.
       kept: False writes nothing: another process does.
+
+    Raises:
+      UserError: metrics.jsonl or tensorboard/ is there and cannot be read or written.
     """
 
     def __init__(self, directory: Path, kept: bool = True):
@@ -49,9 +54,11 @@ class Metrics:
         self._events = directory / "tensorboard"
         self._writer: SummaryWriter | None = None  # made when needed: a no-op run leaves no file
         self._last: dict[str, int] = {}  # prefix -> last step, so that most calls read nothing
-        if kept and self._path.exists():
-            lines, whole = self._read()
-            if not whole:
+        if kept and os.path.lexists(self._events):
+            make_directory(self._events)  # before any work: one line where a file is in its place
+        if kept and os.path.lexists(self._path):
+            lines, complete = self._read()
+            if not complete:
                 self._rewrite(lines)
             self._index(lines)
 
@@ -99,34 +106,33 @@ class Metrics:
 
         if not self._path.exists():
             return
-        lines, whole = self._read()
+        lines, complete = self._read()
         kept = [line for line in lines if not dropped(line)]
-        if len(kept) < len(lines) or not whole:
+        if len(kept) < len(lines) or not complete:
             self._rewrite(kept)
         self._index(kept)
 
     def _read(self) -> tuple[list[dict[str, Any]], bool]:
         """(readable lines, whether the file is made of such lines only and ends with one)."""
         # Not splitlines(): that also splits at characters that may stand inside a JSON string.
-        *parts, rest = self._path.read_text(encoding="utf-8", errors="replace").split("\n")
+        with readable(self._path) as file:
+            *parts, rest = file.read().decode("utf-8", errors="replace").split("\n")
         # A kill between a line and its line end leaves whole JSON that the next line would be
         # glued to: such a file is kept in full, and rewritten.
-        lines, whole = [], not rest
+        lines, complete = [], not rest
         for part in [*parts, rest] if rest else parts:
             try:
                 line = json.loads(part)
                 if not isinstance(line, dict) or not isinstance(line.get("step"), int):
                     raise ValueError("not a line of metrics")
                 lines.append(line)
-            except ValueError:
-                whole = False
-        return lines, whole
+            except (ValueError, RecursionError):
+                complete = False
+        return lines, complete
 
     def _rewrite(self, lines: list[dict[str, Any]]) -> None:
-        partial = self._path.with_suffix(".partial")
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(self._path)
+        with whole(self._path) as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def _index(self, lines: list[dict[str, Any]]) -> None:
         self._last = {}

@@ -12,6 +12,7 @@ import base64
 import html
 import itertools
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -21,7 +22,8 @@ from matplotlib.figure import Figure  # no pyplot: a notebook's own backend stay
 
 from leafe_jax import console, page
 from leafe_jax.errors import UserError
-from leafe_jax.files import local_path, make_directory, put_in_place, read_json
+from leafe_jax.files import local_path, make_directory, read_json, readable, whole
+from leafe_jax.phase import read_record
 from leafe_jax.workdir import locked
 
 RESULTS_SCHEMA = 1
@@ -57,24 +59,39 @@ def read_results(workdir: Path) -> dict[str, Any]:
     return results
 
 
+def _tree_files(workdir: Path) -> list[Path]:
+    """The finished blocks that the record of `explore` lists, and blocks in flight; stray copies do not
+    count. Where nothing is listed (older runs), every file with a block's name is a block."""
+    directory = workdir / "explore"
+    listed = read_record(directory)["files"] if (directory / "phase.json").exists() else {}
+    files = {directory / name for name in listed}
+    block = re.compile(r"[0-9]{4,}\.jsonl" + (r"\.partial" if listed else r"(\.partial)?"))
+    for path in (directory / "trees").glob("*.jsonl*"):
+        if block.fullmatch(path.name) and path.with_suffix("") not in files:
+            files.add(path)
+    return sorted(files)
+
+
 def read_tree_lines(workdir: Path) -> tuple[list[dict[str, Any]], int, int]:
     """(what the page shows of the first trees, number of all, number of unreadable lines); half-written
-    blocks are read too."""
+    blocks are read too. A block that cannot be read counts as one unreadable line."""
     trees, number, broken = [], 0, 0
-    directory = workdir / "explore" / "trees"
-    for path in sorted([*directory.glob("*.jsonl"), *directory.glob("*.jsonl.partial")]):
-        # Not splitlines(): that also splits at characters that may stand inside a JSON string.
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            if not line.strip():
-                continue
-            try:
-                shown = page.shown_tree(json.loads(line))  # whatever cannot be shown is no tree
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                broken += 1
-                continue
-            number += 1
-            if number <= _MAX_TREES:
-                trees.append(shown)
+    for path in _tree_files(workdir):
+        try:
+            # By the byte \n: other line ends may stand inside a JSON string.
+            with readable(path) as file:
+                for line in filter(bytes.strip, file):
+                    try:
+                        text = line.decode("utf-8", errors="replace")
+                        shown = page.shown_tree(json.loads(text))  # what cannot be shown is no tree
+                    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                        broken += 1
+                        continue
+                    number += 1
+                    if number <= _MAX_TREES:
+                        trees.append(shown)
+        except UserError:
+            broken += 1
     return trees, number, broken
 
 
@@ -241,12 +258,10 @@ def draw_pass_at_k(results: dict[str, Any], path: Path) -> None:
     handles, labels = large.get_legend_handles_labels()
     ncols = len(labels) if len(labels) <= 6 else -(-len(labels) // 2)
     figure.legend(handles, labels, loc="outside upper left", frameon=False, ncols=ncols)
-    partial = path.with_name(f"{path.name}.partial")
-    with warnings.catch_warnings():
+    with whole(path, binary=True) as file, warnings.catch_warnings():
         # About letters that the font lacks, and labels that leave no room: neither is worth a line.
         warnings.simplefilter("ignore")
-        figure.savefig(partial, dpi=130, format="png")
-    put_in_place(partial, path)
+        figure.savefig(file, dpi=130, format="png")
 
 
 def _escape(text: str) -> str:
@@ -339,9 +354,8 @@ def write_report(workdir: Path) -> None:
     if trees or broken:
         sections.append(_trees_section(len(trees), number, broken))
     text = page.make(sections, trees)
-    partial = directory / "index.html.partial"
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    put_in_place(partial, directory / "index.html")
+    with whole(directory / "index.html", binary=True) as file:
+        file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
 def main(argv: list[str] | None = None) -> int:

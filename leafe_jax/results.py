@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import subprocess
 from pathlib import Path
@@ -119,12 +120,20 @@ def run_report(config, env: Environment, workdir: epath.Path, metrics: Metrics) 
 
     def look(_) -> dict[str, str]:
         records = {name: workdir / name / "phase.json" for name in REPORTED}
-        return {n: checksum(path) for n, path in records.items() if finished(workdir / n)}
+        found = {n: checksum(path) for n, path in records.items() if finished(workdir / n)}
+        if not found:
+            raise UserError(
+                f"{workdir}: no phase to report is finished ({', '.join(REPORTED)}); put one into"
+                " --config.phases"
+            )
+        return found
 
     made_of = processes.together("report: phases", decide=look)
     record = workdir / "report" / "made_of.json"
     if processes.together("report", decide=lambda _: _is_current(workdir, record, made_of)):
         return False
+    if processes.first():
+        _tell_what_is_gone(record, made_of)
     # Made in all processes, which agree on them.
     evaluated = [method for method in METHODS if f"evaluate/{method}" in made_of]
     blocks = {m: evaluation_blocks(config, env, workdir, m) for m in evaluated}
@@ -158,6 +167,20 @@ def run_report(config, env: Environment, workdir: epath.Path, metrics: Metrics) 
     write_json(record, {"made_of": made_of, "files": files})
     console.say(report.console_table(results))
     return True
+
+
+def _tell_what_is_gone(record: epath.Path, made_of: dict[str, str]) -> None:
+    """A line for each phase that the last report has, and the next one has not."""
+    try:
+        before = read_json(record).get("made_of")
+    except UserError:  # there was none, or it is damaged
+        return
+    for name in REPORTED:
+        if isinstance(before, dict) and name in before and name not in made_of:
+            logging.getLogger("leafe_jax").warning(
+                "report: phase %r is not finished any more: the last report had its results, this one"
+                " has not", name,
+            )  # fmt: skip
 
 
 def _is_current(workdir: epath.Path, record: epath.Path, made_of: dict[str, str]) -> bool:

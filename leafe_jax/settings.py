@@ -151,6 +151,10 @@ def validate(config) -> Environment:
     for name, value, allowed in choices:
         if value not in allowed:
             raise UserError(f"{name} = {value!r}: must be one of {', '.join(allowed)}")
+    if "bootstrap" in config.phases and "bootstrap" not in config:
+        raise UserError(
+            "phases = 'bootstrap': must have a section bootstrap; see configs/bootstrap.py"
+        )
     at_least = [
         ("explore.block_size", config.explore.block_size, 1),
         ("explore.num_tasks", config.explore.num_tasks, 0),

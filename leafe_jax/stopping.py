@@ -74,7 +74,9 @@ def handlers(end: Callable[[str, int], None]) -> Iterator[None]:
         left.set()
         signal.set_wakeup_fd(old_wakeup)
         for number, handler in old.items():
-            signal.signal(number, handler)
+            # A second signal, as many schedulers send, must neither add a line nor change the code.
+            ended = number in CODES and _first is not None
+            signal.signal(number, signal.SIG_IGN if ended else handler)
         threading.excepthook, sys.unraisablehook = old_hooks
         os.close(write)  # the watcher's read ends
 
@@ -93,6 +95,13 @@ def requested() -> Stopped | None:
     """The signal that stops this run, if one has come. An error that comes after it is its doing:
     some libraries catch what is raised in them, and raise errors of their own."""
     return None if _first is None else Stopped(_first)
+
+
+def note(number: int) -> None:
+    """Notes a signal that is told by somebody else, who leaves: later ones are ignored."""
+    global _first
+    if _first is None:
+        _first = number
 
 
 def failure() -> BaseException | None:

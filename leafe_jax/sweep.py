@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 
 from leafe_jax import console, experiment, processes
 from leafe_jax.errors import NothingToLearn, UserError
-from leafe_jax.files import put_in_place, read_json, write_json
+from leafe_jax.files import read_json, whole, write_json
 from leafe_jax.report import plot_text
 from leafe_jax.workdir import opened
 
@@ -130,7 +130,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False)
-    partial = path.with_name(f"{path.name}.partial")
-    figure.savefig(partial, dpi=130, format="png")
-    put_in_place(partial, path)
+    with whole(path, binary=True) as file:
+        figure.savefig(file, dpi=130, format="png")
     plt.close(figure)

@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 import os
+import secrets
 import socket
 import stat
 import time
@@ -18,7 +19,7 @@ import jax
 
 from leafe_jax import processes
 from leafe_jax.errors import UserError
-from leafe_jax.files import local_path
+from leafe_jax.files import local_path, read_text, remove
 
 LOCK_FILE = ".lock"
 # What file systems answer that have no locks (some network file systems, as mounted).
@@ -142,15 +143,28 @@ def opened(workdir: str) -> Iterator[Path]:
 
 def _check_same(root: Path, name: str) -> None:
     """Checks that all processes can write, and write to the same directory."""
-    index = jax.process_index()
-    probe = root / f".writable{index or ''}"
+    index, token = jax.process_index(), secrets.token_hex()
+
+    def probe_of(number: int) -> Path:
+        return root / f".writable{number or ''}"
+
+    def holds(number: int, token: str) -> bool:
+        try:
+            return read_text(probe_of(number), 1000) == token
+        except UserError:
+            return False
+
+    probe = probe_of(index)
     try:
-        probe.write_text("")
+        remove(probe)  # a FIFO would block
+        with open(probe, "x") as file:
+            file.write(token)
     except OSError as error:
         raise UserError(f"{name}: cannot be written: {error.strerror}") from error
 
-    def compare(written: list[int]) -> None:
-        apart = [n for n in written if not (root / f".writable{n or ''}").exists()]
+    def compare(tokens: list[str]) -> None:
+        # A killed run may have left such a file: its token is another.
+        apart = [number for number, token in enumerate(tokens) if not holds(number, token)]
         if apart:
             raise UserError(
                 f"{name}: process {apart[0]} writes elsewhere than process 0: all need the same"
@@ -158,6 +172,6 @@ def _check_same(root: Path, name: str) -> None:
             )
 
     try:
-        processes.together("workdir", index, compare)
+        processes.together("workdir", token, compare)
     finally:
         probe.unlink(missing_ok=True)

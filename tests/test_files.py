@@ -145,6 +145,22 @@ def test_an_unfinished_file_is_not_there(tmp_path):
         files.make_directory(tmp_path / "trees.jsonl.partial" / "x")
 
 
+@pytest.mark.parametrize("how", ["FIFO", "link"])
+def test_what_is_left_under_the_partial_name_goes(tmp_path, how):
+    """A FIFO would block, and a link would lead to somebody else's file."""
+    other = tmp_path / "other"
+    other.write_text("mine")
+    for name, write in (
+        ("a.json", lambda path: files.write_json(path, {})),
+        ("b.record", lambda path: write_examples(path, trainer.examples())),
+    ):
+        partial = tmp_path / f"{name}.partial"
+        os.mkfifo(partial) if how == "FIFO" else partial.symlink_to(other)
+        write(tmp_path / name)
+        assert (tmp_path / name).is_file() and not partial.exists()
+    assert other.read_text() == "mine"
+
+
 def test_a_model_directory_has_a_fingerprint(tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(bytes(40 << 20))

@@ -48,7 +48,7 @@ def start(workdir, flags=(), devices=1, **changes):
     )  # fmt: skip
 
 
-def start_two(workdir, changes=({}, {}), workdirs=None, **settings):
+def start_two(workdir, changes=({}, {}), workdirs=None, flags=(), **settings):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -56,7 +56,7 @@ def start_two(workdir, changes=({}, {}), workdirs=None, **settings):
     return [
         start(
             where[number],
-            (f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={number}"),
+            (f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={number}", *flags),
             devices=2, **settings, **changes[number],
         )
         for number in range(2)
@@ -141,10 +141,16 @@ def test_different_configs(tmp_path):
 
 @pytest.mark.slow
 def test_different_workdirs(tmp_path):
-    both = start_two(None, workdirs=(tmp_path / "a", tmp_path / "b"))
-    for code, _, err in map(finish, both):
-        assert code == 2
-        assert len(errors(err)) == 1
+    """Another name is another run; the same name elsewhere is seen by what the processes write."""
+    both = start_two(None, workdirs=(tmp_path / "a", tmp_path / "b"), flags=("--join_timeout=20",))
+    stranger = "process 1 of 2 did not come within 20 s; a process of another run called: b"
+    for (code, _, err), message in zip(
+        map(finish, both), (stranger, "another run is there: a"), strict=True
+    ):
+        assert code == 2 and len(errors(err)) == 1 and errors(err)[0].endswith(message), err
+    workdirs = (tmp_path / "a" / "run", tmp_path / "b" / "run")
+    for code, _, err in map(finish, start_two(None, workdirs=workdirs)):
+        assert code == 2 and len(errors(err)) == 1
         assert "process 1 writes elsewhere than process 0: all need the same directory" in err
 
 

@@ -199,7 +199,9 @@ def test_the_report_is_of_what_is_finished(finished, tmp_path, capsys, monkeypat
     (workdir / "evaluate" / "leafe" / "0001.json").unlink()
     os.utime(workdir / "results.json", (2**31, 2**31))  # a clock that has been set back
     assert call(monkeypatch, workdir, report_only) == 0, "it is older than what is there"
-    assert "nothing to do" not in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "nothing to do" not in told.out
+    assert "phase 'evaluate/leafe' is not finished any more: the last report had" in told.err
     assert set(json.loads((workdir / "results.json").read_text())["methods"]) == {"base"}
 
 
@@ -263,6 +265,7 @@ def test_a_model_that_misses_the_gate_is_refused_again(tmp_path, capsys, monkeyp
     ("override", "message"),
     [
         ("sampler.max_len=2048", "sampler.max_len = 2048: must be 1 to bootstrap.train.seq_len"),
+        ("bootstrap.model.hidden_size=32", "hidden_size = 32: must be a multiple of num_heads = 6"),
         ("bootstrap.train.schedule=steep", "train.schedule = 'steep': must be"),
     ],
 )
@@ -414,6 +417,8 @@ def write(path: Path, text: str) -> str:
         (["--num_processes=two"], r"num_processes"),
         (["--config=configs/nowhere.py"], r"No such file or directory: 'configs/nowhere.py'"),
         (["--config={quickstart}:huge"], r"the modes are full and smoke"),
+        (["--config.phases=('bootstrap',)"], r"phases = 'bootstrap': must have a section bootstrap"),
+        (["--config.phases=('report',)"], r"no phase to report is finished \(explore, distill, "),
         (["stray"], r"unexpected argument 'stray'"),
         (["--config.model.path={mismatch}"], r"tokenizer has id \d+, but the model's vocab_size is 99"),
     ],

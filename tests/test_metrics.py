@@ -1,11 +1,13 @@
 """metrics.jsonl after kills and resumes: nothing twice, nothing lost, nothing torn."""
 
 import json
+import os
 import re
 
 import pytest
 from tensorboardX.proto import event_pb2
 
+from leafe_jax.errors import UserError
 from leafe_jax.metrics import Metrics, code_block
 
 
@@ -96,6 +98,37 @@ def test_a_broken_line_in_the_middle_costs_that_line_only(tmp_path):
     with Metrics(tmp_path):
         pass
     assert lines(tmp_path) == [{"step": 0, "a/x": 1.0}, {"step": 1, "b/x": 2.0}]
+
+
+def test_a_line_that_is_nested_deeply_is_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "a/x": 1.0}\n' + "[" * 100_000 + "\n")
+    with Metrics(tmp_path) as metrics:
+        assert metrics.last_step("a") == 0
+    assert lines(tmp_path) == [{"step": 0, "a/x": 1.0}]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_something_else_in_place_of_the_lines_is_one_error(tmp_path, make):
+    make(tmp_path / "metrics.jsonl")
+    with pytest.raises(
+        UserError, match=r"metrics.jsonl: cannot be read: not a regular file|Is a dir"
+    ):
+        Metrics(tmp_path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.write_text("")])
+def test_something_else_in_place_of_the_events_is_one_error(tmp_path, make):
+    make(tmp_path / "tensorboard")
+    with pytest.raises(UserError, match="tensorboard: cannot be written: File exists"):
+        Metrics(tmp_path)
+
+
+def test_a_fifo_that_is_left_does_not_block_the_repair(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl.partial")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "a/x": 1.0}\n{"st')
+    with Metrics(tmp_path):
+        pass
+    assert lines(tmp_path) == [{"step": 0, "a/x": 1.0}]
 
 
 def test_a_run_with_nothing_to_do_touches_no_file(tmp_path):

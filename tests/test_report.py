@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html.parser
 import json
+import os
 import re
 
 import pytest
@@ -147,6 +148,30 @@ def test_lines_that_are_no_trees_are_counted(tmp_path):
     parsed(tmp_path)
     page = (tmp_path / "report" / "index.html").read_text()
     assert "5 of 5 trees" in page and "7 unreadable lines were left out" in page
+
+
+def record(workdir, *blocks):
+    fields = {"schema": 2, "phase": "explore", "done": True, "config": {}, "seconds": 1.0,
+              "files": dict.fromkeys(blocks, ""), "made_of": {}}  # fmt: skip
+    (workdir / "explore" / "phase.json").write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_only_blocks_are_on_the_page(tmp_path, listed):
+    """Stray copies are no blocks, with or without a list of blocks; a FIFO does not stop the page."""
+    make_workdir(tmp_path)
+    trees = tmp_path / "explore" / "trees"
+    strays = ["0000 (copy).jsonl", "0000.jsonl.bak", "copy.jsonl.partial", "0000.jsonl.damaged"]
+    for name in strays + ["0007.jsonl"] * listed:
+        (trees / name).write_bytes((trees / "0000.jsonl").read_bytes())
+    os.mkfifo(trees / "0002.jsonl.partial")
+    if listed:
+        record(tmp_path, "trees/0000.jsonl")
+    _, number, broken = report.read_tree_lines(tmp_path)
+    assert (number, broken) == (4, 2)
+    if listed:
+        record(tmp_path, "trees/0000.jsonl", "trees/0001.jsonl")
+        assert report.read_tree_lines(tmp_path)[1:] == (3, 2), "a listed block that is missing"
 
 
 def test_very_long_text_is_cut_on_the_page_and_says_so(tmp_path):

@@ -108,3 +108,15 @@ def test_what_the_machine_lacks_is_one_line(error, text):
     wrapped.__cause__ = error
     assert text in faults.explain(wrapped, "w")
     assert faults.explain(ValueError("a bug"), "w") is None
+
+
+def test_files_of_the_run_that_are_gone(tmp_path, monkeypatch):
+    """Somebody has removed or replaced them; elsewhere a missing file is a bug of the program."""
+    monkeypatch.chdir(tmp_path)
+    for number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO):
+        error = OSError(number, os.strerror(number), str(tmp_path / "run" / "metrics.jsonl"))
+        line = f"{tmp_path}/run/metrics.jsonl: {os.strerror(number)}"
+        assert faults.explain(error, "run") == line
+        assert faults.explain(error, f"file://{tmp_path}/run") == line
+        assert faults.explain(error, "other") is None
+        assert faults.explain(OSError(number, "x"), "run") is None

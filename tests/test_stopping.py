@@ -25,7 +25,7 @@ def work():
     if how == "python":
         while True:
             time.sleep(0.01)
-    if how == "lock":
+    if how in ("lock", "late"):
         threading.Event().wait()
     if how == "C":  # where no Python code runs, as in a compiler
         hashlib.pbkdf2_hmac("sha256", b"x", b"x", 10**9)
@@ -48,7 +48,7 @@ def work():
         threading.Event().wait()
 
 how = sys.argv[1]
-stopping._GRACE = 20 if how in ("python", "lock", "thread") else 0.5
+stopping._GRACE = 20 if how in ("python", "lock", "late", "thread") else 0.5
 try:
     with stopping.handlers(end):
         print("begun", flush=True)
@@ -57,6 +57,8 @@ try:
         finally:
             print("closed", flush=True)
 except stopping.Stopped as stopped:
+    if how == "late":  # a second signal, before the line of the first
+        os.kill(os.getpid(), stopped.number)
     end(str(stopped), stopped.code)
 except ValueError as error:
     end(f"main has it: {error}", 1)
@@ -72,7 +74,14 @@ def start(how):
     return child
 
 
-@pytest.mark.parametrize("how", ["python", "lock", "C", "swallowed", "destructor"])
+def end(child):
+    """(standard output after the first line, standard error)."""
+    # Not communicate(): it loses what readline() has read beyond its line.
+    child.wait(timeout=60)
+    return child.stdout.read(), child.stderr.read()
+
+
+@pytest.mark.parametrize("how", ["python", "lock", "late", "C", "swallowed", "destructor"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_one_line_and_the_code(how, number, code):
     child = start(how)
@@ -80,7 +89,7 @@ def test_one_line_and_the_code(how, number, code):
     for _ in range(3):  # to the group, and again: as terminals, shells and schedulers do
         os.killpg(child.pid, number)
         time.sleep(0.02)
-    out, err = child.communicate(timeout=30)
+    out, err = end(child)
     assert (child.returncode, err) == (code, f"stopped by {number.name}; {RESUME}\n")
     if how in ("python", "lock"):
         assert out == "closed\n"
@@ -88,9 +97,35 @@ def test_one_line_and_the_code(how, number, code):
 
 def test_a_thread_that_dies_is_the_run_s_failure():
     child = start("thread")
-    out, err = child.communicate(timeout=30)
+    out, err = end(child)
     assert (child.returncode, out) == (1, "closed\n")
     assert err == "main has it: what the thread died of\n"
+
+
+SWALLOWED = """
+import os, signal, sys
+from leafe_jax import experiment, main
+from leafe_jax.errors import UserError
+
+def run(*_):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    except BaseException as error:
+        raise UserError(f"the tokenizer cannot be read: {error}") from error
+
+experiment.run = run
+sys.exit(main.main(sys.argv))
+"""
+
+
+def test_a_signal_that_a_library_takes_for_an_error_of_its_own(tmp_path):
+    arguments = [f"--config={ROOT}/configs/quickstart.py:smoke", f"--workdir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWED, *arguments], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (75, f"stopped by SIGTERM; {RESUME}\n")
 
 
 def run(workdir, *overrides, config="quickstart.py:smoke"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from leafe_jax import report
+from leafe_jax import processes, report
 from leafe_jax.errors import UserError
 from leafe_jax.main import main
 from leafe_jax.workdir import LOCK_FILE, locked, opened
@@ -142,6 +142,30 @@ def test_what_cannot_be_locked(tmp_path):
                 pass
         assert "\n" not in str(caught.value) and time.monotonic() - begin < 2
     assert target.read_text() == "kept"
+
+
+def test_what_is_left_of_the_check_that_it_can_be_written(tmp_path):
+    os.mkfifo(tmp_path / ".writable")
+    with opened(str(tmp_path)):
+        pass
+    assert not (tmp_path / ".writable").exists()
+    (tmp_path / ".writable").mkdir()
+    with pytest.raises(UserError, match=r"\.writable: cannot be written: Is a directory"):
+        with opened(str(tmp_path)):
+            pass
+
+
+def test_another_directory_is_seen_though_a_killed_run_has_been_in_it(tmp_path, monkeypatch):
+    """A file that process 1 of a killed run has left must not pass for one of this run's."""
+    (tmp_path / ".writable1").write_text("")
+
+    def together(what, value=None, decide=None, **_):
+        return decide([value, "0" * len(value)] if what == "workdir" else [value])
+
+    monkeypatch.setattr(processes, "together", together)
+    with pytest.raises(UserError, match="process 1 writes elsewhere than process 0"):
+        with opened(str(tmp_path)):
+            pass
 
 
 def test_a_workdir_that_is_none(tmp_path):

@@ -35,6 +35,9 @@ class Checkpoints:
       directory: where steps are kept; the newest two stay, and what could not be read, as
         `<step>.damaged`.
       identity: what a checkpoint must agree with, name -> JSON value.
+
+    Raises:
+      UserError: the directory cannot be made, or something else is in the place of a checkpoint.
     """
 
     def __init__(self, directory, identity: dict[str, Any]):
@@ -43,6 +46,11 @@ class Checkpoints:
         # Orbax takes absolute paths only.
         self._directory, self._identity = Path(directory).absolute(), identity
         make_directory(self._directory)
+        for path in self._directory.rglob("*"):  # Orbax would wait for these forever
+            if path.name.isdigit() and path.parent == self._directory and not path.is_dir():
+                raise UserError(f"{path}: must be the directory of a checkpoint; move it away")
+            if not path.is_dir() and not path.is_file():
+                raise UserError(f"{path}: must be a file or a directory; move it away")
         self._manager = _Manager(
             self._directory, options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
         )

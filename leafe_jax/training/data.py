@@ -16,7 +16,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jax.experimental import multihost_utils
 
 from leafe_jax.errors import UserError
-from leafe_jax.files import put_in_place
+from leafe_jax.files import put_in_place, remove
 from leafe_jax.training.memory import check_room
 
 NORMALISATIONS = ("example", "token")
@@ -76,6 +76,7 @@ def write_examples(path: str | Path, examples: Sequence[Example]) -> None:
     if jax.process_index() == 0:
         check_room()
         partial = path.with_name(path.name + ".partial")
+        remove(partial)  # of a killed run; a FIFO would block
         writer = ArrayRecordWriter(str(partial), "group_size:1")  # each record can be read alone
         for example in examples:
             parts = (np.int32(example.source), example.ids, example.mass)

@@ -175,6 +175,8 @@ def _identity(config: ModelConfig, train, digest: str, seed: int) -> dict[str, A
     model = {f"model.{k}": v for k, v in dataclasses.asdict(config).items()}
     settings = {f"train.{k}": getattr(train, k) for k in ("seq_len", "batch_size", "num_epochs")}
     data = {"data": digest, "data order": seed}
+    if train.weight_decay and config.lora is None:  # adapters are matrices only
+        settings["train.decayed"] = "matrices"  # before 2026-11: all weights, and no such entry
     return json.loads(json.dumps({**model, **settings, **data}))  # tuples as JSON has them
 
 
@@ -251,6 +253,7 @@ class _Run:
                     "train: told to stop; step %d is saved; the same command goes on from there",
                     step,
                 )
+                preemption.leaving()
                 raise SystemExit(preemption.code)
         return state
 

@@ -111,6 +111,10 @@ class Preemption:
             return self._noted.is_set()
         return multihost_utils.reached_preemption_sync_point(next(_calls))
 
+    def leaving(self) -> None:
+        """The state is saved, and the process ends: later signals are ignored."""
+        stopping.note(signal.SIGINT if self.code != EXIT_PREEMPTED else signal.SIGTERM)
+
     def _poll(self) -> None:
         request = urllib.request.Request(self._url, headers={"Metadata-Flavor": "Google"})
         while not self._left.wait(_POLL_SECONDS):

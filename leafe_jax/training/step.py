@@ -120,17 +120,26 @@ def make_optimizer(train, num_steps: int) -> optax.GradientTransformation:
     schedule = optax.join_schedules([head, tail], [warmup]) if warmup else tail
     return optax.chain(
         optax.clip_by_global_norm(train.clip_norm),
-        optax.adamw(
-            schedule, b1=train.b1, b2=train.b2, eps=train.eps, weight_decay=train.weight_decay,
-            mask=_decayed,
+        optax.chain(
+            optax.scale_by_adam(b1=train.b1, b2=train.b2, eps=train.eps),
+            _decay_matrices(train.weight_decay),
+            optax.scale_by_learning_rate(schedule),
         ),
-    )  # fmt: skip
+    )
 
 
-def _decayed(params):
-    """Which leaves weight decay shrinks: matrices, embedding included, as in transformers' Trainer.
-    Scales of norms and biases are vectors."""
-    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+def _decay_matrices(rate: float) -> optax.GradientTransformation:
+    """Decoupled weight decay of matrices, embedding included, as in transformers' Trainer; scales of
+    norms and biases are vectors.
+
+    It is optax.adamw's with a mask, but has no state: a state of masks would make checkpoints
+    unreadable that were saved before there was one.
+    """
+
+    def decay(updates, params):
+        return jax.tree.map(lambda u, p: u + rate * p if p.ndim >= 2 else u, updates, params)
+
+    return optax.stateless(decay)
 
 
 def state_shapes(params, tx: optax.GradientTransformation) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 import trainer
 from trainer import equal, run_fit
@@ -211,6 +212,49 @@ def test_checkpoint_of_another_model(tmp_path, changes, message):
         run_fit(tmp_path, made=trainer.examples(seed=1))
     with pytest.raises(UserError, match="train.batch_size = 4, here 2"):
         run_fit(tmp_path, batch_size=2)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.write_text("")])
+def test_something_else_in_place_of_a_checkpoint(tmp_path, make):
+    make(tmp_path / "2")
+    with pytest.raises(UserError, match="2: must be the directory of a checkpoint; move it away"):
+        checkpoint.Checkpoints(tmp_path, {})
+    (tmp_path / "2").unlink()
+    (tmp_path / "1").mkdir()
+    os.mkfifo(tmp_path / "1" / "_CHECKPOINT_METADATA")
+    with pytest.raises(UserError, match="_CHECKPOINT_METADATA: must be a file or a directory; mo"):
+        checkpoint.Checkpoints(tmp_path, {})
+
+
+def old_optimizer(train, num_steps):
+    """What make_optimizer made before norms and biases were spared: weights of any shape decay."""
+    return optax.chain(
+        optax.clip_by_global_norm(train.clip_norm),
+        optax.adamw(
+            optax.join_schedules(
+                [
+                    optax.linear_schedule(train.learning_rate / 3, train.learning_rate, 2),
+                    optax.constant_schedule(train.learning_rate),
+                ],
+                [2],
+            ),
+            b1=train.b1, b2=train.b2, eps=train.eps, weight_decay=train.weight_decay,
+        ),
+    )  # fmt: skip
+
+
+def test_a_checkpoint_of_before_norms_were_spared(tmp_path, monkeypatch):
+    """Without weight decay it is resumed to the same bits; with, it is of another run."""
+    whole = run_fit(tmp_path / "whole")
+    with monkeypatch.context() as old, pytest.raises(Killed):
+        old.setattr(loop, "make_optimizer", old_optimizer)
+        run_fit(tmp_path / "run", progress=stop_at(3))
+    message = "is of another run: train.decayed = None, here 'matrices'; move the directory away"
+    with pytest.raises(UserError, match=message):
+        run_fit(tmp_path / "run", weight_decay=0.1)
+    steps = []
+    resumed = run_fit(tmp_path / "run", log=lambda step, _: steps.append(step))
+    assert steps[0] == 3 and equal(resumed, whole)
 
 
 def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
