@@ -28,7 +28,7 @@ setup(
         "etils[epath]",  # paths, which orbax brings
         "tokenizers",  # makes the embedded model's tokenizer; transformers brings it
         "safetensors",  # the hub's checkpoint format, read without pickle
-        "jinja2>=3.1.6",  # chat templates of Hugging Face tokenizers; older ones let a template reach Python
+        "jinja2>=3.1.6",  # chat templates; an older sandbox lets a template reach Python
         "tqdm",  # progress bars with rate and time left
         "nltk",  # WebShop: Porter's stemmer as Lucene has it (others miss its later rules)
         "regex",  # WebShop: Unicode's word segmentation classes, which `re` does not know

@@ -148,7 +148,10 @@ def test_the_penalty_sees_what_was_sampled():
         ({"top_k": -1}, "sampler.top_k = -1"),
         ({"top_p": 0.0}, "sampler.top_p = 0.0: must be above 0 and at most 1"),
         ({"min_p": 1.5}, "sampler.min_p = 1.5"),
-        ({"repetition_penalty": 0.0}, "sampler.repetition_penalty = 0.0: must be finite and above 0"),
+        (
+            {"repetition_penalty": 0.0},
+            "sampler.repetition_penalty = 0.0: must be finite and above 0",
+        ),
         ({"logit_bias": ((-1, 2.0),)}, r"sampler.logit_bias: \(-1, 2.0\): must be"),
     ],
 )
