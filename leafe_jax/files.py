@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import urllib.parse
 from collections.abc import Iterable, Iterator
@@ -223,6 +224,21 @@ def remove(path: str | os.PathLike) -> None:
     """
     with _named(path):
         Path(path).unlink(missing_ok=True)
+
+
+def put_directory_in_place(partial: str | os.PathLike, final: str | os.PathLike) -> None:
+    """`put_in_place` for a directory of files; what has the final name before is deleted.
+
+    Raises:
+      UserError, OSError: as put_in_place.
+    """
+    with _named(final):
+        for file in Path(partial).iterdir():
+            sync(file)
+        sync(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        sync(Path(final).parent)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import trainer
 
 from leafe_jax import files
 from leafe_jax.errors import UserError
+from leafe_jax.models import hf
 from leafe_jax.training.data import write_examples
 
 
@@ -97,21 +98,27 @@ def test_json_has_no_nan(tmp_path):
     assert files.read_json(file) == {"old": 1}
 
 
-def test_what_is_renamed_is_on_the_disk_first(tmp_path, monkeypatch):
-    """fsync of the file, the rename, fsync of the directory: in this order."""
-    done = []
+@pytest.fixture
+def done(monkeypatch):
+    """What is synced and renamed, in order."""
+    calls = []
     fsync, replace = os.fsync, os.replace
 
     def synced(descriptor):
-        done.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        calls.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
         fsync(descriptor)
 
     def renamed(old, new):
-        done.append(("rename", os.fspath(new)))
+        calls.append(("rename", os.fspath(new)))
         replace(old, new)
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", renamed)
+    return calls
+
+
+def test_what_is_renamed_is_on_the_disk_first(tmp_path, done):
+    """fsync of the file, the rename, fsync of the directory: in this order."""
     for path, write in (
         (tmp_path / "a.json", lambda path: files.write_json(path, {})),
         (tmp_path / "b.record", lambda path: write_examples(path, trainer.examples())),
@@ -121,6 +128,18 @@ def test_what_is_renamed_is_on_the_disk_first(tmp_path, monkeypatch):
         assert done == [
             ("fsync", f"{path}.partial"), ("rename", str(path)), ("fsync", str(tmp_path)),
         ]  # fmt: skip
+
+
+def test_a_model_is_renamed_when_all_of_it_is_on_the_disk(tmp_path, done):
+    path = tmp_path / "model"
+    hf.save(path, trainer.CONFIG, trainer.params())
+    partial = f"{path}.partial"
+    written = {("fsync", f"{partial}/{file.name}") for file in path.iterdir()}
+    *first, directory, renamed, parent = done
+    assert set(first) == written and len(written) >= 2
+    assert [directory, renamed, parent] == [
+        ("fsync", partial), ("rename", str(path)), ("fsync", str(tmp_path)),
+    ]  # fmt: skip
 
 
 def test_an_unfinished_file_is_not_there(tmp_path):

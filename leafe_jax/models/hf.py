@@ -9,7 +9,6 @@ import functools
 import json
 import math
 import mmap
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
 from leafe_jax.errors import UserError
+from leafe_jax.files import put_directory_in_place
 from leafe_jax.models.decoder import ModelConfig, abstract_params
 from leafe_jax.models.files import read_json
 from leafe_jax.models.hf_config import config_json, read_config
@@ -401,12 +401,6 @@ def save(
         else:
             _write_new(partial, config, dtype, tokenizer)
         assert read_config(partial) == config, "the export would describe another model"
-        for file in filter(
-            Path.is_file, partial.iterdir()
-        ):  # the rename must not get to the disk before the content
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-        shutil.rmtree(directory, ignore_errors=True)
-        partial.rename(directory)
+        put_directory_in_place(partial, directory)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"saved {directory.name}")

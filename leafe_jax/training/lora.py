@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from leafe_jax.errors import UserError
+from leafe_jax.files import put_directory_in_place
 from leafe_jax.models import hf
 from leafe_jax.models.decoder import LoRA, ModelConfig, init_params
 
@@ -133,8 +135,10 @@ def save_adapter(path: str | Path, config: ModelConfig, adapters: dict, base: st
             )
     if not tensors:  # another process writes
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    hf.write_tensors(tensors, directory / "adapter_model.safetensors")
+    partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    hf.write_tensors(tensors, partial / "adapter_model.safetensors")
     fields: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -147,4 +151,5 @@ def save_adapter(path: str | Path, config: ModelConfig, adapters: dict, base: st
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    (directory / "adapter_config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    (partial / "adapter_config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    put_directory_in_place(partial, directory)
