@@ -237,7 +237,7 @@ RECORDS = {
     '{"phase": "explore", "done": 1, "config": {}, "seconds": 1}': "done = 1: must be true or false",
     '{"phase": "explore", "done": true, "config": [], "seconds": 1}': "config = []: must be an object",
     '{"phase": "explore", "done": true, "config": {}, "seconds": NaN}': "seconds = nan: must be",
-    '{"phase": "explore", "done": true, "done": true}': "'done': named twice",
+    '{"phase": "explore", "done": true, "done": true}': "done: named twice",
 }
 
 
