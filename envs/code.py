@@ -146,7 +146,7 @@ class Code(Environment):
                     continue
                 if problem.task_id in problems:
                     raise EnvDataError(
-                        f"{problem.where}: task {problem.task_id!r} is there twice"
+                        f"{problem.where}: task {problem.task_id!r} occurs twice"
                         f" ({problems[problem.task_id].where})"
                     )
                 problems[problem.task_id] = problem

@@ -188,7 +188,7 @@ class _Roll:
             self._told.add(number)
             self._send_away(caller, self.problem)
         elif not 0 < number < count or number in self.here:
-            self.problem = f"process {number} of {count} is there twice"
+            self.problem = f"process {number} of {count} occurs twice"
             self._send_away(caller, self.problem)
         else:
             self._release(caller)

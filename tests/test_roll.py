@@ -122,7 +122,7 @@ def test_who_is_missing_is_named_to_all():
 def test_one_that_is_there_twice(monkeypatch):
     monkeypatch.setattr(roll, "_LINGER_SECONDS", 0.5)
     found = hold(3, [(1, 3, "mine"), (1, 3, "mine")])
-    assert set(found.values()) == {"process 1 of 3 is there twice"} and len(found) == 3
+    assert set(found.values()) == {"process 1 of 3 occurs twice"} and len(found) == 3
 
 
 def test_another_number_of_processes():

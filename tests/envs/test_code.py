@@ -380,7 +380,7 @@ def test_bad_files_and_options_are_named(tmp_path):
             with pytest.raises(EnvDataError, match=f"{where}not JSON that can be read"):
                 make(problems=[str(tmp_path / name)], split="train")
     twice = write(tmp_path / "twice.jsonl", record(), record())
-    with pytest.raises(EnvDataError, match="record 1: task 'train/easy/sum' is there twice"):
+    with pytest.raises(EnvDataError, match="record 1: task 'train/easy/sum' occurs twice"):
         make(problems=[twice], split="train")
     nameless = write(tmp_path / "some.jsonl", HUB)
     with pytest.raises(EnvDataError, match="which split"):

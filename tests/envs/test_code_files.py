@@ -141,7 +141,7 @@ def test_tasks_of_several_codecontests_files_are_numbered_through(tmp_path):
 def test_a_task_that_is_there_twice_is_named_with_both_places(tmp_path):
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_text(json.dumps(OWN))
-    with pytest.raises(EnvDataError, match=r"b.jsonl, record 0: task 'train/easy/sum' is there twice"
+    with pytest.raises(EnvDataError, match=r"b.jsonl, record 0: task 'train/easy/sum' occurs twice"
                        r" .*a.jsonl, record 0"):  # fmt: skip
         envs.make("code", problems=[str(tmp_path / n) for n in ("a.jsonl", "b.jsonl")], split="train",
                   allow_weak=True)  # fmt: skip
