@@ -88,7 +88,8 @@ class Phase:
             if known.get(field) != config.get(field):
                 raise UserError(
                     f"{field} = {config.get(field)!r}, but phase {self.name!r} of this workdir was"
-                    f" made with {known.get(field)!r}: use that value or another --workdir"
+                    f" made with {known.get(field)!r} ({self.record_path}): use that value or another"
+                    " --workdir"
                 )
 
     def _write(self) -> None:
