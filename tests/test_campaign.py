@@ -1,6 +1,6 @@
 """The reliability campaign: kills, signals, damaged files, two processes, a full disk, hostile replies.
 
-    pytest -m slow -s tests/test_campaign.py
+    pytest -m slow -n 2 --dist load -rP tests/test_campaign.py
 
 takes about ten minutes on 2 cores and prints the counts of docs/RELIABILITY.md. A case is *survived* when
 the command ends with the table of an undisturbed run, *refused* when it ends with exit code 2 and one line
@@ -67,10 +67,10 @@ def call(workdir: Path, capfd, monkeypatch) -> tuple[int, str]:
     return code, capfd.readouterr().err
 
 
-def show(kind: str, counts: collections.Counter, capfd=None) -> None:
+def show(kind: str, counts: collections.Counter) -> None:
+    """Prints a row of docs/RELIABILITY.md; -rP shows it."""
     line = ", ".join(f"{name} {counts[name]}" for name in ("survived", "refused", "lost"))
-    with capfd.disabled() if capfd else contextlib.nullcontext():
-        print(f"\n{kind}: tried {counts.total()}, {line}", flush=True)
+    print(f"{kind}: tried {counts.total()}, {line}")
 
 
 # -- damaged files ---------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_every_file_damaged(part, reference, tmp_path, capfd, monkeypatch):
         if problem:
             lost.append(f"{file}, {damage}: {problem}")
         shutil.rmtree(workdir)
-    show(f"damaged files, part {part + 1} of 4", counts, capfd)
+    show(f"damaged files, part {part + 1} of 4", counts)
     assert not lost, "\n".join(lost)
 
 
@@ -188,7 +188,7 @@ def test_strange_things_in_the_place_of_files(reference, tmp_path, capfd, monkey
                 counts["lost"] += 1
                 lost.append(f"{file}, {kind}: {code} {err[-300:]}")
             shutil.rmtree(workdir)
-    show("strange files", counts, capfd)
+    show("strange files", counts)
     assert not lost, "\n".join(lost)
 
 
@@ -340,4 +340,4 @@ def test_hostile_replies(reference, tmp_path, capfd, monkeypatch):
     for path in tmp_path.rglob("*.jsonl"):
         for line in path.read_text(encoding="utf-8").splitlines():
             json.loads(line, parse_constant=pytest.fail)
-    show("hostile replies", collections.Counter(survived=len(HOSTILE)), capfd)
+    show("hostile replies", collections.Counter(survived=len(HOSTILE)))
