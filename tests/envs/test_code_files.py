@@ -5,6 +5,8 @@ import json
 import os
 import time
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 import envs
@@ -162,12 +164,10 @@ def test_odd_options_are_named(option, value):
 
 
 def test_damaged_parquet_files_are_one_line(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "p.parquet"
 
     def write(table):
-        parquet.write_table(table, path)
+        pyarrow.parquet.write_table(table, path)
 
     write(pyarrow.Table.from_pylist([{**HUB, "description": b"\xff"}]))
     assert "field 'description' = b'\\xff'" in refused(path, "codecontests")
