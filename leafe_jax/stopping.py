@@ -104,11 +104,6 @@ def note(number: int) -> None:
         _first = number
 
 
-def failure() -> BaseException | None:
-    """What a background thread has died of, if one has."""
-    return _failure
-
-
 def take_back() -> None:
     """Takes SIGTERM over from jax's distributed runtime, which has set a handler of its own."""
     global _runtime_handler
