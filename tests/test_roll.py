@@ -26,8 +26,11 @@ def dial(port) -> socket.socket:
             time.sleep(0.01)
 
 
-def hold(count, callers, seconds=3.0, before=lambda port: None, late=0.0):
-    """What process 0 and each of `callers` (number, count, run) get: None, or the error's text."""
+def hold(count, callers, seconds=30.0, before=lambda port: None, late=0.0, in_turn=False):
+    """What process 0 and each of `callers` (number, count, run) get: None, or the error's text.
+
+    in_turn: a caller waits for the answer to the one before it.
+    """
     port, found = free_port(), {}
 
     def run(name, function, *arguments):
@@ -45,6 +48,8 @@ def hold(count, callers, seconds=3.0, before=lambda port: None, late=0.0):
     for index, (number, of, name) in enumerate(callers):
         threads.append(threading.Thread(target=run, args=(index, roll.answer, of, number, name)))
         threads[-1].start()
+        if in_turn:
+            threads[-1].join(timeout=60)
         time.sleep(late)
     for thread in threads:
         thread.join(timeout=60)
@@ -106,7 +111,7 @@ def test_more_silent_callers_than_there_is_room_for(monkeypatch):
 
 
 def test_a_process_of_another_run_is_sent_away():
-    found = hold(2, [(1, 2, "other"), (1, 2, "mine")], late=0.3)
+    found = hold(2, [(1, 2, "other"), (1, 2, "mine")], in_turn=True)
     assert found == {"first": None, 0: "another run is there: mine", 1: None}
     found = hold(2, [(1, 2, "other")], seconds=2.0)
     assert found["first"] == (
