@@ -84,7 +84,7 @@ def test_damaged_json_is_one_line_with_the_file(make, message, tmp_path):
         list(files.read_json_lines(file))
     except UserError as error:
         assert str(error).startswith(str(file)) and "\n" not in str(error)
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 10
 
 
 def test_json_has_no_nan(tmp_path):

@@ -140,7 +140,7 @@ def test_what_cannot_be_locked(tmp_path):
         with pytest.raises(UserError, match="cannot be locked: ") as caught:
             with opened(str(workdir)):
                 pass
-        assert "\n" not in str(caught.value) and time.monotonic() - begin < 2
+        assert "\n" not in str(caught.value) and time.monotonic() - begin < 10
     assert target.read_text() == "kept"
 
 
