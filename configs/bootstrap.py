@@ -4,7 +4,7 @@
 
 The result, `<workdir>/bootstrap/model`, is what leafe_jax/assets/base holds (made at the commit that
 docs/BASE_MODEL.md names). What the corpus is made of, without training:
-`python -m leafe_jax.corpus --config=configs/bootstrap.py`. One game alone:
+`python -m leafe_jax.bootstrap.corpus --config=configs/bootstrap.py`. One game alone:
 `--config=configs/bootstrap.py:household`.
 """
 

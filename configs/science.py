@@ -3,7 +3,7 @@
     python -m leafe_jax.main --config=configs/science.py --workdir=runs/science
 
 The embedded base model has learnt this game (docs/BASE_MODEL.md). The laboratory is not ScienceWorld
-(envs/science.py says what it is). All fifteen task types, with an instruct checkpoint:
+(envs/science/environment.py says what it is). All fifteen task types, with an instruct checkpoint:
 
     --config.model.path=DIR --config.env.prompt_style=react --config.context.mode=window \
     --config.env.options.task_types="()" --config.env.horizon=30 \

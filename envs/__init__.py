@@ -10,15 +10,27 @@ from envs.base import EnvDataError, Environment
 
 # name -> module:class. Modules are imported when asked for: some need an extra.
 REGISTRY = {
-    "alfworld": "envs.alfworld:Alfworld",
-    "alfworld_real": "envs.alfworld_real:AlfworldReal",
-    "code": "envs.code:Code",
-    "household": "envs.household:Household",
-    "science": "envs.science:Science",
-    "scienceworld": "envs.scienceworld:ScienceWorld",
-    "sokoban": "envs.sokoban:Sokoban",
-    "webshop": "envs.webshop:WebShop",
+    "alfworld": "envs.alfworld.environment:Alfworld",
+    "alfworld_real": "envs.alfworld.real:AlfworldReal",
+    "code": "envs.code.environment:Code",
+    "household": "envs.household.environment:Household",
+    "science": "envs.science.environment:Science",
+    "scienceworld": "envs.scienceworld.environment:ScienceWorld",
+    "sokoban": "envs.sokoban.environment:Sokoban",
+    "webshop": "envs.webshop.environment:WebShop",
 }
+
+
+def find(name: str) -> type[Environment]:
+    """The class of an environment.
+
+    Raises:
+      EnvDataError: unknown name.
+    """
+    if name not in REGISTRY:
+        raise EnvDataError(f"env.name = {name!r}: must be one of {', '.join(REGISTRY)}")
+    module, _, attribute = REGISTRY[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def make(name: str, split: str | None = None, **options: Any) -> Environment:
@@ -36,10 +48,7 @@ def make(name: str, split: str | None = None, **options: Any) -> Environment:
     Raises:
       EnvDataError: unknown name, split or option, or a value that is not allowed.
     """
-    if name not in REGISTRY:
-        raise EnvDataError(f"env.name = {name!r}: must be one of {', '.join(REGISTRY)}")
-    module, _, attribute = REGISTRY[name].partition(":")
-    environment = getattr(importlib.import_module(module), attribute)
+    environment = find(name)
     allowed = inspect.signature(environment).parameters
     for option in options:
         if option not in allowed:

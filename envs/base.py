@@ -88,6 +88,7 @@ class Environment(abc.ABC):
     split: str | None = None  # whose tasks `tasks` lists; None: those of all splits
     has_workers: bool = False  # steps are played in worker processes and take their time
     programs: bool = False  # an action is a program: many lines, blanks and all
+    player: str = ""  # its scripted player, module:Class (envs/player.py); "" where there is none
     states_goal: bool = False  # the first observation says "Your task is to: ..."
 
     def __init__(self, horizon: int):

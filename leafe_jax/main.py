@@ -1,4 +1,4 @@
-"""Command line: flags only; the program is leafe_jax/experiment.py.
+"""Command line: flags only; the program is leafe_jax/run/experiment.py.
 
 python -m leafe_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
@@ -25,7 +25,7 @@ if __name__ == "__main__":  # before the imports, which take a while
 import logging  # noqa: E402
 import time  # noqa: E402
 
-from leafe_jax import console, faults, startup, stopping  # noqa: E402
+from leafe_jax.runtime import console, faults, startup, stopping  # noqa: E402
 
 
 class _BadFlags(Exception):
@@ -130,7 +130,8 @@ def main(argv: list[str]) -> int:
 def _load() -> tuple:
     """The modules that import jax. No signal may raise in here: an extension that is being loaded
     would not survive it, so `_leave` takes them."""
-    from leafe_jax import experiment, processes, sweep
+    from leafe_jax.run import experiment, sweep
+    from leafe_jax.runtime import processes
 
     return experiment, processes, sweep
 
@@ -165,7 +166,7 @@ def _run(values, experiment, processes, sweep) -> int:
 
 def _end(line: str, code: int) -> None:
     """Prints a line and ends the process, and the other ones of the run."""
-    processes = sys.modules.get("leafe_jax.processes")
+    processes = sys.modules.get("leafe_jax.runtime.processes")
     if processes is not None and hasattr(processes, "stop"):
         processes.stop(line, code)  # does not return where there are several
     else:
@@ -176,7 +177,7 @@ def _end(line: str, code: int) -> None:
 
 def _crash(error: Exception) -> None:
     """A bug: its traceback is for us; the other processes are told of it."""
-    processes = sys.modules.get("leafe_jax.processes")
+    processes = sys.modules.get("leafe_jax.runtime.processes")
     if processes is not None and processes.several():
         time.sleep(1)  # if it comes of another's end, that is said now, and this is not
         console.print_crash(type(error), error, error.__traceback__)

@@ -6,6 +6,8 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
+
 from leafe_jax.errors import UserError
 
 TREE_SCHEMA = 1
@@ -18,7 +20,7 @@ def _is_id(value: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn; the order of the options is leafe_jax.sampling.methods'.
+    """How the next token is drawn; the order of the options is leafe_jax.sampling.draw'.
 
     Attributes:
       temperature: 0 is greedy.
@@ -325,3 +327,24 @@ def _check_shape(tree: Tree) -> None:
                     f"node {number}, turn {index}: step = {turn.step}: must be {first + index}"
                 )
         last.append(first + len(node.turns) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One training sequence.
+
+    Attributes:
+      ids: int32 [n] tokens.
+      mass: float32 [n]; mass[i] > 0 trains the prediction of ids[i] from ids[:i], so mass[0] is 0.
+      source: index into the run's sources, e.g. counterfactual and rehearsal.
+    """
+
+    ids: np.ndarray
+    mass: np.ndarray
+    source: int
+
+    def __post_init__(self):
+        if len(self.ids) != len(self.mass) or len(self.ids) < 2 or self.mass[0] != 0:
+            raise ValueError("an example needs two ids or more, as many masses, and mass[0] == 0")
+        if not (np.isfinite(self.mass).all() and np.min(self.mass) >= 0):
+            raise ValueError("an example's masses must be finite and at least 0")

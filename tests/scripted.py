@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from leafe_jax.sampling.policy import Completion, Request
+from leafe_jax.agent.policy import Completion, Request
 
 
 @dataclasses.dataclass(eq=False)

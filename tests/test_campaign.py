@@ -25,8 +25,8 @@ from pathlib import Path
 import pytest
 
 from leafe_jax.main import main
-from leafe_jax.sampling.policy import LMPolicy
-from tests.test_main import ROOT, run, start, trees
+from leafe_jax.sampling.lm_policy import LMPolicy
+from tests.run.test_main import ROOT, run, start, trees
 
 pytestmark = pytest.mark.slow
 CONFIG = f"--config={ROOT / 'configs' / 'quickstart.py'}:smoke"

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from leafe_jax.distill import DistillConfig, make_examples
 from leafe_jax.errors import UserError
-from leafe_jax.training.data import Example, survey
-from leafe_jax.types import Node, ReflectionRecord, Sampling, Tree, Turn
+from leafe_jax.methods.leafe import DistillConfig, make_examples
+from leafe_jax.training.records import survey
+from leafe_jax.types import Example, Node, ReflectionRecord, Sampling, Tree, Turn
 
 
 def tree() -> dict:

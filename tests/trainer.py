@@ -16,12 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from leafe_jax.methods.examples import action_mass
 from leafe_jax.models import decoder
 from leafe_jax.models.decoder import ModelConfig
-from leafe_jax.training.data import Batches, Example, action_mass
-from leafe_jax.training.loop import fit, place
-from leafe_jax.training.sharding import make_mesh
-from leafe_jax.training.step import init_state, make_optimizer, make_train_step, step_options
+from leafe_jax.models.sharding import make_mesh
+from leafe_jax.training.optimizer import make_optimizer
+from leafe_jax.training.packing import Batches
+from leafe_jax.training.step import init_state, make_train_step, step_options
+from leafe_jax.training.trainer import fit, place
+from leafe_jax.types import Example
 
 CONFIG = ModelConfig(
     model_type="llama", vocab_size=40, hidden_size=32, intermediate_size=64, num_layers=2,

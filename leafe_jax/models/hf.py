@@ -23,11 +23,11 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
 from leafe_jax.errors import UserError
-from leafe_jax.files import put_directory_in_place
 from leafe_jax.models.decoder import ModelConfig, abstract_params
-from leafe_jax.models.files import read_json
 from leafe_jax.models.hf_config import config_json, read_config
 from leafe_jax.models.weights import INDEX, WeightFile, open_weights
+from leafe_jax.runtime.files import put_directory_in_place
+from leafe_jax.runtime.model_files import read_json
 
 __all__ = [
     "MAX_SHARD_BYTES", "Unread", "load_params", "read_config", "save", "to_host", "unread_params",

@@ -11,14 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from leafe_jax.errors import UserError
-from leafe_jax.models.decoder import (
-    MODEL_TYPES,
-    Llama3Scaling,
-    ModelConfig,
-    RopeScaling,
-    YarnScaling,
-)
-from leafe_jax.models.files import check_directory, read_json, shown
+from leafe_jax.models.decoder import MODEL_TYPES, ModelConfig
+from leafe_jax.models.rope import Llama3Scaling, RopeScaling, YarnScaling
+from leafe_jax.runtime.model_files import check_directory, read_json, shown
 
 # Several times the largest model that is known. More would take minutes to find out that it does not
 # fit the weights.

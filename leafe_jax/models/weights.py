@@ -11,8 +11,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from leafe_jax.errors import UserError
-from leafe_jax.files import parse_json
-from leafe_jax.models.files import read_json
+from leafe_jax.runtime.files import parse_json
+from leafe_jax.runtime.model_files import read_json
 
 INDEX = "model.safetensors.index.json"
 _MAX_HEADER = 2**23  # bytes of a file's header; 1,000 tensors take about 100 KB

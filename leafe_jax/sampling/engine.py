@@ -1,11 +1,11 @@
 """The sampler: token sessions that fork and rewind over one pool of KV pages, batched continuously.
 
 A session is a list of token ids and nothing else. What has been computed lies in pages that a prefix tree
-over token ids finds again (`leafe_jax.sampling.pages`): forks, branches from an earlier step, the
+over token ids finds again (`leafe_jax.sampling.prefix_tree`): forks, branches from an earlier step, the
 reflection call, samples of one task and prompts that are rebuilt every step share what they have in
 common, whoever computed it. What is not there is computed, so running out of pages costs time, never
-correctness. The engine knows token ids only; text is `leafe_jax.chat`'s and
-`leafe_jax.sampling.policy`'s business.
+correctness. The engine knows token ids only; text is `leafe_jax.agent.chat`'s and
+`leafe_jax.sampling.lm_policy`'s business.
 
 Requests enter at any time (`submit`) and leave when they have stopped (`collect`). Between two bursts of
 decoding the scheduler gives every running row the pages that its next tokens may need, admits what waits
@@ -27,12 +27,13 @@ from jax.sharding import Mesh, NamedSharding
 
 from leafe_jax.errors import UserError
 from leafe_jax.models.decoder import ModelConfig
-from leafe_jax.sampling import methods
-from leafe_jax.sampling.pages import Match, PageTree, common_length
+from leafe_jax.sampling import draw as methods
+from leafe_jax.sampling.gathered import Gathered
+from leafe_jax.sampling.paged import Paged
+from leafe_jax.sampling.prefix_tree import Match, PageTree, common_length
 from leafe_jax.sampling.programs import Programs, Statics
 from leafe_jax.sampling.requests import Generation, Request, Session, refusal, strange_token
 from leafe_jax.sampling.shapes import Layout, Row, Shapes
-from leafe_jax.sampling.storage import Gathered, Paged
 from leafe_jax.types import Sampling
 
 _BURST = 64  # most tokens of a burst
@@ -101,7 +102,7 @@ class Engine:
       stop_ids: token ids that end a reply, all of the model.
       page_size: positions of a page.
       num_pages: of the pool; 0 makes room for num_slots sessions of max_len tokens.
-      attention: "gather" or "paged" (see leafe_jax.sampling.storage); "auto" is "paged" on TPU.
+      attention: "gather" or "paged" (see leafe_jax.sampling.gathered); "auto" is "paged" on TPU.
       options: requests may use top-k, top-p, min-p, repetition penalty and logit bias.
       mesh: from training.sharding.make_mesh, when the model is divided along its "tensor" axis.
 

@@ -23,8 +23,8 @@ from jax.sharding import PartitionSpec as P
 
 from leafe_jax.models import decoder
 from leafe_jax.models.decoder import ModelConfig
-from leafe_jax.sampling import methods
-from leafe_jax.sampling.storage import Pages
+from leafe_jax.sampling import draw as methods
+from leafe_jax.sampling.cache import Pages
 
 
 @dataclasses.dataclass(frozen=True, order=True)

@@ -16,8 +16,8 @@ from jax.sharding import SingleDeviceSharding
 
 from leafe_jax.errors import UserError
 from leafe_jax.models.decoder import ModelConfig, abstract_params
+from leafe_jax.models.sharding import make_mesh, shardings_for
 from leafe_jax.sampling.engine import Engine, Generation, Request
-from leafe_jax.training.sharding import make_mesh, shardings_for
 
 
 class Replicas:

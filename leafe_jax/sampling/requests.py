@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from leafe_jax.sampling.methods import MAX_BIAS
+from leafe_jax.sampling.draw import MAX_BIAS
 from leafe_jax.types import Sampling
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from leafe_jax.sampling.pages import Match, common_length
+from leafe_jax.sampling.cache import Pages
+from leafe_jax.sampling.prefix_tree import Match, common_length
 from leafe_jax.sampling.programs import Program, num_targets
-from leafe_jax.sampling.storage import Pages
 
 MEMBERS = 8  # rows of a group that shares its first pages
 _MIN_SHARED = 16  # pages; with fewer a group gains less than another program takes to compile

@@ -15,8 +15,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from leafe_jax.errors import UserError
-from leafe_jax.files import make_directory
-from leafe_jax.training.memory import is_out_of_memory
+from leafe_jax.runtime.files import make_directory
+from leafe_jax.runtime.memory import is_out_of_memory
 
 KEPT = 2
 

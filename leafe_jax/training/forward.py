@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from leafe_jax.models import decoder
 from leafe_jax.models.decoder import Attend, ModelConfig
-from leafe_jax.training.sharding import BATCH, stacked_shardings
+from leafe_jax.models.sharding import BATCH, stacked_shardings
 
 # What a layer keeps for the backward pass; the rest is computed again.
 REMAT = {

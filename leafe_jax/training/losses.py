@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from leafe_jax.models import decoder
 from leafe_jax.models.decoder import ModelConfig
-from leafe_jax.training.sharding import BATCH
+from leafe_jax.models.sharding import BATCH
 
 
 def token_nll(

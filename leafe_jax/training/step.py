@@ -15,14 +15,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from leafe_jax.errors import UserError
+from leafe_jax.models import lora
 from leafe_jax.models.attention import choose_backend, segment_attend
 from leafe_jax.models.decoder import ModelConfig
-from leafe_jax.training import lora
+from leafe_jax.models.sharding import BATCH, check_mesh, shardings_for
 from leafe_jax.training.forward import REMAT, hidden_states
 from leafe_jax.training.losses import token_nll
-from leafe_jax.training.sharding import BATCH, check_mesh, shardings_for
 
-SCHEDULES = ("constant", "linear", "cosine")
 _COUNTS = (
     "batch_size", "accumulation", "loss_chunk", "checkpoint_every", "log_every", "max_nonfinite",
 )  # fmt: skip
@@ -92,54 +91,6 @@ def step_options(train, config: ModelConfig, mesh: Mesh) -> StepOptions:
         train.compute_dtype, train.accumulation, train.remat, train.scan_layers, train.loss_chunk,
         backend,
     )  # fmt: skip
-
-
-def make_optimizer(train, num_steps: int) -> optax.GradientTransformation:
-    """Gradient clipping and AdamW with a warm-up; norms and biases have no weight decay.
-
-    Args:
-      train: train section of a config (learning_rate, schedule, warmup_steps, weight_decay, b1, b2,
-        eps, clip_norm).
-      num_steps: optimizer steps of the run, for the decaying schedules.
-
-    Raises:
-      UserError: unknown schedule.
-    """
-    warmup = min(train.warmup_steps, max(num_steps - 1, 0))
-    rest = max(num_steps - warmup, 1)
-    if train.schedule == "constant":
-        tail = optax.constant_schedule(train.learning_rate)
-    elif train.schedule == "linear":
-        tail = optax.linear_schedule(train.learning_rate, 0.0, rest)
-    elif train.schedule == "cosine":
-        tail = optax.cosine_decay_schedule(train.learning_rate, rest)
-    else:
-        raise UserError(f"train.schedule = {train.schedule!r}: must be one of {SCHEDULES}")
-    # From one warm-up step's share, not from 0: a first step without an update would be wasted.
-    head = optax.linear_schedule(train.learning_rate / (warmup + 1), train.learning_rate, warmup)
-    schedule = optax.join_schedules([head, tail], [warmup]) if warmup else tail
-    return optax.chain(
-        optax.clip_by_global_norm(train.clip_norm),
-        optax.chain(
-            optax.scale_by_adam(b1=train.b1, b2=train.b2, eps=train.eps),
-            _decay_matrices(train.weight_decay),
-            optax.scale_by_learning_rate(schedule),
-        ),
-    )
-
-
-def _decay_matrices(rate: float) -> optax.GradientTransformation:
-    """Decoupled weight decay of matrices, embedding included, as in transformers' Trainer; scales of
-    norms and biases are vectors.
-
-    It is optax.adamw's with a mask, but has no state: a state of masks would make checkpoints
-    unreadable that were saved before there was one.
-    """
-
-    def decay(updates, params):
-        return jax.tree.map(lambda u, p: u + rate * p if p.ndim >= 2 else u, updates, params)
-
-    return optax.stateless(decay)
 
 
 def state_shapes(params, tx: optax.GradientTransformation) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import envs
-from envs import alfworld_games, planner
-from envs.alfworld_engine import Game, Position
+from envs.alfworld import games as alfworld_games
+from envs.alfworld import planner
+from envs.alfworld.engine import Game, Position
 from envs.base import stable_seed
 
 TRANSCRIPTS = Path(__file__).with_name("data") / "alfworld_transcripts.json.gz"

@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 import envs
-from envs import alfworld_games as generator
-from envs.alfworld import Alfworld, generated_game
-from envs.alfworld_engine import Game
+from envs.alfworld import games as generator
+from envs.alfworld.engine import Game
+from envs.alfworld.environment import Alfworld, generated_game
 from envs.base import EnvDataError
 
 TRANSCRIPTS = Path(__file__).with_name("data") / "alfworld_transcripts.json.gz"

@@ -11,8 +11,8 @@ import types
 import pytest
 
 import envs
-from envs import twl2
-from envs.alfworld_engine import Game
+from envs.alfworld import twl2
+from envs.alfworld.engine import Game
 from envs.base import EnvDataError
 
 DOMAIN = """
@@ -129,7 +129,7 @@ def test_recursive_types_are_one_type():
 
 
 def test_actions_with_too_many_arguments_are_refused_without_trying_them_all(monkeypatch):
-    monkeypatch.setattr("envs.grounding._MAX_WORK", 50_000)
+    monkeypatch.setattr("envs.alfworld.grounding._MAX_WORK", 50_000)
     names = " ".join(f"s{n}" for n in range(500))
     problem = PROBLEM.replace("(:objects", f"(:objects {names} - spot")
     domain = DOMAIN.replace(
@@ -193,7 +193,7 @@ def test_the_real_package_is_not_given_a_game_without_end(tmp_path, monkeypatch)
                  "alfworld.agents.environment.alfred_tw_env", "fast_downward"):  # fmt: skip
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setattr(
-        "envs.alfworld_real._Loaded", lambda data, chain: pytest.fail("was given it")
+        "envs.alfworld.real._Loaded", lambda data, chain: pytest.fail("was given it")
     )
     data = {"pddl_domain": DOMAIN, "pddl_problem": PROBLEM,
             "grammar": grammar("#w#", w=[{"rhs": "#w#"}])}  # fmt: skip

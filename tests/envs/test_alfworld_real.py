@@ -10,8 +10,8 @@ import types
 import pytest
 
 import envs
-from envs import alfworld_real
-from envs.alfworld import Alfworld
+from envs.alfworld import real as alfworld_real
+from envs.alfworld.environment import Alfworld
 from envs.base import EnvDataError
 
 

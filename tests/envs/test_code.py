@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 import envs
-from envs import code_data, code_judge, problems, sandbox
+from envs import sandbox
 from envs.base import EnvDataError
-from envs.code_judge import same_output
+from envs.code import data as code_data
+from envs.code import judge as code_judge
+from envs.code import problems
+from envs.code.judge import same_output
 
 DATA = os.environ.get("LEAFE_DATA", "")
 needs_data = pytest.mark.skipif(not DATA, reason="LEAFE_DATA names no directory with data files")

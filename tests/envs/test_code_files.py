@@ -10,8 +10,9 @@ import pyarrow.parquet
 import pytest
 
 import envs
-from envs import code_data, code_files
 from envs.base import EnvDataError
+from envs.code import data as code_data
+from envs.code import files as code_files
 
 OWN = {
     "name": "sum", "band": "easy", "split": "train", "statement": "Add.", "num_public": 1,

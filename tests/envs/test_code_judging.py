@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import envs
 from envs import sandbox
 from envs.base import EnvDataError
-from envs.code_feedback import MAX_SHOWN, clean, shorten
-from envs.code_sources import check_sources
+from envs.code.feedback import MAX_SHOWN, clean, shorten
+from envs.code.sources import check_sources
 
 OWN = {
     "name": "sum", "band": "easy", "split": "test", "statement": "Add.", "num_public": 1,

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from envs.household import (
+from envs.household.environment import (
     FAMILIES,
     NOTHING,
     Household,
@@ -15,7 +15,7 @@ from envs.household import (
     reached_goal,
     room_split,
 )
-from envs.players.household import HouseholdPlayer
+from envs.household.player import HouseholdPlayer
 
 KITCHEN = Room(
     "heat", "put a hot mug in shelf", "mug", "shelf",

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from envs import grounding, pddl
+from envs.alfworld import grounding, pddl
 from envs.base import EnvDataError
 
 DOMAIN = """

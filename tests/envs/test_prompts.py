@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.prompts import FORMS, Prompts, Reflection
-from envs.sokoban import Sokoban
+from envs.sokoban.environment import Sokoban
 
 THINK = "<think>x</think>"
 HISTORY = [("obs one", "act one"), ("obs two", "act two")]

@@ -7,10 +7,10 @@ import time
 import pytest
 
 import envs
-from envs import science_world
 from envs.base import EnvDataError
 from envs.prompts import Prompts
-from envs.science_tasks import FAMILIES, TASKS_PER_FAMILY, variations
+from envs.science import world as science_world
+from envs.science.tasks import FAMILIES, TASKS_PER_FAMILY, variations
 
 ENV = envs.make("science", horizon=60)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import envs
-from envs import scienceworld as sw
 from envs.base import EnvDataError, stable_seed
+from envs.scienceworld import environment as sw
 
 needs_java = pytest.mark.skipif(
     shutil.which("java") is None or importlib.util.find_spec("scienceworld") is None,

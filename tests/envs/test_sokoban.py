@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from envs.base import EnvDataError
-from envs.sokoban import Sokoban, render
-from envs.sokoban_levels import parse_levels
+from envs.sokoban.environment import Sokoban, render
+from envs.sokoban.levels import parse_levels
 
 LEVEL = """; 7
 #####

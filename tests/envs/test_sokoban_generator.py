@@ -6,10 +6,10 @@ import random
 import pytest
 
 from envs.base import EnvDataError
-from envs.sokoban import Sokoban, move
-from envs.sokoban_generator import draw_level, make_level
-from envs.sokoban_levels import MOVES, Level, canonical_board, level_split, parse_levels
-from envs.sokoban_solver import solve_level
+from envs.sokoban.environment import Sokoban, move
+from envs.sokoban.generator import draw_level, make_level
+from envs.sokoban.levels import MOVES, Level, canonical_board, level_split, parse_levels
+from envs.sokoban.solver import solve_level
 
 
 def brute_force(level, pushes=False):

@@ -20,10 +20,10 @@ gym_env = pytest.importorskip("gym_sokoban.envs.sokoban_env")
 from gym_sokoban.envs.room_utils import generate_room  # noqa: E402
 from test_sokoban_generator import count_pushes  # noqa: E402
 
-from envs.sokoban import Sokoban, render  # noqa: E402
-from envs.sokoban_generator import draw_level  # noqa: E402
-from envs.sokoban_levels import MOVES, Level  # noqa: E402
-from envs.sokoban_solver import solve_level  # noqa: E402
+from envs.sokoban.environment import Sokoban, render  # noqa: E402
+from envs.sokoban.generator import draw_level  # noqa: E402
+from envs.sokoban.levels import MOVES, Level  # noqa: E402
+from envs.sokoban.solver import solve_level  # noqa: E402
 
 
 def to_gym(level, horizon):

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from envs.alfworld.twl2 import Entity, Grammar, parse_query, parse_symbols
 from envs.base import EnvDataError
-from envs.twl2 import Entity, Grammar, parse_query, parse_symbols
 
 ENTITIES = {n: Entity(n, "object", n.replace("_", " ")) for n in ("a_1", "b_1", "c_1")}
 

@@ -15,7 +15,7 @@ from webshop_files import human, product, write
 
 import envs
 from envs.base import EnvDataError
-from envs.webshop import parse_action
+from envs.webshop.environment import parse_action
 
 SEP = " [SEP] "
 
@@ -379,7 +379,7 @@ def test_a_hundred_thousand_products(tmp_path, monkeypatch):
     Seconds of this process on a processor, so that neighbours on the machine do not count. Records
     have 3.1 KB; those of the official 1,000 have 4.4 KB, a part of which is dropped when read.
     """
-    from envs import webshop_catalogue
+    from envs.webshop import catalogue as webshop_catalogue
 
     def longer(number):
         for n, (row, attributes, people) in enumerate(webshop_catalogue.records(number)):

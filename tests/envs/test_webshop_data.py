@@ -10,9 +10,9 @@ import pytest
 from webshop_files import human, product, write
 
 import envs
-from envs import webshop_catalogue
 from envs.base import EnvDataError
-from envs.webshop_data import Catalogue, Goals, price_limit, read_records
+from envs.webshop import catalogue as webshop_catalogue
+from envs.webshop.data import Catalogue, Goals, price_limit, read_records
 
 
 def one(**fields):
@@ -263,7 +263,7 @@ def test_the_order_of_goals_is_the_originals():
      (1, 0, 0, 1)],
 )  # fmt: skip
 def test_splits(number, test, valid, train):
-    from envs.webshop import WebShop
+    from envs.webshop.environment import WebShop
 
     bounds = WebShop._split_bounds(number)
     assert [len(bounds[s]) for s in ("test", "valid", "train")] == [test, valid, train]

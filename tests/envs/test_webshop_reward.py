@@ -10,8 +10,8 @@ from thefuzz import fuzz
 
 import envs
 from envs.base import EnvDataError
-from envs.webshop_data import Goal
-from envs.webshop_reward import (
+from envs.webshop.data import Goal
+from envs.webshop.reward import (
     NO_LIMIT,
     count_attributes,
     count_options,
@@ -162,7 +162,7 @@ def test_guessed_nouns_and_the_log(caplog):
     assert guess_nouns("Lorvex Soft Cotton T-Shirt for Men, 2 Pack (Blue)") == (
         "lorvex", "cotton", "t", "shirt", "men", "pack",
     )  # fmt: skip
-    with caplog.at_level(logging.INFO, "envs.webshop"):
+    with caplog.at_level(logging.INFO, "envs.webshop.environment"):
         envs.make("webshop", num_products=50)
     assert "nouns of the reward: guessed, without spaCy" in caplog.text
     with pytest.raises(EnvDataError, match=r"env.options.nouns = 'nltk': must be one of auto"):

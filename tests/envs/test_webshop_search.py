@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.webshop_search import SearchIndex, analyze, stored_length
+from envs.webshop.search import SearchIndex, analyze, stored_length
 
 LUCENE = json.loads(Path(__file__).with_name("webshop_lucene.json").read_text(encoding="utf-8"))
 

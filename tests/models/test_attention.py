@@ -11,7 +11,7 @@ from test_decoder import small
 
 from leafe_jax.errors import UserError
 from leafe_jax.models import attention
-from leafe_jax.training.sharding import AXES, make_mesh
+from leafe_jax.models.sharding import AXES, make_mesh
 
 SEGMENTS = jnp.asarray([[1] * 90 + [2] * 70 + [0] * 40, [1] * 3 + [2] * 1 + [3] * 196])
 

@@ -13,7 +13,8 @@ from checkpoints import CASES, VOCAB, logits, make_torch, tokens, torch_logits
 from leafe_jax.errors import UserError
 from leafe_jax.models import decoder, hf
 from leafe_jax.models.attention import segment_attend
-from leafe_jax.models.decoder import Llama3Scaling, ModelConfig, YarnScaling
+from leafe_jax.models.decoder import ModelConfig
+from leafe_jax.models.rope import Llama3Scaling, YarnScaling
 from leafe_jax.sampling.engine import Engine, Request
 from leafe_jax.types import Sampling
 
@@ -245,7 +246,7 @@ FLIPS += [
 def test_the_flips_cover_every_field():
     flipped = {name for _, name, _ in FLIPS}
     every = {f.name for f in dataclasses.fields(ModelConfig)}
-    # A limit, see the next test; adapters, see tests/training/test_lora.py.
+    # A limit, see the next test; adapters, see tests/models/test_lora.py.
     assert every - flipped == {"max_position_embeddings", "lora"}
     for kind in (Llama3Scaling, YarnScaling):
         found = {name for scaling, name, _ in SCALINGS if isinstance(scaling, kind)}

@@ -9,7 +9,7 @@ import socket
 import numpy as np
 import pytest
 
-from leafe_jax.chat import load_chat
+from leafe_jax.agent.chat import load_chat
 from leafe_jax.errors import UserError
 from leafe_jax.models import hf
 

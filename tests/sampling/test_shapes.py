@@ -9,7 +9,7 @@ import pytest
 from leafe_jax.models import decoder
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.sampling.engine import Engine, Request
-from leafe_jax.sampling.pages import Match
+from leafe_jax.sampling.prefix_tree import Match
 from leafe_jax.sampling.shapes import Row, Shapes
 from leafe_jax.types import Sampling
 

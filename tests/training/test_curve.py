@@ -64,7 +64,8 @@ def test_loss_curve_is_torchs(tmp_path, model_type):
     assert packed.num_steps == 1, "every step sees all examples"
     import jax
 
-    from leafe_jax.training.step import init_state, make_optimizer, make_train_step
+    from leafe_jax.training.optimizer import make_optimizer
+    from leafe_jax.training.step import init_state, make_train_step
 
     mesh, tx = trainer.one_device(), make_optimizer(settings, STEPS)
     state = init_state(jax.tree.map(jax.numpy.array, start), tx, mesh)

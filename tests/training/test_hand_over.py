@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 
-from test_loop import ROOT
+from test_trainer import ROOT
 
 CODE = """
 import os, sys

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_loop import ROOT, child, finish, trainer_command
+from test_trainer import ROOT, child, finish, trainer_command
 
 LAYOUTS = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2))
 # Heads, width and vocabulary that 8 and 2 divide; the loss in pieces on every device, with a rest.

@@ -10,12 +10,11 @@ import pytest
 import trainer
 from trainer import CONFIG, equal, run_fit
 
-from leafe_jax import experiment
 from leafe_jax.errors import UserError
-from leafe_jax.models import decoder, hf
+from leafe_jax.models import decoder, hf, lora
 from leafe_jax.models.attention import segment_attend
-from leafe_jax.training import lora
-from leafe_jax.training.loop import place
+from leafe_jax.run import experiment
+from leafe_jax.training.trainer import place
 
 SETTINGS = dict(rank=3, alpha=12.0, targets=lora.TARGETS)
 
@@ -54,7 +53,7 @@ def test_the_base_is_untouched(tmp_path):
         handed.append(place(trainer.params())(dtype, shardings))
         return handed[-1]
 
-    from leafe_jax.training.loop import fit
+    from leafe_jax.training.trainer import fit
 
     adapters = fit(
         model_config=CONFIG, load_params=load, examples=trainer.examples(),
@@ -68,7 +67,7 @@ def test_the_base_is_untouched(tmp_path):
 
 
 def test_interrupted_training_of_adapters(tmp_path):
-    from test_loop import Killed, stop_at
+    from test_trainer import Killed, stop_at
 
     whole = run_fit(tmp_path / "whole", lora=SETTINGS)
     with pytest.raises(Killed):
@@ -182,7 +181,7 @@ def test_out_of_memory_after_training(tmp_path, monkeypatch, name, doing, fields
 
     base = trainer.params()
     hf.save(tmp_path / "base", CONFIG, base)
-    monkeypatch.setattr(f"leafe_jax.experiment.{name}", full)
+    monkeypatch.setattr(f"leafe_jax.run.experiment.{name}", full)
     message = f"train: a device is out of memory while {doing}: .*{fields}"
     with pytest.raises(UserError, match=message):
         experiment._export(run_settings(), tmp_path, tmp_path / "base", base)

@@ -13,10 +13,12 @@ from trainer import CONFIG, equal, make_step
 from leafe_jax.errors import UserError
 from leafe_jax.models import decoder
 from leafe_jax.models.attention import segment_attend
-from leafe_jax.training.data import mixing_coefficients, survey
+from leafe_jax.models.sharding import cast, hand_over, make_mesh, shardings_for
 from leafe_jax.training.losses import token_nll
-from leafe_jax.training.sharding import cast, hand_over, make_mesh, shardings_for
-from leafe_jax.training.step import loss_sums, make_optimizer, state_shapes
+from leafe_jax.training.optimizer import make_optimizer
+from leafe_jax.training.packing import mixing_coefficients
+from leafe_jax.training.records import survey
+from leafe_jax.training.step import loss_sums, state_shapes
 
 
 def batch_loss(params, batch, coefficients=(1.0, 1.0)):

@@ -1,0 +1,1 @@
+"""ALFWorld: the engine in pure Python, and the real package behind an adapter."""

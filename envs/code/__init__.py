@@ -1,0 +1,1 @@
+"""Programming problems judged in a sandbox."""

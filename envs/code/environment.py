@@ -1,0 +1,233 @@
+"""`code`: the agent hands in a program, up to four times, and is told how the public tests went.
+
+LEAFE's CodeContests setting (arXiv 2603.16843: horizon 4, judged as in CTRL, on the first ten
+tests). Feedback comes from public tests alone; hidden ones only say whether they all passed, which
+the end of the episode says anyway. Without `problems` the environment plays our own set, made for
+it: `envs/problems/` has its sources.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+from envs import sandbox
+from envs.base import (
+    EnvDataError,
+    Environment,
+    State,
+    StepResult,
+    Task,
+    check_option,
+    check_paths,
+)
+from envs.code import data as code_data
+from envs.code.feedback import clean
+from envs.code.files import shown
+from envs.code.judge import Judge, Verdict
+from envs.code.problems import drills
+from envs.code.sources import check_sources
+
+LAYOUTS = (*code_data.LAYOUTS, "drills")
+MAX_PROGRAM_CHARS = 65536
+
+
+@dataclasses.dataclass(frozen=True)
+class Submission:
+    """A program and what was said about it."""
+
+    program: str
+    feedback: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeState(State):
+    """Everything that changes.
+
+    Attributes:
+      submissions: what was handed in so far, oldest first.
+    """
+
+    submissions: tuple[Submission, ...] = ()
+
+
+class Code(Environment):
+    """Programming problems; see the module docstring.
+
+    Args:
+      horizon: submissions per problem (paper: 4).
+      problems: data files; none plays our own set.
+      layout: of these files: own, codecontests, mbpp or humaneval; or drills, without files: short
+        problems for very small models, with a split "bootstrap" for scripted corpora.
+      num_tests: how many of a problem's tests decide, the first ones (CTRL: 10); 0 takes all.
+      num_public: how many of its public tests are shown; 0 takes all.
+      time_limit: processor seconds per test.
+      memory_mb: address space per test, MiB, the interpreter's 50 included.
+      ignore_case: accept outputs that differ in case, as CTRL's judge does.
+      workers: programs run at the same time; 0 is one per core.
+      mechanism: of the sandbox, one of sandbox.mechanisms.NAMES; "" takes the strongest here.
+      allow_weak: run programs under resource limits alone where nothing stronger works.
+
+    Raises:
+      EnvDataError: an option or file is wrong, or no sandbox works on this machine.
+    """
+
+    name = "code"
+    player = "envs.code.player:CodePlayer"
+    programs = True
+    has_workers = True
+    description = (
+        "You solve programming problems in Python 3. A program reads standard input and writes"
+        " standard output, unless the problem asks for a function. After each submission you learn"
+        " how it did on the public tests; it counts once it passes the hidden ones too."
+    )
+
+    def __init__(
+        self,
+        horizon: int = 4,
+        problems: Sequence[str] = (),
+        layout: str = "own",
+        num_tests: int = 10,
+        num_public: int = 0,
+        time_limit: float = 5.0,
+        memory_mb: int = 1024,
+        ignore_case: bool = False,
+        workers: int = 0,
+        mechanism: str = "",
+        allow_weak: bool = False,
+    ):
+        super().__init__(horizon)
+        if layout not in LAYOUTS:
+            raise EnvDataError(
+                f"env.options.layout = {shown(layout)}: must be one of {', '.join(LAYOUTS)}"
+            )
+        problems = check_paths("problems", problems)
+        if layout == "drills":
+            if problems:
+                raise EnvDataError(f"env.options.problems = {problems!r}: drills have no files")
+            self.splits = drills.SPLITS
+        elif layout != "own" and not problems:
+            raise EnvDataError(f"env.options.problems = (): {layout!r} needs at least one file")
+        self.files = problems or (str(code_data.OWN_SET),)
+        self.layout = layout
+        for option, value, least in (("num_tests", num_tests, 0), ("num_public", num_public, 0)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise EnvDataError(
+                    f"env.options.{option} = {shown(value)}: must be a number of tests, 0 for all"
+                )
+        self.num_tests, self.num_public = num_tests, num_public
+        for option, value in (("ignore_case", ignore_case), ("allow_weak", allow_weak)):
+            check_option(option, value, isinstance(value, bool), "True or False")
+        limits = _limits(time_limit, memory_mb)
+        pool = sandbox.shared(mechanism, allow_weak, workers)
+        self.judge = Judge(pool, limits, ignore_case)
+        self._problems: dict[str, dict[str, code_data.Problem]] = {}
+        # A group of samples hands in the same program again and again.
+        self._verdict = functools.lru_cache(maxsize=4096)(self._judge_again)
+
+    # -- problems ------------------------------------------------------------------------------
+    def _load(self, split: str) -> dict[str, code_data.Problem]:
+        if split not in self._problems and self.layout == "drills":
+            found = drills.drills(split).values()
+            self._problems[split] = {p.task_id: p for p in map(drills.problem, found)}
+        if split not in self._problems:
+            self._problems[split] = self._load_files(split)
+        return self._problems[split]
+
+    def _load_files(self, split: str) -> dict[str, code_data.Problem]:
+        problems: dict[str, code_data.Problem] = {}
+        first = 0
+        for path in self.files:
+            if self.layout == "codecontests" and code_data.file_split(path) not in ("", split):
+                continue  # its files are large and each holds one split
+            loaded = code_data.load(path, self.layout, self.num_tests, self.num_public, first)
+            for own_split, problem in loaded:
+                first += 1
+                if own_split != split:
+                    continue
+                if problem.task_id in problems:
+                    raise EnvDataError(
+                        f"{problem.where}: task {problem.task_id!r} occurs twice"
+                        f" ({problems[problem.task_id].where})"
+                    )
+                problems[problem.task_id] = problem
+        check_sources(self.judge, list(problems.values()))
+        return problems
+
+    def _list_tasks(self, split: str) -> Sequence[Task]:
+        return [Task(p.task_id, p.family, split) for p in self._load(split).values()]
+
+    def problem(self, task_id: str) -> code_data.Problem:
+        """The problem behind a task; EnvDataError if there is none."""
+        split = task_id.partition("/")[0]
+        problem = self._load(split).get(task_id) if split in self.splits else None
+        if problem is None:
+            raise EnvDataError(
+                f"code task {shown(task_id)}: must be one of the tasks that list_tasks(split) names"
+            )
+        return problem
+
+    def _reset(self, task_id: str) -> tuple[State, str]:
+        return CodeState(task_id=task_id), clean(self.problem(task_id).statement)
+
+    def goal(self, first_observation: str) -> str:
+        """The whole statement: feedback alone does not say what to write."""
+        return first_observation
+
+    # -- submissions ---------------------------------------------------------------------------
+    def _judge_again(self, task_id: str, program: str) -> Verdict:
+        return self.judge.judge(self.problem(task_id), program)
+
+    def _step_many(self, moves: Sequence[tuple[CodeState, str]]) -> list[tuple[State, StepResult]]:
+        # Each program once, side by side; the results are put back in the order of the moves.
+        todo = list(dict.fromkeys((state.task_id, _cut(action)) for state, action in moves))
+        for task_id, _ in todo:
+            self.problem(task_id)  # not in the pool's threads: loading waits for the pool itself
+        verdicts = self.judge.pool.map(lambda key: self._verdict(*key), todo)
+        known = dict(zip(todo, verdicts, strict=True))
+        return [self._moved(state, action, known) for state, action in moves]
+
+    def _step(self, state: CodeState, action: str) -> tuple[State, StepResult]:
+        return self._step_many([(state, action)])[0]
+
+    def _moved(self, state: CodeState, action: str, known: dict) -> tuple[State, StepResult]:
+        program = _cut(action)
+        verdict = known[state.task_id, program]
+        submission = Submission(program, verdict.feedback)
+        new = dataclasses.replace(state, submissions=(*state.submissions, submission))
+        # Valid: the interpreter took it for a program that is not empty.
+        valid = bool(program.strip()) and verdict.status != "compile_error"
+        info = {"valid": valid, "status": verdict.status}
+        reward = float(verdict.success)
+        return new, StepResult(verdict.feedback, reward, verdict.success, verdict.success, info)
+
+    def actions(self, state: CodeState) -> tuple[str, ...]:
+        """Empty: any program is an action, and they cannot be listed."""
+        return ()
+
+    def solve(self, state: CodeState) -> list[str] | None:
+        """The problem's own solution where it has one that is accepted."""
+        reference = self.problem(state.task_id).reference
+        if state.done or not reference or len(reference) > MAX_PROGRAM_CHARS:
+            return None
+        return [reference] if self._verdict(state.task_id, reference).success else None
+
+
+def _cut(action: str) -> str:
+    return action[:MAX_PROGRAM_CHARS]
+
+
+def _limits(time_limit: float, memory_mb: int) -> sandbox.Limits:
+    for option, value, least, most in (
+        ("time_limit", time_limit, 0.1, 600), ("memory_mb", memory_mb, 64, 1 << 16),
+    ):  # fmt: skip
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not least <= value <= most:
+            raise EnvDataError(
+                f"env.options.{option} = {shown(value)}: must be a number from {least} to {most}"
+            )
+    # Elapsed time is a backstop for programs that wait: a busy machine must not decide a verdict.
+    return sandbox.Limits(
+        cpu_seconds=time_limit, wall_seconds=3 * time_limit + 5, memory_bytes=int(memory_mb) << 20
+    )

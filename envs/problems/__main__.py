@@ -1,9 +1,0 @@
-"""Writes the problem set; see the package."""
-
-from envs import code_data, problems, sandbox
-
-with sandbox.Sandbox() as pool:
-    text = "".join(problems.build(pool))
-code_data.OWN_SET.parent.mkdir(parents=True, exist_ok=True)
-code_data.OWN_SET.write_text(text)
-print(f"{code_data.OWN_SET}: {text.count(chr(10))} problems, {len(text)} bytes")

@@ -1,0 +1,1 @@
+"""A small laboratory of our own."""

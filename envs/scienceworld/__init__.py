@@ -1,0 +1,1 @@
+"""The real ScienceWorld behind an adapter."""

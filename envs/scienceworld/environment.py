@@ -1,0 +1,374 @@
+"""`scienceworld`: the real ScienceWorld simulator (Wang et al. 2022, github.com/allenai/ScienceWorld).
+
+Thirty elementary-school science tasks in a house with eleven places. The simulator is a Scala
+program in the package's jar; each worker process runs one JVM (envs/replay.py). A step calls
+`server.step` alone: the package's own `step` also lists about a thousand valid actions, which
+takes several times as long as the action.
+
+As shipped the simulator is not deterministic: objects are listed, and updated, in the order of
+identity hash codes, which differ from JVM to JVM. `JVM_OPTIONS` makes them constant, after which
+replays are exact; that is why the observations may be compared word by word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from envs.base import EnvDataError, State, Task, check_option
+from envs.replay import ReplayEnvironment
+from envs.workers import Reply, Simulator
+
+VERSION = "1.2.3"  # of the package; another one plays the same actions differently
+JAVA_VERSION = 11  # the least: Java 8 does not read JDK_JAVA_OPTIONS, and replays would differ
+JVM_OPTIONS = "-XX:+UnlockExperimentalVMOptions -XX:hashCode=2 -XX:+UseSerialGC -Xmx768m"
+NOT_UNDERSTOOD = "No known action matches that input."
+_UNKNOWN = "Unknown action."  # after a menu of ambiguous readings
+
+# Task -> number of variations, in the simulator's order (PythonInterface.getTaskNames,
+# getTaskMaxVariations); the published index lists count in this order, not in tasks.json's.
+NUM_VARIATIONS = {
+    "boil": 30,
+    "change-the-state-of-matter-of": 30,
+    "chemistry-mix": 32,
+    "chemistry-mix-paint-secondary-color": 36,
+    "chemistry-mix-paint-tertiary-color": 36,
+    "find-animal": 300,
+    "find-living-thing": 300,
+    "find-non-living-thing": 300,
+    "find-plant": 300,
+    "freeze": 30,
+    "grow-fruit": 126,
+    "grow-plant": 126,
+    "identify-life-stages-1": 14,
+    "identify-life-stages-2": 10,
+    "inclined-plane-determine-angle": 168,
+    "inclined-plane-friction-named-surfaces": 1386,
+    "inclined-plane-friction-unnamed-surfaces": 162,
+    "lifespan-longest-lived": 125,
+    "lifespan-longest-lived-then-shortest-lived": 125,
+    "lifespan-shortest-lived": 125,
+    "measure-melting-point-known-substance": 436,
+    "measure-melting-point-unknown-substance": 300,
+    "melt": 30,
+    "mendelian-genetics-known-plant": 120,
+    "mendelian-genetics-unknown-plant": 480,
+    "power-component": 20,
+    "power-component-renewable-vs-nonrenewable-energy": 20,
+    "test-conductivity": 900,
+    "test-conductivity-of-unknown-substances": 600,
+    "use-thermometer": 540,
+}
+TASKS = tuple(NUM_VARIATIONS)
+SIMPLIFICATIONS = (
+    "easy", "teleportAction", "selfWateringFlowerPots", "openContainers", "openDoors",
+    "noElectricalAction",
+)  # fmt: skip
+_ELECTRICAL = ("power-component", "conductivity")
+
+# Published with EPO (github.com/WujiangXu/EPO, variations_idx; also used by RLVMR): index lists that
+# turn out to be the official splits over a choice of tasks. L0 and L1 leave out use-thermometer, L0
+# tests on the official dev variations, L1 and L2 on the test ones, L2 on tasks it does not train on.
+_L2_TEST_TASKS = (
+    "change-the-state-of-matter-of", "chemistry-mix-paint-tertiary-color", "find-plant",
+    "grow-plant", "identify-life-stages-2",
+    "inclined-plane-friction-unnamed-surfaces", "lifespan-longest-lived-then-shortest-lived",
+    "measure-melting-point-unknown-substance", "mendelian-genetics-unknown-plant",
+    "test-conductivity-of-unknown-substances",
+)  # fmt: skip
+_PUBLISHED_TASKS = tuple(task for task in TASKS if task != "use-thermometer")
+_SPLITS = {  # name -> split -> (tasks, which official part)
+    "official": {
+        "train": (TASKS, "train"),
+        "valid": (TASKS, "dev"),
+        "test": (TASKS, "test"),
+    },
+    "L0": {"train": (_PUBLISHED_TASKS, "train"), "test": (_PUBLISHED_TASKS, "dev")},
+    "L1": {"train": (_PUBLISHED_TASKS, "train"), "test": (_PUBLISHED_TASKS, "test")},
+    "L2": {
+        "train": (tuple(t for t in _PUBLISHED_TASKS if t not in _L2_TEST_TASKS), "train"),
+        "test": (_L2_TEST_TASKS, "test"),
+    },
+}
+
+
+def official_variations(task: str, part: str) -> range:
+    """Variation numbers of an official part, "train", "dev" or "test" (PythonInterface.getSets)."""
+    quarter = NUM_VARIATIONS[task] // 4
+    return {
+        "train": range(0, 2 * quarter),
+        "dev": range(2 * quarter, 3 * quarter),
+        "test": range(3 * quarter, NUM_VARIATIONS[task]),
+    }[part]
+
+
+def task_list(splits: str, split: str, only: Sequence[str] = ()) -> list[Task]:
+    """Tasks of one split, type by type in turn, so that its first tasks are of all types.
+
+    Args:
+      splits: "official", "L0", "L1" or "L2".
+      split: one of that choice's splits.
+      only: task types to keep; () keeps all.
+    """
+    tasks, part = _SPLITS[splits][split]
+    found = [
+        (variation, place, task)
+        for place, task in enumerate(tasks)
+        for variation in official_variations(task, part)
+        if not only or task in only
+    ]
+    # Rounds count from the part's first variation, which differs between types.
+    found.sort(key=lambda f: (f[0] - official_variations(f[2], part)[0], f[1]))
+    return [Task(f"{split}/{task}/{variation:04d}", task, split) for variation, _, task in found]
+
+
+@functools.lru_cache(maxsize=1)
+def _package() -> Any:
+    """The package's environment, and with it the JVM that all simulators of this process share."""
+    os.environ["JDK_JAVA_OPTIONS"] = (
+        f"{os.environ.get('JDK_JAVA_OPTIONS', '')} {JVM_OPTIONS}".strip()
+    )
+    import scienceworld
+
+    # Of a JVM that died py4j would log tracebacks, some of them to the root logger; the worker's own
+    # error says it in one line. Nothing else logs in a worker process.
+    logging.disable(logging.CRITICAL)
+    if scienceworld.__version__ != VERSION:
+        raise EnvDataError(
+            f"the package scienceworld is version {scienceworld.__version__}; it must be"
+            f" {VERSION}: pip install scienceworld=={VERSION}"
+        )
+    try:
+        return scienceworld.ScienceWorldEnv("")
+    except ValueError:  # py4j reads the port number that Java prints first
+        raise EnvDataError(
+            "env.name = 'scienceworld': Java did not start; is there memory for"
+            f" JDK_JAVA_OPTIONS={os.environ['JDK_JAVA_OPTIONS']!r}?"
+        ) from None
+
+
+class ScienceWorldSimulator(Simulator):
+    """One game. Games in one JVM are independent, and cost little beside the JVM itself.
+
+    Args:
+      simplifications: comma-separated, as the simulator takes them.
+    """
+
+    def __init__(self, simplifications: str):
+        from py4j.protocol import Py4JJavaError
+
+        self._failure = Py4JJavaError
+        self._simplifications = simplifications
+        # As ScienceWorldEnv makes its own one.
+        self._server = _package()._gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
+
+    def reset(self, task_id: str) -> Reply:
+        self._load(task_id, plan=False)
+        # As the package's own reset does: its first observation is that of this action, after which
+        # some tasks have points already (the agent starts in the right room): no step earned them.
+        look = self.step("look around")
+        text = f"{self._server.getTaskDescription()}\n{look.observation}"
+        return dataclasses.replace(look, observation=text)
+
+    def _load(self, task_id: str, plan: bool) -> None:
+        _, task, variation = task_id.split("/")
+        self._server.load(task, int(variation), self._simplifications, plan)
+
+    def step(self, action: str) -> Reply:
+        try:
+            # Lone surrogates cannot cross to the JVM.
+            observation = self._server.step(action.encode("utf-8", "replace").decode())
+        except self._failure:  # an exception in the simulator's parser or rules, the same each time
+            observation = NOT_UNDERSTOOD
+        score = round(100 * self._server.getScore())
+        valid = not observation.startswith((NOT_UNDERSTOOD, _UNKNOWN))
+        # A negative score is the simulator's way to say that a wrong focus failed the task.
+        done = self._server.getCompleted() or score < 0
+        return Reply(observation, float(score), done, score == 100, {"valid": valid})
+
+    def ask(self, question: str) -> Any:
+        if question == "actions":
+            return sorted(set(self._server.getValidActionObjectCombinations()))
+        return sorted(set(self._server.getPossibleObjects()))
+
+    def plan(self, task_id: str) -> list[str] | None:
+        self._load(task_id, plan=True)
+        return list(self._server.getGoldActionSequence()) or None
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):  # the JVM may have died before
+            _package().close()
+
+
+class ScienceWorld(ReplayEnvironment):
+    """ScienceWorld; see the module docstring. Success is a score of 100.
+
+    Rewards are differences of the score, 0 to 100 points; some tasks begin with points that no step
+    earned, as in the package. A fatal focus ends the episode and takes the score to -100.
+
+    Args:
+      horizon: environment steps per episode (the package: 100; EPO: 30).
+      simplifications: comma-separated names of SIMPLIFICATIONS; "" plays the full game. "easy" is
+        teleportAction, selfWateringFlowerPots, openDoors and, for tasks without circuits,
+        noElectricalAction.
+      splits: "official", or one of the published "L0", "L1" (the same task types) and "L2" (test
+        types that are not trained on).
+      task_types: task types to keep; () keeps all.
+      num_workers: JVMs, about half a gigabyte each; see ReplayEnvironment.
+      episodes_per_worker: live games in each JVM.
+      timeout: seconds one reset or step may take.
+
+    Raises:
+      EnvDataError: an option is wrong, or Java or the package is missing.
+    """
+
+    name = "scienceworld"
+    has_workers = True
+    factory = "envs.scienceworld.environment:ScienceWorldSimulator"
+    description = (
+        "You act in a house with a yard, a workshop and a foundry, and do elementary science there"
+        " through text commands. OBJ stands for an object that you see or the name of a place: look"
+        " around; inventory; task; go to OBJ; teleport to OBJ (where offered); open OBJ; close OBJ;"
+        " pick up OBJ; put down OBJ; move OBJ to OBJ; look at OBJ; look in OBJ; read OBJ; activate"
+        " OBJ; deactivate OBJ; use OBJ on OBJ; pour OBJ in OBJ; dunk OBJ in OBJ; mix OBJ; connect"
+        " OBJ to OBJ; disconnect OBJ; eat OBJ; flush OBJ; focus on OBJ, which names the thing that"
+        " the task is about and fails the task when it is the wrong one; wait (ten moments); wait1"
+        " (one moment). When a command has several readings you get a numbered list: answer with"
+        " the number alone."
+    )
+
+    def __init__(
+        self,
+        horizon: int = 100,
+        simplifications: str = "easy",
+        splits: str = "official",
+        task_types: Sequence[str] = (),
+        num_workers: int = 2,
+        episodes_per_worker: int = 8,
+        timeout: float = 60.0,
+    ):
+        self._splits = _checked_splits(splits)
+        self.splits = tuple(_SPLITS[splits])
+        self._types = _checked_types(task_types, simplifications)
+        self._simplifications = simplifications
+        self._members: dict[str, frozenset[Task]] = {}
+        options = {"simplifications": simplifications}
+        super().__init__(horizon, num_workers, episodes_per_worker, timeout, options)
+        _require_java()  # last, so that a wrong option is named wherever it is given
+
+    def _list_tasks(self, split: str) -> Sequence[Task]:
+        return task_list(self._splits, split, self._types)
+
+    def split_hash(self, split: str) -> str:
+        """Short SHA-256 of the task ids and of what the first observations depend on.
+
+        They come from a pinned package, so that no 1,800 resets are needed to compare machines.
+        """
+        digest = hashlib.sha256(f"scienceworld {VERSION} {self._simplifications}\n".encode())
+        for task in self.list_tasks(split):
+            digest.update(f"{task.task_id}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def _reset(self, task_id: str) -> tuple[State, str]:
+        parts = task_id.split("/")
+        if (
+            len(parts) != 3
+            or parts[0] not in self.splits
+            or parts[1] not in (self._types or TASKS)
+            or Task(task_id, parts[1], parts[0]) not in self._known(parts[0])
+        ):
+            raise EnvDataError(
+                f"scienceworld task {task_id!r}: must be split/type/variation with split in"
+                f" {self.splits} and a variation of four digits that belongs to the split"
+            )
+        return super()._reset(task_id)
+
+    def _known(self, split: str) -> frozenset[Task]:
+        if split not in self._members:
+            self._members[split] = frozenset(self.list_tasks(split))
+        return self._members[split]
+
+    def goal(self, first_observation: str) -> str:
+        """The task description, without its "Your task is to "."""
+        return first_observation.partition("\n")[0].removeprefix("Your task is to ")
+
+    def actions(self, state: Any) -> tuple[str, ...]:
+        """The simulator's valid combinations of action and objects: hundreds, taking a while."""
+        return tuple(self.ask(state, "actions"))
+
+    def prompt_actions(self, state: Any) -> str:
+        """The objects that can be named, which with the description's templates make the actions."""
+        return f"OBJ can be: {', '.join(self.ask(state, 'objects'))}."
+
+
+def _checked_splits(splits: Any) -> str:
+    right = isinstance(splits, str) and splits in _SPLITS
+    check_option("splits", splits, right, f"one of {', '.join(_SPLITS)}")
+    return splits
+
+
+def _checked_types(task_types: Any, simplifications: Any) -> tuple[str, ...]:
+    """The task types asked for, if they and the simplifications go together."""
+    listed = not isinstance(task_types, str) and isinstance(task_types, Sequence)
+    if not listed or any(task not in TASKS for task in task_types):
+        raise EnvDataError(
+            f"env.options.task_types = {task_types!r}: must be a list of {', '.join(TASKS)}"
+        )
+    names = simplifications.split(",") if isinstance(simplifications, str) else [simplifications]
+    if simplifications != "" and any(name not in SIMPLIFICATIONS for name in names):
+        raise EnvDataError(
+            f"env.options.simplifications = {simplifications!r}: must be comma-separated names of"
+            f" {', '.join(SIMPLIFICATIONS)}"
+        )
+    electrical = [t for t in task_types or TASKS if any(word in t for word in _ELECTRICAL)]
+    if "noElectricalAction" in names and electrical:
+        raise EnvDataError(
+            f"env.options.simplifications = {simplifications!r}: noElectricalAction makes"
+            f" {electrical[0]} impossible; leave the electrical tasks out of env.options.task_types"
+        )
+    return tuple(task_types)
+
+
+def _require_java() -> None:
+    """One line on what is missing, before anything is started."""
+    if importlib.util.find_spec("scienceworld") is None:
+        raise EnvDataError(
+            "env.name = 'scienceworld': the package scienceworld is missing: pip install"
+            " -e '.[scienceworld]'"
+        )
+    if shutil.which("java") is None:
+        raise EnvDataError(
+            f"env.name = 'scienceworld': Java is missing: install a headless JRE of version"
+            f" {JAVA_VERSION} or later (Debian: apt-get install default-jre-headless)"
+        )
+    said, version = _java_version()
+    if version < JAVA_VERSION:
+        raise EnvDataError(
+            f"env.name = 'scienceworld': `java -version` says {said!r}: must be version"
+            f" {JAVA_VERSION} or later, whose objects can be made to hash the same in every run"
+            " (Debian: apt-get install default-jre-headless)"
+        )
+
+
+@functools.cache
+def _java_version() -> tuple[str, int]:
+    """(what `java -version` says, the version in it: 8 for "1.8.0_392"; 0 where there is none)."""
+    try:
+        done = subprocess.run(["java", "-version"], capture_output=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error), 0
+    # A JVM that cannot start says so on standard output.
+    lines = (done.stderr + done.stdout).decode(errors="replace").splitlines()
+    said = next((line for line in lines if " version " in line), " ".join(lines))[:80]
+    found = re.search(r'version "(?:1\.)?([0-9]{1,4})', said)
+    return said, int(found[1]) if found else 0

@@ -1,0 +1,330 @@
+"""`sokoban`: rules and rewards of gym-sokoban, text rendering of verl-agent, states as values.
+
+Rules and rewards follow gym_sokoban/envs/sokoban_env.py: -0.1 a step, +1 for a box pushed onto a
+target, -1 for one pushed off, +10 when all are on; over when all are on or the horizon is reached.
+A move pushes a box that stands in the way. One difference: gym-sokoban takes it that no box is on a
+target at the start, and rewards the first step of other boards for the boxes that already were.
+
+Replies that are no move follow verl-agent (agent_system/environments/env_package/sokoban): they
+cost -0.1 and one reply, but no step of the environment. See `invalid_action`.
+
+Levels come from a seeded generator (sokoban_generator.py) or from Boxoban / XSB level files
+(sokoban_levels.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from envs.base import EnvDataError, Environment, State, StepResult, Task, check_paths
+from envs.sokoban.generator import TASKS, make_level
+from envs.sokoban.levels import MOVES, Cell, Level, parse_levels
+from envs.sokoban.solver import solve_level, unsolvable_within
+
+INVALID_ACTION = ("reply", "step", "end")
+FEEDBACK = ("invalid", "blocked", "deadlock")
+_SAMPLE = 40  # levels of files that are tried against the horizon
+_SAMPLE_CELLS = 50_000  # positions times cells to search of each
+STILL = "still"  # verl-agent's name for doing nothing
+_INSTRUCTIONS = (
+    "Symbols: # is a wall, _ floor, O a target, X a box, √ a box on a target, P is you, S is you on"
+    " a target.\n"
+    "Goal: every box on a target.\n"
+    "Rules: you move one cell up, down, left or right. Moving into a box pushes it one cell on,"
+    " unless a wall or another box is behind it. Boxes cannot be pulled, so one that is pushed into"
+    " a corner stays there."
+)
+
+_warn = functools.cache(logging.getLogger(__name__).warning)  # once, not per phase of a run
+
+
+@dataclasses.dataclass(frozen=True)
+class SokobanState(State):
+    """What changes.
+
+    Attributes:
+      num_steps: moves made (gym-sokoban's num_env_steps).
+      num_replies: replies given; more than num_steps where some were no move.
+      boxes: where the boxes are.
+      player: where the player is.
+    """
+
+    num_replies: int = 0
+    boxes: frozenset[Cell] = frozenset()
+    player: Cell = (0, 0)
+
+
+# -- rules -----------------------------------------------------------------------------------------
+def render(level: Level, boxes: frozenset[Cell], player: Cell) -> str:
+    """verl-agent's text grid: cells as ` # \\t`, rows joined by newlines."""
+    lines = []
+    for r in range(level.rows):
+        cells = []
+        for c in range(level.columns):
+            cell = (r, c)
+            target = cell in level.targets
+            if cell == player:
+                cells.append("S" if target else "P")
+            elif cell in boxes:
+                cells.append("√" if target else "X")
+            elif cell in level.walls:
+                cells.append("#")
+            else:
+                cells.append("O" if target else "_")
+        lines.append("".join(f" {symbol} \t" for symbol in cells))
+    return "\n".join(lines)
+
+
+def move(
+    level: Level, boxes: frozenset[Cell], player: Cell, direction: Cell
+) -> tuple[frozenset[Cell], Cell]:
+    """One move; unchanged when a wall or a second box is in the way."""
+    ahead = (player[0] + direction[0], player[1] + direction[1])
+    if ahead in level.walls:
+        return boxes, player
+    if ahead in boxes:
+        beyond = (ahead[0] + direction[0], ahead[1] + direction[1])
+        if beyond in level.walls or beyond in boxes:
+            return boxes, player
+        return (boxes - {ahead}) | {beyond}, ahead
+    return boxes, ahead
+
+
+def _file_split(path: Path) -> str:
+    """The split a level file belongs to: said by its directory, else by a word of its name."""
+    for name in (path.parent.name, path.stem):
+        said = [split for split in Sokoban.splits if split in re.split(r"[^a-z]+", name.lower())]
+        if len(said) == 1:
+            return said[0]
+    return "test"
+
+
+def cornered(level: Level, box: Cell) -> bool:
+    """The box is off the targets with a wall above or below it and one beside it: it is lost."""
+    row, column = box
+    vertical = {(row - 1, column), (row + 1, column)} & level.walls
+    horizontal = {(row, column - 1), (row, column + 1)} & level.walls
+    return box not in level.targets and bool(vertical) and bool(horizontal)
+
+
+def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise EnvDataError(
+            f"env.options.{name} = {value!r}: must be one of {', '.join(map(repr, allowed))}"
+        )
+
+
+def _check_horizon(where: str, levels: Sequence[Level], moves: int) -> None:
+    """Warns of levels that no plan of `moves` moves solves, by a sample spread over `levels`."""
+    sample = levels[:: -(-len(levels) // _SAMPLE)]
+    # Fewer positions on larger boards, so that a second is enough for any file.
+    lost = sum(
+        unsolvable_within(level, moves, max(10, _SAMPLE_CELLS // (level.rows * level.columns)))
+        for level in sample
+    )
+    if lost:
+        _warn(
+            "%s: %d of %d levels tried have no solution of %d moves (the least of env.horizon and"
+            " env.options.max_replies); gym-sokoban's horizon is 120",
+            where, lost, len(sample), moves,
+        )  # fmt: skip
+
+
+class Sokoban(Environment):
+    """Sokoban; see the module docstring.
+
+    Args:
+      horizon: steps per episode (verl-agent: 15, gym-sokoban: 120).
+      size: (width, height) of generated levels, walls included.
+      num_boxes: boxes of generated levels.
+      min_moves: leaves out generated levels that fewer moves solve; 0 keeps all. (Half of 6x6
+        levels with one box need at most four.)
+      levels: level files; when given, their levels are the tasks instead of generated ones. Most
+        need a longer horizon (gym-sokoban: 120): a warning says how many of a sample do. A file
+        belongs to one split: the one its directory or name says (Boxoban's
+        `medium/train/000.txt`, `unfiltered_test_000.txt`), "test" when neither says one. So no
+        level is in two splits.
+      invalid_action: what a reply that is neither a move nor "still" costs, beside the -0.1:
+        "reply", one reply and no step (verl-agent); "step", a step as well; "end", the episode.
+        "still" costs a reply, and a step only with "step".
+      max_replies: replies per episode, moves included; 0: as many as `horizon` (verl-agent's
+        env.max_steps bounds both). An episode ends at whichever bound it meets first.
+      feedback: what is said above the board beside showing it, any of "invalid" (the reply was no
+        move), "blocked" (a wall or a second box was in the way), "deadlock" (the push put a box
+        into a corner). The original says nothing: ().
+
+    Raises:
+      EnvDataError: a value is out of range or a file is broken.
+    """
+
+    name = "sokoban"
+    player = "envs.sokoban.player:SokobanPlayer"
+    splits = tuple(TASKS)
+    description = _INSTRUCTIONS
+
+    def __init__(
+        self,
+        horizon: int = 15,
+        size: tuple[int, int] = (6, 6),
+        num_boxes: int = 1,
+        min_moves: int = 0,
+        levels: Sequence[str] | None = None,
+        invalid_action: str = "reply",
+        max_replies: int = 0,
+        feedback: Sequence[str] = (),
+    ):
+        super().__init__(horizon)
+        size = tuple(size) if isinstance(size, Sequence) else (size,)
+        if len(size) != 2 or not all(type(s) is int and 4 <= s <= 20 for s in size):
+            raise EnvDataError(
+                f"env.options.size = {size!r}: must be (width, height), each 4 to 20"
+            )
+        if type(num_boxes) is not int or not 1 <= num_boxes <= 8:
+            raise EnvDataError(f"env.options.num_boxes = {num_boxes!r}: must be 1 to 8")
+        if type(min_moves) is not int or not 0 <= min_moves <= horizon:
+            raise EnvDataError(
+                f"env.options.min_moves = {min_moves!r}: must be 0 to env.horizon = {horizon}"
+            )
+        _one_of("invalid_action", invalid_action, INVALID_ACTION)
+        if type(max_replies) is not int or max_replies < 0:
+            raise EnvDataError(
+                f"env.options.max_replies = {max_replies!r}: must be a number of replies, or 0"
+            )
+        if isinstance(feedback, str) or not isinstance(feedback, Sequence):
+            raise EnvDataError(
+                f"env.options.feedback = {feedback!r}: must be a list out of {', '.join(FEEDBACK)}"
+            )
+        for kind in feedback:
+            _one_of("feedback", kind, FEEDBACK)
+        paths = check_paths("levels", () if levels is None else levels)
+        self.invalid_action, self.feedback = invalid_action, frozenset(feedback)
+        self.max_replies = max_replies or horizon
+        self._min_moves = min_moves
+        self._family = f"sokoban-{size[0]}x{size[1]}-{num_boxes}"
+        self._files = self._read(paths) if paths else None
+        if self._files is not None:
+            where = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more files"
+            listed = [level for levels in self._files.values() for level in levels]
+            _check_horizon(where, listed, min(horizon, self.max_replies))
+            self.splits = tuple(s for s in self.splits if any(s == k[0] for k in self._files))
+
+    def _read(self, paths: Sequence[str]) -> dict[tuple[str, str], list[Level]]:
+        """Levels of each file by (split, name)."""
+        files: dict[tuple[str, str], list[Level]] = {}
+        for path in paths:
+            key = (_file_split(Path(path)), Path(path).stem)
+            if key in files:
+                raise EnvDataError(
+                    f"env.options.levels: {path}: a second {key[0]} file named {key[1]}; task ids"
+                    " are split/name/number, so names must differ"
+                )
+            files[key] = parse_levels(path)
+        return files
+
+    def _list_tasks(self, split: str) -> Sequence[Task]:
+        if self._files is None:
+            tasks = [
+                Task(f"{split}/{self._family}/{number:04d}", self._family, split)
+                for number in range(TASKS[split])
+            ]
+            if not self._min_moves:
+                return tasks
+            # A level whose plan is not found in time is no short one.
+            plans = [self.solve(self._reset(task.task_id)[0]) for task in tasks]
+            return [
+                task
+                for task, plan in zip(tasks, plans, strict=True)
+                if plan is None or len(plan) >= self._min_moves
+            ]
+        return [
+            Task(f"{split}/{stem}/{number:04d}", stem, split)
+            for (file_split, stem), levels in self._files.items()
+            if file_split == split
+            for number in range(len(levels))
+        ]
+
+    def level(self, task_id: str) -> Level:
+        """The level of a task, as it is at the start.
+
+        Raises:
+          EnvDataError: no such task.
+        """
+        parts = task_id.split("/")
+        if len(parts) == 3 and parts[2].isascii() and parts[2].isdigit():
+            number = int(parts[2][:9])
+            if parts[2] == f"{number:04d}":
+                if self._files is not None:
+                    levels = self._files.get((parts[0], parts[1]), [])
+                    if number < len(levels):
+                        return levels[number]
+                elif parts[1] == self._family and number < TASKS.get(parts[0], 0):
+                    return make_level(task_id, min(self.horizon, self.max_replies))
+        raise EnvDataError(f"sokoban task {task_id!r}: not in any split of this environment")
+
+    def _reset(self, task_id: str) -> tuple[State, str]:
+        level = self.level(task_id)
+        state = SokobanState(task_id=task_id, boxes=level.boxes, player=level.player)
+        return state, f"{_INSTRUCTIONS}\n{render(level, level.boxes, level.player)}"
+
+    def _step(self, state: SokobanState, action: str) -> tuple[State, StepResult]:
+        level = self.level(state.task_id)
+        name = action.strip().lower()
+        valid = name in MOVES or name == STILL
+        boxes, player = state.boxes, state.player
+        if name in MOVES:
+            boxes, player = move(level, boxes, player, MOVES[name])
+        on_before, on_after = (len(b & level.targets) for b in (state.boxes, boxes))
+        success = on_after == len(boxes)
+        reward = -0.1 + (on_after - on_before) + (10.0 if success else 0.0)
+        new = dataclasses.replace(
+            state, boxes=boxes, player=player, num_replies=state.num_replies + 1
+        )
+        observation = render(level, boxes, player)
+        said = self._say(level, state, new, name)
+        if said:
+            observation = f"{said}\n{observation}"
+        done = success or (not valid and self.invalid_action == "end")
+        info = {"valid": valid, "is_step": name in MOVES or self.invalid_action == "step"}
+        return new, StepResult(observation, reward, done, success, info)
+
+    def _finish(self, state: SokobanState, new_state: SokobanState, result: StepResult):
+        """Unlike elsewhere, a reply need not be a step; either bound ends the episode."""
+        num_steps = state.num_steps + result.info["is_step"]
+        over = num_steps >= self.horizon or new_state.num_replies >= self.max_replies
+        done = result.done or over
+        new_state = dataclasses.replace(
+            new_state, num_steps=num_steps, done=done, success=result.success
+        )
+        return new_state, dataclasses.replace(result, done=done)
+
+    def _say(self, level: Level, old: SokobanState, new: SokobanState, name: str) -> str:
+        """The feedback the options ask for, "" when there is none."""
+        if name not in MOVES:
+            no_move = name != STILL and "invalid" in self.feedback
+            return f"That is no move; the moves are {', '.join(MOVES)}." if no_move else ""
+        if new.player == old.player:
+            if "blocked" not in self.feedback:
+                return ""
+            ahead = (old.player[0] + MOVES[name][0], old.player[1] + MOVES[name][1])
+            thing = "wall" if ahead in level.walls else "box that cannot be pushed"
+            return f"You did not move: {name} of you is a {thing}."
+        pushed = new.boxes - old.boxes
+        if "deadlock" in self.feedback and any(cornered(level, box) for box in pushed):
+            return "The box you pushed is in a corner and no target is there: it is stuck for good."
+        return ""
+
+    def actions(self, state: SokobanState) -> tuple[str, ...]:
+        """The four directions; against a wall they are understood, and do nothing."""
+        return tuple(MOVES)
+
+    def solve(self, state: SokobanState, max_nodes: int = 200_000) -> list[str] | None:
+        """A plan within the steps and replies left, shortest in moves, or None (also when
+        `max_nodes` positions are not enough)."""
+        level = self.level(state.task_id)
+        left = min(self.horizon - state.num_steps, self.max_replies - state.num_replies)
+        return solve_level(level, state.boxes, state.player, max_nodes, longest=left)

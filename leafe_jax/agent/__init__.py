@@ -1,0 +1,1 @@
+"""What an episode is: policy, rendering, the loop. Nothing here imports jax."""

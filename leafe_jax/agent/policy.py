@@ -1,0 +1,85 @@
+"""The policy that rollouts talk to: text in, text and token ids out, behind sessions.
+
+The wall between the method and the device: a session is opaque, everything else is a plain Python
+value. `sampling.lm_policy.LMPolicy` is the language model; tests use a scripted policy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from leafe_jax.types import Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Ask for a reply to one user turn.
+
+    Attributes:
+      session: the conversation.
+      text: the user turn.
+      plain_text: the same turn without experience, to be tokenised beside it; None if the same.
+      max_new_tokens: most tokens to sample.
+      sampling: how tokens are drawn.
+      seed: 32-bit seed of this reply.
+    """
+
+    session: Any
+    text: str
+    plain_text: str | None
+    max_new_tokens: int
+    sampling: Sampling
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """The reply.
+
+    Attributes:
+      text: decoded reply.
+      prompt_ids: ids that were appended for the user turn.
+      plain_prompt_ids: the ids of `plain_text`, or None.
+      ids, logprobs: sampled ids (stop token included) and their log-probabilities.
+      finish_reason: "stop", "length", "context" or "error".
+      prefilled, cached: prompt tokens computed, and found in the cache.
+      error: what is wrong with the request, where finish_reason is "error".
+    """
+
+    text: str
+    prompt_ids: tuple[int, ...]
+    plain_prompt_ids: tuple[int, ...] | None
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: str
+    prefilled: int
+    cached: int
+    error: str = ""
+
+
+class Policy(Protocol):
+    """Sessions are opaque; lengths are in tokens.
+
+    `submit` queues a request and returns its ticket; `collect` waits until requests have ended and returns
+    (ticket, completion) pairs, [] when none is queued; `launch` lets the device go on meanwhile.
+    """
+
+    def start(self) -> Any: ...
+
+    def length(self, session: Any) -> int: ...
+
+    def fork(self, session: Any, length: int) -> Any: ...
+
+    def rewind(self, session: Any, length: int) -> None: ...
+
+    def append(self, session: Any, ids: Sequence[int]) -> None: ...
+
+    def release(self, session: Any) -> None: ...
+
+    def submit(self, request: Request) -> int: ...
+
+    def launch(self) -> None: ...
+
+    def collect(self) -> list[tuple[int, Completion]]: ...

@@ -1,0 +1,47 @@
+"""Corpus games as training examples."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from leafe_jax.agent.chat import ChatFormat
+from leafe_jax.bootstrap.corpus import Turn
+from leafe_jax.errors import UserError
+from leafe_jax.types import Example
+
+MAX_POSITIONS = 1024  # of the model
+
+
+def to_example(
+    turns: list[Turn], chat: ChatFormat, observation_mass: float, max_len: int = MAX_POSITIONS
+) -> Example:
+    """Token ids and loss mass of a conversation: 1 on replies, `observation_mass` on the rest.
+
+    It ends with the last reply within `max_len` tokens, as an episode does that fills the context.
+
+    Raises:
+      UserError: not even the first reply is within.
+    """
+    ids: list[int] = []
+    mass: list[float] = []
+    end = 0
+    for turn in turns:
+        if turn["role"] == "user":
+            text = turn["text"]
+            new = chat.next_turn(text, ids[-1]) if ids else chat.first_turn(text)
+            mass += [observation_mass] * len(new)
+        else:
+            new = (*chat.tokenizer.encode(turn["text"], add_special_tokens=False), chat.reply_end)
+            mass += [float(turn["trained"])] * len(new)
+        ids += new
+        if len(ids) > max_len:
+            break
+        end = len(ids) if turn["role"] == "assistant" else end
+    if not end:
+        raise UserError(
+            f"sampler.max_len = {max_len}: a conversation of the corpus begins with a turn and a reply"
+            f" of {len(ids)} tokens"
+        )
+    ids, mass = ids[:end], mass[:end]
+    mass[0] = 0.0
+    return Example(np.asarray(ids, np.int32), np.asarray(mass, np.float32), 0)

@@ -1,0 +1,1 @@
+"""One file is one method; they share the search and the making of examples."""

@@ -1,0 +1,241 @@
+"""Stage 1: tree-based experience generation with rollback (arXiv 2603.16843, Stage 1).
+
+Every K steps and on failure the same policy is asked which step went wrong and what to do instead:
+(tau, e). Environment and conversation go back to h_tau, e is shown, a revised action is sampled, and
+the branch plays on. The trajectories of a tree go through a FIFO queue, one after the other, so it grows
+breadth-first and its budget ends in the same place on every machine; trees grow side by side.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from envs.base import Environment, Task
+from envs.prompts import Prompts
+from leafe_jax.agent.policy import Completion, Policy
+from leafe_jax.agent.rollout import Episode, Hooks, Rollout, RolloutConfig, branch
+from leafe_jax.errors import UserError
+from leafe_jax.types import Node, ReflectionRecord, Tree
+
+METHODS = ("tree", "independent", "refine")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExploreConfig:
+    """Rules of the search.
+
+    Attributes:
+      method: "tree" (LEAFE), "independent" (independent sampling, IS) or "refine" (iterative
+        refinement, IR: start over with the experience); paper Table 3 compares them.
+      num_roots: trajectories begun without experience, per task.
+      max_attempts: trajectories per task, roots included.
+      max_depth: branches on the way from a root.
+      reflect_every: K, in steps.
+      reflect_on_failure: also reflect when an episode ends without success.
+      continue_after_branch: a trajectory that was branched from plays on (open in the paper).
+      show_experience: False branches from tau without e (control).
+      max_env_steps, max_generated_tokens: per task; 0 means no limit.
+
+    Raises:
+      UserError: a value is out of range.
+    """
+
+    method: str
+    num_roots: int
+    max_attempts: int
+    max_depth: int
+    reflect_every: int
+    reflect_on_failure: bool
+    continue_after_branch: bool
+    show_experience: bool
+    max_env_steps: int
+    max_generated_tokens: int
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise UserError(f"explore.method = {self.method!r}: must be one of {METHODS}")
+        for name, least in (
+            ("num_roots", 1), ("max_attempts", 1), ("max_depth", 0), ("reflect_every", 1),
+            ("max_env_steps", 0), ("max_generated_tokens", 0),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise UserError(f"explore.{name} = {value!r}: must be an integer >= {least}")
+
+
+@dataclasses.dataclass(eq=False)
+class _Growth:
+    """What is still to be played of a tree: roots first, then branches."""
+
+    start: tuple[Any, str]  # state and first observation
+    roots_left: int
+    branches: collections.deque[Episode] = dataclasses.field(default_factory=collections.deque)
+
+
+class _Explorer(Hooks):
+    """The decisions of the search for one set of trees."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        config: ExploreConfig,
+        queue,
+        on_tree: Callable[[Tree], None],
+        adviser: Callable[[Episode], str] | None,
+    ):
+        self.adviser = adviser
+        self.policy, self.prompts, self.config = policy, prompts, config
+        self.queue, self.on_tree = queue, on_tree
+        self._growing: dict[str, _Growth] = {}  # by task id
+
+    def plant(self, tree: Tree, env: Environment) -> None:
+        """Queues the first trajectory of a tree."""
+        config = self.config
+        roots = config.max_attempts if config.method == "independent" else config.num_roots
+        roots = min(roots, config.max_attempts)
+        self._growing[tree.task_id] = _Growth(env.reset(tree.task_id), roots)
+        self.queue.append(self._next(tree))
+
+    def _next(self, tree: Tree) -> Episode | None:
+        growth = self._growing[tree.task_id]
+        if growth.roots_left:
+            number = sum(node.parent is None for node in tree.nodes)
+            growth.roots_left -= 1
+            state, observation = growth.start
+            episode = Episode(
+                node=self._new_node(tree, None, None, 0, "root", None),
+                name=f"{tree.task_id}/r{number}",
+                state=state,
+                observation=observation,
+                budget=tree.budget,
+                owner=tree,
+            )
+        elif growth.branches:
+            episode = growth.branches.popleft()
+        else:
+            return None
+        tree.budget.episodes += 1
+        return episode
+
+    def _new_node(self, tree: Tree, parent, branch_step, depth, kind, experience) -> Node:
+        node = Node(len(tree.nodes), parent, branch_step, depth, kind, experience)
+        tree.nodes.append(node)
+        return node
+
+    def _attempts_left(self, tree: Tree) -> int:
+        """Roots to come have their places already."""
+        roots = self._growing[tree.task_id].roots_left
+        return self.config.max_attempts - len(tree.nodes) - roots
+
+    def _spent(self, tree: Tree) -> bool:
+        limits, spent = self.config, tree.budget
+        return (0 < limits.max_env_steps <= spent.env_steps) or (
+            0 < limits.max_generated_tokens <= spent.generated_tokens
+        )
+
+    # -- hooks ---------------------------------------------------------------------------------
+    def exhausted(self, episode: Episode) -> bool:
+        return self._spent(episode.owner)
+
+    def reflect_now(self, episode: Episode) -> bool:
+        config, node = self.config, episode.node
+        # Not worth asking where the answer could not be followed.
+        if config.method == "independent" or not self._attempts_left(episode.owner):
+            return False
+        if config.method == "tree" and node.depth >= config.max_depth:
+            return False
+        if episode.state.done:
+            return config.reflect_on_failure and not episode.state.success
+        return config.method == "tree" and len(episode.turns) % config.reflect_every == 0
+
+    def reflected(self, episode: Episode, completion: Completion) -> bool:
+        config, node, tree = self.config, episode.node, episode.owner
+        if completion.finish_reason == "context":  # there was no room to ask
+            node.reflections.append(
+                ReflectionRecord(episode.step, [], [], [], text="", status="context")
+            )
+            return True
+        text = self.adviser(episode) if self.adviser else completion.text
+        parsed = self.prompts.parse_reflection(text)
+        record = ReflectionRecord(
+            step=episode.step,
+            prompt_ids=list(completion.prompt_ids),
+            ids=list(completion.ids),
+            logprobs=list(completion.logprobs),
+            text=text,
+            status=parsed.status,
+            tau=parsed.tau,
+            experience=parsed.experience,
+        )
+        if parsed.status == "ok":
+            record.status = self._judge(episode, parsed.tau, parsed.experience)
+        node.reflections.append(record)
+        if record.status != "branched":
+            return True
+        tau = 1 if config.method == "refine" else parsed.tau
+        experience = parsed.experience if config.show_experience else None
+        kind = "retry" if config.method == "refine" else "branch"
+        child = self._new_node(tree, node.id, tau, node.depth + 1, kind, experience)
+        record.child = child.id
+        twin = sum(r.status == "branched" for r in node.reflections)
+        name = f"{episode.name}/b{tau}.{twin}"
+        waiting = self._growing[tree.task_id].branches
+        waiting.append(branch(self.policy, episode, tau, child, name))
+        if config.continue_after_branch:
+            return True
+        node.stop = node.stop or "branched"
+        return False
+
+    def _judge(self, episode: Episode, tau: int, experience: str) -> str:
+        # tau is never guessed: a step that does not exist drops the reflection.
+        if not 1 <= tau <= len(episode.turns):
+            return "out_of_range"
+        for earlier in episode.node.reflections:
+            if (earlier.status, earlier.tau, earlier.experience) == ("branched", tau, experience):
+                return "duplicate"
+        return "branched"
+
+    def finished(self, episode: Episode) -> None:
+        tree = episode.owner
+        following = None if self._spent(tree) else self._next(tree)
+        if following is not None:
+            self.queue.append(following)
+            return
+        for dropped in self._growing.pop(tree.task_id).branches:
+            dropped.node.stop = "budget"
+            self.policy.release(dropped.session)
+        self.on_tree(tree)
+
+
+def explore(
+    policy: Policy,
+    env: Environment,
+    prompts: Prompts,
+    tasks: Sequence[Task],
+    config: ExploreConfig,
+    rollout_config: RolloutConfig,
+    max_active: int,
+    on_tree: Callable[[Tree], None],
+    adviser: Callable[[Episode], str] | None = None,
+) -> None:
+    """Grows one tree a task.
+
+    Args:
+      policy, env, prompts: the three parties.
+      tasks: training tasks; each gives one tree.
+      config: rules of the search.
+      rollout_config: rendering and sampling.
+      max_active: episodes in flight.
+      on_tree: called with each tree as it finishes.
+      adviser: answers in place of the model's reflections (leafe_jax/bootstrap/habits.py measures with it).
+    """
+    rollout = Rollout(policy, env, prompts, rollout_config, max_active)
+    explorer = _Explorer(policy, prompts, config, rollout.queue, on_tree, adviser)
+    for task in tasks:
+        tree = Tree(env.name, task.task_id, task.family, rollout_config.seed, rollout_config.mode)
+        explorer.plant(tree, env)
+    rollout.run(explorer)

@@ -1,0 +1,155 @@
+"""Low-rank adapters: which parameters are trained, merging, and PEFT's file format.
+
+The layer is Flax's nnx.LoRA (models/decoder.py): the model is Flax's anyway, and it is an ordinary
+module, so that scan, remat and shard_map need not know of it. qwix, the alternative, exchanges JAX's
+dot products while the model is traced; it would be the choice for a quantised base.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from leafe_jax.errors import UserError
+from leafe_jax.models import hf
+from leafe_jax.models.decoder import LoRA, ModelConfig, init_params
+from leafe_jax.runtime.files import put_directory_in_place
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def with_adapters(config: ModelConfig, settings) -> ModelConfig:
+    """The model with the adapters of a config's train.lora section; as it is where rank = 0.
+
+    Raises:
+      UserError: a setting is out of range.
+    """
+    if settings.rank == 0:
+        return config
+    if settings.rank < 0 or not settings.alpha > 0:
+        raise UserError(
+            f"train.lora.rank = {settings.rank}, train.lora.alpha = {settings.alpha}: must be >= 0"
+            " and > 0"
+        )
+    targets = tuple(settings.targets)
+    strange = [name for name in targets if name not in TARGETS]
+    if strange or not targets:
+        raise UserError(f"train.lora.targets = {targets}: must be some of {', '.join(TARGETS)}")
+    return dataclasses.replace(config, lora=LoRA(settings.rank, settings.alpha, targets))
+
+
+def _adapters_only(tree: dict) -> dict:
+    kept = {}
+    for name, value in tree.items():
+        if name == "lora":
+            kept[name] = value
+        elif isinstance(value, dict) and (own := _adapters_only(value)):
+            kept[name] = own
+    return kept
+
+
+def init_adapters(config: ModelConfig, key: jax.Array) -> dict:
+    """Fresh adapters (A as nnx.LoRA draws it, B zero), float32, at their places in the parameters.
+
+    The other weights are drawn in the program only, where nobody asks for them.
+    """
+    return jax.jit(lambda key: _adapters_only(init_params(config, key)))(key)
+
+
+def join(frozen: dict, trained: dict) -> dict:
+    """Both trees in one; they share no leaf."""
+    joined = dict(frozen)
+    for name, value in trained.items():
+        joined[name] = join(joined[name], value) if name in joined else value
+    return joined
+
+
+def merge(config: ModelConfig, base: dict, adapters: dict) -> dict:
+    """The weights with the adapters added: W + alpha / rank * A B, in float32, in W's dtype.
+
+    While training the weights take two bytes a parameter, or four; all of them again would not fit
+    beside anything. So each kernel is merged when it is asked for, in place.
+
+    Args:
+      config, adapters: the model with its adapters, float32.
+      base: the weights, a tree of hf.Unread.
+
+    Returns:
+      A tree of hf.Unread, for hf.save.
+    """
+    scale = config.lora.alpha / config.lora.rank
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def add(kernel, a, b):
+        wide = kernel.astype(jnp.float32) + scale * jnp.matmul(a, b, precision="highest")
+        return wide.astype(kernel.dtype)
+
+    def merged(kernel: hf.Unread, a, b) -> hf.Unread:
+        def make():
+            array, finite = kernel.make()
+            return add(array, a, b), finite
+
+        return dataclasses.replace(kernel, make=make)
+
+    def walk(base, adapters):
+        tree = dict(base)
+        for name, own in adapters.items():
+            if "lora" in own:
+                pair = own["lora"]["lora_a"], own["lora"]["lora_b"]
+                tree[name] = {**base[name], "kernel": merged(base[name]["kernel"], *pair)}
+            else:
+                tree[name] = walk(base[name], own)
+        return tree
+
+    return walk(base, adapters)
+
+
+def save_adapter(path: str | Path, config: ModelConfig, adapters: dict, base: str) -> None:
+    """Writes adapter_model.safetensors and adapter_config.json as PEFT reads them.
+
+    In a run of several processes all of them call it and process 0 writes.
+
+    Args:
+      path: directory to make.
+      config, adapters: the model with its adapters.
+      base: the base model's directory or name, for the config.
+    """
+    directory = Path(path)
+    tensors = {}
+    for where, leaf in jax.tree_util.tree_flatten_with_path(adapters)[0]:
+        *parts, _, matrix = [str(k.key) for k in where]
+        name, _ = hf.hub_name("/".join([*parts, "kernel"]))
+        letter = matrix[-1].upper()
+        matrix = hf.to_host(leaf)
+        if matrix is not None:
+            tensors[f"base_model.model.{name.removesuffix('weight')}lora_{letter}.weight"] = (
+                np.ascontiguousarray(matrix.T)  # [out, in], as torch's linear layers
+            )
+    if not tensors:  # another process writes
+        return
+    partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    hf.write_tensors(tensors, partial / "adapter_model.safetensors")
+    fields: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": config.lora.rank,
+        "lora_alpha": config.lora.alpha,
+        "target_modules": sorted(config.lora.targets),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    (partial / "adapter_config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    put_directory_in_place(partial, directory)

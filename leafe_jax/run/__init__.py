@@ -1,0 +1,1 @@
+"""What happens on disk: phases, blocks, checks, results."""

@@ -1,0 +1,137 @@
+"""results.json, and the tables and sentences made from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from leafe_jax.errors import UserError
+from leafe_jax.runtime.files import read_json
+
+RESULTS_SCHEMA = 1
+
+
+_BUDGET = (
+    ("env_steps", "environment steps"),
+    ("generated_tokens", "generated tokens"),
+    ("prefilled_tokens", "prefilled tokens"),
+    ("cached_tokens", "cached tokens"),
+    ("episodes", "episodes"),
+)
+
+
+def read_results(workdir: Path) -> dict[str, Any]:
+    """results.json of a run; UserError when it is missing, broken or of another schema."""
+    path = workdir / "results.json"
+    if not path.exists():
+        raise UserError(f"{path}: missing; run the phase 'report' of leafe_jax.main")
+    results = read_json(path)
+    found = results.get("schema")
+    if found != RESULTS_SCHEMA:
+        raise UserError(f"{path}: schema {found!r}: must be {RESULTS_SCHEMA}")
+    for field in ("methods", "versions", "config_hash", "seed", "commit", "device"):
+        if field not in results:
+            raise UserError(f"{path}: field {field!r} is missing; run the phase 'report' again")
+    return results
+
+
+def families_of(results: dict[str, Any]) -> list[str]:
+    """First "all", then the families that any method has, sorted."""
+    names = {f for method in results["methods"].values() for f in method["families"]}
+    return ["all", *sorted(names - {"all"})]
+
+
+def shown_ks(results: dict[str, Any]) -> list[str]:
+    """Pass@1, one in the middle and the largest k."""
+    ks = [k for m in results["methods"].values() for k in m["families"]["all"]["pass_at_k"]]
+    ks = sorted(set(ks), key=int)
+    return sorted({ks[0], ks[len(ks) // 2], ks[-1]}, key=int)
+
+
+def _cell(value: dict[str, float] | None) -> str:
+    if value is None:  # this method has fewer samples
+        return "-"
+    return f"{100 * value['value']:.1f} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
+
+
+def result_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: per family and method, success in percent with 95% intervals over tasks."""
+    ks = shown_ks(results)
+    header = ["family", "method", "tasks", *[f"Pass@{k} %" for k in ks]]
+    rows = []
+    for family in families_of(results):
+        for method, data in results["methods"].items():
+            if family in data["families"]:
+                summary = data["families"][family]
+                cells = [_cell(summary["pass_at_k"].get(k)) for k in ks]
+                rows.append([family, method, str(summary["tasks"]), *cells])
+    return header, rows
+
+
+def budget_rows(results: dict[str, Any], times: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: what each part of the run spent; `times` adds wall seconds."""
+    header = ["spent on", *[label for _, label in _BUDGET], *["wall seconds"] * times]
+    parts = {f"evaluating {name}": method for name, method in results["methods"].items()}
+    if "explore" in results:
+        parts = {"stage 1": results["explore"], **parts}
+    rows = []
+    for name, part in parts.items():
+        seconds = [f"{part['seconds']:,.0f}" if "seconds" in part else "-"] * times
+        rows.append([name, *[f"{part['budget'][key]:,}" for key, _ in _BUDGET], *seconds])
+    return header, rows
+
+
+def _text_table(header: list[str], rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+             for row in [header, ["-" * w for w in widths], *rows]]  # fmt: skip
+    return "\n".join(lines)
+
+
+def console_table(results: dict[str, Any]) -> str:
+    """The tables for the end of a run: results, stage 1, budget. Holds no times, so that the same
+    run always prints the same table."""
+    parts = []
+    if results["methods"]:
+        parts.append(
+            "Success on held-out tasks, one plain rollout a sample, 95% intervals over tasks"
+        )
+        parts.append(_text_table(*result_rows(results)))
+    parts += context_sentences(results)
+    if "explore" in results:
+        parts.append(explore_sentence(results["explore"]))
+    if "distill" in results:
+        parts.append(distill_sentence(results["distill"]))
+    parts.append(_text_table(*budget_rows(results)))
+    return "\n\n".join(parts)
+
+
+def context_sentences(results: dict[str, Any]) -> list[str]:
+    """A sentence for each part of the run whose episodes did not all have room."""
+    parts = {f"of {name}": method for name, method in results["methods"].items()}
+    if "explore" in results:
+        parts["of stage 1"] = results["explore"]
+    return [
+        f"{part['out_of_context']:,} of {part['budget']['episodes']:,} episodes {name} ended because the"
+        " context was full (sampler.max_len)."
+        for name, part in parts.items()
+        if part.get("out_of_context")
+    ]
+
+
+def explore_sentence(explore: dict[str, Any]) -> str:
+    reflections = ", ".join(f"{n} {name}" for name, n in explore["reflections"].items()) or "none"
+    return (
+        f"Stage 1: {explore['solved_tasks']} of {explore['tasks']} tasks solved in"
+        f" {explore['episodes']} trajectories; {explore['branches_successful']} of"
+        f" {explore['branches']} branches succeeded. Reflections: {reflections}."
+    )
+
+
+def distill_sentence(distill: dict[str, Any]) -> str:
+    sentence = (
+        f"Stage 2: {distill['counterfactual_examples']} counterfactual pairs,"
+        f" {distill['rehearsal_examples']} rehearsed trajectories"
+    )
+    tokens = distill.get("target_tokens")
+    return sentence + ("." if tokens is None else f", {tokens} target tokens.")

@@ -1,0 +1,198 @@
+"""The report: console table, Pass@k plot, and one HTML page with the exploration trees.
+
+    python -m leafe_jax.run.report.write --workdir=runs/quickstart
+
+The page itself, and how hostile text is kept from becoming markup, is in leafe_jax/run/report/page.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from leafe_jax.errors import UserError
+from leafe_jax.run.phase import read_record
+from leafe_jax.run.report import page
+from leafe_jax.run.report.plot import draw_pass_at_k
+from leafe_jax.run.report.table import (
+    budget_rows,
+    console_table,
+    context_sentences,
+    distill_sentence,
+    read_results,
+    result_rows,
+)
+from leafe_jax.run.workdir import locked
+from leafe_jax.runtime import console
+from leafe_jax.runtime.files import local_path, make_directory, readable, whole
+
+_MAX_TREES = 200  # on the page; the files have all
+
+
+def _tree_files(workdir: Path) -> list[Path]:
+    """The finished blocks that the record of `explore` lists, and blocks in flight; stray copies do not
+    count. Where nothing is listed (older runs), every file with a block's name is a block."""
+    directory = workdir / "explore"
+    listed = read_record(directory)["files"] if (directory / "phase.json").exists() else {}
+    files = {directory / name for name in listed}
+    block = re.compile(r"[0-9]{4,}\.jsonl" + (r"\.partial" if listed else r"(\.partial)?"))
+    for path in (directory / "trees").glob("*.jsonl*"):
+        if block.fullmatch(path.name) and path.with_suffix("") not in files:
+            files.add(path)
+    return sorted(files)
+
+
+def read_tree_lines(workdir: Path) -> tuple[list[dict[str, Any]], int, int]:
+    """(what the page shows of the first trees, number of all, number of unreadable lines); half-written
+    blocks are read too. A block that cannot be read counts as one unreadable line."""
+    trees, number, broken = [], 0, 0
+    for path in _tree_files(workdir):
+        try:
+            # By the byte \n: other line ends may stand inside a JSON string.
+            with readable(path) as file:
+                for line in filter(bytes.strip, file):
+                    try:
+                        text = line.decode("utf-8", errors="replace")
+                        shown = page.shown_tree(json.loads(text))  # what cannot be shown is no tree
+                    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                        broken += 1
+                        continue
+                    number += 1
+                    if number <= _MAX_TREES:
+                        trees.append(shown)
+        except UserError:
+            broken += 1
+    return trees, number, broken
+
+
+# -- table -----------------------------------------------------------------------------------------
+
+
+# -- plot ------------------------------------------------------------------------------------------
+
+
+def _escape(text: str) -> str:
+    """HTML of a text, with control characters written out."""
+    return html.escape(console.visible(text))
+
+
+# -- page ------------------------------------------------------------------------------------------
+def _html_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table; a first cell that repeats the one above is left blank and opens no new group."""
+    head = "".join(f"<th>{_escape(cell)}</th>" for cell in header)
+    body, above = [], None
+    for first, *rest in rows:
+        repeated, above = first == above, first
+        cells = "".join(f"<td>{_escape(cell)}</td>" for cell in ["" if repeated else first, *rest])
+        body.append(f"<tr{' class=same' if repeated else ''}>{cells}</tr>")
+    return f"<div class=scroll><table><tr>{head}</tr>{''.join(body)}</table></div>"
+
+
+def _run_section(results: dict[str, Any]) -> str:
+    facts = {
+        "config": results["config_hash"],
+        "seed": results["seed"],
+        "commit": (results["commit"] or "unknown")[:12],
+        "measured on": results["device"],
+        **results["versions"],
+    }
+    words = ", ".join(f"{name} {value}" for name, value in facts.items())
+    return f"<p class=meta>{_escape(words)}</p>"
+
+
+def _results_section(results: dict[str, Any], plot: Path) -> str:
+    draw_pass_at_k(results, plot)
+    picture = base64.b64encode(plot.read_bytes()).decode()
+    return (
+        "<h2>Held-out tasks</h2><p>Plain rollouts: no reflection, no rollback, no experience."
+        " Intervals: 95%, bootstrap over tasks; where all tasks have the same value the interval is a"
+        " point, which says nothing about tasks not drawn.</p>"
+        '<div class=scroll><img alt="Pass@k of each method over k"'
+        f' src="data:image/png;base64,{picture}"></div>' + _html_table(*result_rows(results))
+    )
+
+
+def _explore_section(explore: dict[str, Any]) -> str:
+    counts = explore["reflections"]
+    total = max(sum(counts.values()), 1)
+    rows = [
+        [status.replace("_", " "), f"{number:,}", f"{100 * number / total:.1f}"]
+        for status, number in counts.items()
+    ]
+    share = 100 * explore["branches_successful"] / max(explore["branches"], 1)
+    return (
+        f"<p>{explore['solved_tasks']:,} of {explore['tasks']:,} training tasks solved in"
+        f" {explore['episodes']:,} trajectories. {explore['branches']:,} branches, of which"
+        f" {explore['branches_successful']:,} ({share:.1f}%) ended in success themselves.</p>"
+        + _html_table(["reflections", "number", "%"], rows)
+    )
+
+
+def _trees_section(shown: int, number: int, broken: int) -> str:
+    note = f"{shown} of {number} trees are on this page"
+    if number > shown:
+        note += " (the first ones; explore/trees has all)"
+    if broken:
+        note += f"; {broken} unreadable {'line was' if broken == 1 else 'lines were'} left out"
+    return f"<p class=meta>{note}.</p>{page.TREE_CONTROLS}"
+
+
+def write_report(workdir: Path) -> None:
+    """Writes report/pass_at_k.png and report/index.html from results.json and the trees.
+
+    Raises:
+      UserError: no readable results.json.
+    """
+    results = read_results(workdir)
+    directory = workdir / "report"
+    make_directory(directory)
+    sections = [_run_section(results)]
+    if results["methods"]:
+        sections.append(_results_section(results, directory / "pass_at_k.png"))
+    sections += [f"<p>{_escape(sentence)}</p>" for sentence in context_sentences(results)]
+    sections.append("<h2>Budget</h2>" + _html_table(*budget_rows(results, times=True)))
+    if "distill" in results:
+        sections.append(f"<p>{_escape(distill_sentence(results['distill']))}</p>")
+    trees, number, broken = read_tree_lines(workdir)
+    if trees or broken or "explore" in results:
+        sections.append("<h2>Exploration</h2>")
+    if "explore" in results:
+        sections.append(_explore_section(results["explore"]))
+    if trees or broken:
+        sections.append(_trees_section(len(trees), number, broken))
+    text = page.make(sections, trees)
+    with whole(directory / "index.html", binary=True) as file:
+        file.write(text.encode("utf-8", errors="backslashreplace"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes the report of a finished run again and prints its table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m leafe_jax.run.report.write", description=main.__doc__
+    )
+    parser.add_argument("--workdir", required=True)
+    console.set_up()
+    flags = parser.parse_args(argv)
+    try:
+        workdir = local_path("--workdir=", flags.workdir)
+        read_results(workdir)  # before a lock is left in a directory that is no run's
+        with locked(workdir, f"--workdir={flags.workdir}"):
+            write_report(workdir)
+            console.say(console_table(read_results(workdir)))
+    except UserError as error:
+        console.complain(error)
+        return 2
+    unwritten = console.unwritten()
+    if unwritten is not None:
+        console.complain(f"standard output: {unwritten}; the page is written")
+    return 0 if unwritten is None else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

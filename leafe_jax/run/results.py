@@ -1,0 +1,201 @@
+"""The phase `report`: the results of each method, read back from the workdir, and what is made of them."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from envs.base import Environment
+from leafe_jax.agent.evaluate import merge_budgets
+from leafe_jax.agent.seeds import seed_for
+from leafe_jax.errors import UserError
+from leafe_jax.run import passk
+from leafe_jax.run.blocks import Blocks, Trees, evaluation_blocks, read_evaluation, tree_blocks
+from leafe_jax.run.config import METHODS, flatten
+from leafe_jax.run.phase import finished, read_record
+from leafe_jax.run.report import table
+from leafe_jax.run.report import write as report
+from leafe_jax.runtime import console, processes
+from leafe_jax.runtime.files import checksum, read_json, write_json
+from leafe_jax.runtime.metrics import Metrics
+from leafe_jax.types import Budget
+
+RESULTS_SCHEMA = 1
+# The phases that the report is made of, and what it leaves; the plot only with an evaluation.
+REPORTED = ("explore", "distill", "evaluate/base", "evaluate/leafe")
+_OUTPUTS = ("results.json", "report/index.html", "report/pass_at_k.png")
+
+
+def method_result(config, blocks: Blocks) -> dict[str, Any]:
+    """What results.json says of a method; `blocks` are those of its evaluation."""
+    parts = [read_evaluation(file, config.evaluate.num_samples) for file in blocks]
+    records = [record for part in parts for record in part["tasks"]]
+    return {
+        "families": passk.summarise(
+            {r["task_id"]: r["successes"] for r in records},
+            {r["task_id"]: r["family"] for r in records},
+            config.evaluate.num_resamples,
+            seed_for(config.seed, "bootstrap-interval"),
+        ),
+        "out_of_context": sum(r["out_of_context"] for r in records),
+        "budget": merge_budgets([part["budget"] for part in parts]),
+        "seconds": blocks.phase.record["seconds"],
+    }
+
+
+def _explore_result(blocks: Blocks) -> dict[str, Any]:
+    count: collections.Counter[str] = collections.Counter()
+    statuses: collections.Counter[str] = collections.Counter()
+    budget = Budget()
+    for tree in Trees(blocks):
+        budget.add(tree.budget)
+        count["tasks"] += 1
+        count["solved_tasks"] += any(node.success for node in tree.nodes)
+        for node in tree.nodes:
+            count["success_episodes"] += node.success
+            count["branches"] += node.parent is not None
+            count["branches_successful"] += node.parent is not None and node.success
+            count["out_of_context"] += node.stop == "context"
+            statuses.update(reflection.status for reflection in node.reflections)
+    return {
+        "tasks": count["tasks"],
+        "solved_tasks": count["solved_tasks"],
+        "episodes": budget.episodes,
+        "success_episodes": count["success_episodes"],
+        "out_of_context": count["out_of_context"],
+        "reflections": dict(sorted(statuses.items())),
+        "branches": count["branches"],
+        "branches_successful": count["branches_successful"],
+        "budget": dataclasses.asdict(budget),
+        "seconds": blocks.phase.record["seconds"],
+    }
+
+
+def read_summary(path: epath.Path) -> dict[str, int]:
+    """distill/summary.json.
+
+    Raises:
+      UserError: it cannot be read, or a count is missing.
+    """
+    summary = read_json(path)
+    for field in ("counterfactual_examples", "rehearsal_examples", "target_tokens"):
+        value = summary.get(field)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise UserError(f"{path}: {field} = {value!r}: must be a whole number, 0 or more")
+    return summary
+
+
+def commit() -> str | None:
+    """The commit that is checked out, or None outside a repository."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    done = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or None
+
+
+def _device() -> str:
+    name = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores"
+    if jax.process_count() > 1:
+        name += f", {jax.process_count()} processes, {jax.device_count()} devices in all"
+    return name
+
+
+def run_report(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
+    """results.json, the plots and the page, from the finished phases; by the first process.
+
+    Returns:
+      False if they are there already, and made of what is there now.
+    """
+
+    def look(_) -> dict[str, str]:
+        records = {name: workdir / name / "phase.json" for name in REPORTED}
+        found = {n: checksum(path) for n, path in records.items() if finished(workdir / n)}
+        if not found:
+            raise UserError(
+                f"{workdir}: no phase to report is finished ({', '.join(REPORTED)}); put one into"
+                " --config.phases"
+            )
+        return found
+
+    made_of = processes.together("report: phases", decide=look)
+    record = workdir / "report" / "made_of.json"
+    if processes.together("report", decide=lambda _: _is_current(workdir, record, made_of)):
+        return False
+    if processes.first():
+        _tell_what_is_gone(record, made_of)
+    # Made in all processes, which agree on them.
+    evaluated = [method for method in METHODS if f"evaluate/{method}" in made_of]
+    blocks = {m: evaluation_blocks(config, env, workdir, m) for m in evaluated}
+    trees = tree_blocks(config, env, workdir) if "explore" in made_of else None
+    if not processes.first():
+        return True
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "grain")
+    flat = flatten(config)
+    results = {
+        "schema": RESULTS_SCHEMA,
+        "commit": commit(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "config_hash": hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12],
+        "config": flat,
+        "seed": config.seed,
+        # Tells readers on other machines whether they played the same tasks.
+        "split_hash": env.split_hash(config.evaluate.split),
+        "device": _device(),
+        "methods": {method: method_result(config, blocks[method]) for method in evaluated},
+    }
+    if trees is not None:
+        results["explore"] = _explore_result(trees)
+    if "distill" in made_of:
+        summary = read_summary(workdir / "distill" / "summary.json")
+        seconds = read_record(workdir / "distill")["seconds"]
+        results["distill"] = {**summary, "seconds": seconds}
+    write_json(workdir / "results.json", results)
+    report.write_report(Path(workdir))
+    outputs = [name for name in _OUTPUTS if (workdir / name).exists()]
+    files = {name: checksum(workdir / name) for name in outputs}
+    write_json(record, {"made_of": made_of, "files": files})
+    console.say(table.console_table(results))
+    return True
+
+
+def _tell_what_is_gone(record: epath.Path, made_of: dict[str, str]) -> None:
+    """A line for each phase that the last report has, and the next one has not."""
+    try:
+        before = read_json(record).get("made_of")
+    except UserError:  # there was none, or it is damaged
+        return
+    for name in REPORTED:
+        if isinstance(before, dict) and name in before and name not in made_of:
+            logging.getLogger("leafe_jax").warning(
+                "report: phase %r is not finished any more: the last report had its results, this one"
+                " has not", name,
+            )  # fmt: skip
+
+
+def _is_current(workdir: epath.Path, record: epath.Path, made_of: dict[str, str]) -> bool:
+    """True if results.json, plot and page are as they were written, from what is there now.
+
+    It asks no clock: a clock may have been set back, and a copied file is younger than it was.
+    """
+    try:
+        known = read_json(record)
+        if known.get("made_of") != made_of or not isinstance(known.get("files"), dict):
+            return False
+        needed = _OUTPUTS if any(n.startswith("evaluate/") for n in made_of) else _OUTPUTS[:2]
+        return all(checksum(workdir / name) == known["files"].get(name) for name in needed)
+    except UserError:  # one of them cannot be read: all are written again
+        return False

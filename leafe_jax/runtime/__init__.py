@@ -1,0 +1,1 @@
+"""The process and the machine: files, signals, several processes, progress."""

@@ -1,0 +1,79 @@
+"""The policy that rollouts talk to: text in, text and token ids out, behind sessions.
+
+`Policy` is the wall between the method and the device: exploration and evaluation see sessions that
+start, extend, fork, rewind and release, and plain Python values. `LMPolicy` is the language model;
+tests put a scripted policy in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from leafe_jax.agent.chat import ChatFormat
+from leafe_jax.agent.policy import Completion, Request
+from leafe_jax.sampling.engine import Engine
+from leafe_jax.sampling.engine import Request as TokenRequest
+
+
+class LMPolicy:
+    """A language model behind the policy interface.
+
+    Args:
+      engine: the sampler.
+      chat: tokenizer and chat template.
+    """
+
+    def __init__(self, engine: Engine, chat: ChatFormat):
+        self.engine, self.chat = engine, chat
+        self.num_slots = engine.num_slots  # of all copies: that many episodes keep it busy
+        self.start, self.fork, self.rewind = engine.start, engine.fork, engine.rewind
+        self.append, self.release, self.length = engine.append, engine.release, len
+        self.launch = engine.launch
+        # ticket -> ids of the user turn, with the experience and without.
+        self._prompts: dict[int, tuple[tuple[int, ...], tuple[int, ...] | None]] = {}
+
+    def _turn(self, session: Any, text: str) -> tuple[int, ...]:
+        if not session.ids:
+            return self.chat.first_turn(text)
+        return self.chat.next_turn(text, session.ids[-1])
+
+    def submit(self, request: Request) -> int:
+        """Queues a user turn; the reply is sampled behind it."""
+        session = request.session
+        ids = self._turn(session, request.text)
+        # Before generating: the plain rendering depends on the ids that the session has now.
+        plain = request.plain_text
+        plain = None if plain is None else self._turn(session, plain)
+        sampling = request.sampling
+        stop = self._stop_after(sampling.stop_strings) if sampling.stop_strings else None
+        ticket = self.engine.submit(
+            TokenRequest(session, ids, request.max_new_tokens, sampling, request.seed, stop)
+        )
+        self._prompts[ticket] = (ids, plain)
+        return ticket
+
+    def _stop_after(self, strings: Sequence[str]):
+        tests = [self.chat.holds(string) for string in strings]
+
+        def stop(ids: Sequence[int]) -> int | None:
+            def has(count: int) -> bool:
+                return any(found(ids[:count]) for found in tests)
+
+            if not has(len(ids)):
+                return None
+            return next(count for count in range(1, len(ids) + 1) if has(count))
+
+        return stop
+
+    def collect(self) -> list[tuple[int, Completion]]:
+        """Replies that have ended since."""
+        completions = []
+        for ticket, g in self.engine.collect():
+            ids, plain = self._prompts.pop(ticket)
+            completion = Completion(
+                self.chat.decode(g.ids), ids, plain, g.ids, g.logprobs, g.finish_reason,
+                g.prefilled, g.cached, g.error,
+            )  # fmt: skip
+            completions.append((ticket, completion))
+        return completions

@@ -1,0 +1,484 @@
+"""Benchmarks of the sampler, alone or beside rivals on the same work.
+
+    python -m leafe_jax.tools.bench_sampling --workload=branches --model=DIR
+    python -m leafe_jax.tools.bench_sampling --workload=ragged --model=DIR --engine=leafe_jax,transformers
+
+prints one JSON line an engine. Several engines run interleaved, and times are medians. `BenchEngine` also
+joins other harnesses: it is made with (model, dtype, workload) and `run`s their token arrays.
+
+    plain      32 prompts of 256 tokens, 64 generated
+    turns      32 sequences, 8 turns of 24 observation tokens and 16 generated
+    branches   8 histories of 512, 16 branches of each, 32-token suffix, 32 generated
+    ragged     128 live sequences: histories of 100 to 800 tokens, forked at unequal steps; 3 turns of 5
+               to 80 observation tokens and 4 to 64 generated; each goes on as soon as it has stopped
+    leafe      a recorded exploration (--trees=WORKDIR/explore/trees): its forks, turns and reflections
+    step       one decoding step with pages against a plain jitted step without, at the same batch
+
+Tokens are random, decoding is greedy and replies have the lengths that the workload says, so every engine
+does the same work. The engine learns a length no earlier than it would see a stop token.
+"""
+
+from __future__ import annotations
+
+import abc
+import argparse
+import functools
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leafe_jax.errors import UserError
+from leafe_jax.runtime.startup import keep_freed_memory, prefer_cpu
+from leafe_jax.tools.workloads import WORKLOADS, Branch, Inputs, Leafe, Play, Ragged
+
+
+def find_checkpoint(model: str, dtype: str) -> Path:
+    """A directory as it is; else the name of a checkpoint under ./ckpt (`NAME-DTYPE`)."""
+    return Path(model) if Path(model).is_dir() else Path("ckpt") / f"{model}-{dtype}"
+
+
+class Engine(abc.ABC):
+    """What the benchmarks run: made for a workload, run on its inputs.
+
+    Args:
+      model: checkpoint directory, or the name of one under ./ckpt (`NAME-DTYPE`).
+      dtype: "float32" or "bfloat16".
+      w: the workload.
+      do_sample: temperature 1 in place of greedy.
+      chunk: sequences per call; 0 takes all.
+    """
+
+    name = ""
+
+    def __init__(self, model: str, dtype: str, w, *, do_sample: bool = False, chunk: int = 0):
+        self.path = find_checkpoint(model, dtype)
+        self.dtype, self.w, self.do_sample, self.chunk = dtype, w, do_sample, chunk
+        self.prefill_tokens = self.cached_tokens = 0
+
+    @abc.abstractmethod
+    def generate(self, prompts: list[list[int]], counts: list[int]) -> list[list[int]]:
+        """Replies of exactly so many tokens, one a prompt."""
+
+    def run(self, x) -> np.ndarray:
+        """Serves the workload and returns the generated ids, in one array."""
+        self.prefill_tokens = self.cached_tokens = 0
+        if hasattr(x, "prompts"):
+            return np.array(self._equal(x.prompts, self.w.gen))
+        if hasattr(x, "obs"):
+            contexts, replies = [list(map(int, row)) for row in x.system], []
+            for obs in x.obs:
+                contexts = [c + list(map(int, o)) for c, o in zip(contexts, obs, strict=True)]
+                replies.append(self._equal(contexts, self.w.gen))
+                contexts = [c + r for c, r in zip(contexts, replies[-1], strict=True)]
+            return np.concatenate([np.array(r) for r in replies], 1)
+        if hasattr(x, "histories"):
+            repeated = np.repeat(x.histories, self.w.branches, 0)
+            return np.array(self._equal(np.concatenate([repeated, x.suffixes], 1), self.w.gen))
+        return self._play(x.scripts)
+
+    def _equal(self, prompts, count: int) -> list[list[int]]:
+        prompts = [list(map(int, p)) for p in prompts]
+        step = self.chunk or len(prompts)
+        blocks = [prompts[i : i + step] for i in range(0, len(prompts), step)]
+        return [r for block in blocks for r in self.generate(block, [count] * len(block))]
+
+    def _play(self, scripts) -> np.ndarray:
+        """In rounds, as an engine without continuous batching has to: all that can be asked for, the
+        shortest contexts together."""
+        play, replies = Play(scripts), {}
+        calls = play.start()
+        while calls:
+            calls.sort(key=lambda call: len(call[1]))
+            step, found = self.chunk or len(calls), []
+            for begin in range(0, len(calls), step):
+                block = calls[begin : begin + step]
+                found += self.generate([c[1] for c in block], [c[2] for c in block])
+            coming = []
+            for (number, _, _), ids in zip(calls, found, strict=True):
+                replies.setdefault(number, []).extend(ids)
+                coming += play.reply(number, ids)
+            calls = coming
+        return np.array([t for number in sorted(replies) for t in replies[number]])
+
+
+class BenchEngine(Engine):
+    """This package's sampler."""
+
+    name = "leafe_jax"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        from leafe_jax.models import hf
+        from leafe_jax.sampling.engine import Engine as Sampler
+
+        self.config = hf.read_config(str(self.path))
+        params = hf.load_params(str(self.path), self.config, self.dtype)
+        slots, max_len, gen, turn_chunk = self._sizes()
+        self.sampler = Sampler(
+            self.config, params, num_slots=slots, max_len=max_len, max_new_tokens=gen,
+            turn_chunk=turn_chunk, prefill_chunk=128, stop_ids=(),
+        )  # fmt: skip
+
+    def _sizes(self) -> tuple[int, int, int, int]:
+        """Slots, tokens of a session, of a reply and of a turn's chunk."""
+        w = self.w
+        if hasattr(w, "parents"):
+            return w.parents * w.branches, w.history + w.suffix + w.gen, w.gen, w.suffix
+        if hasattr(w, "system"):
+            longest = w.system + w.turns * (w.obs + w.gen)
+            return w.batch, longest, w.gen, min(32, longest - w.gen)
+        if hasattr(w, "prompt"):
+            return w.batch, w.prompt + w.gen, w.gen, min(128, w.prompt)
+        if isinstance(w, Ragged):
+            longest = w.history[1] + w.turns * (w.obs[1] + w.gen[1])
+            return w.live, longest, w.gen[1], 32
+        return 128, min(1024, self.config.max_position_embeddings), 64, 32
+
+    def run(self, x) -> np.ndarray:
+        self.sampler.clear()  # every run begins with an empty cache
+        return super().run(x)
+
+    def _submit(self, context: list[int], count: int) -> int:
+        from leafe_jax.sampling.engine import Request, Session
+        from leafe_jax.types import Sampling
+
+        sampling = Sampling(1.0 if self.do_sample else 0.0)
+        return self.sampler.submit(Request(Session(context), (), count, sampling, 0))
+
+    def _take(self, result) -> list[int]:
+        if result.finish_reason == "error":
+            raise UserError(result.error)
+        self.prefill_tokens += result.prefilled
+        self.cached_tokens += result.cached
+        return list(result.ids)
+
+    def generate(self, prompts, counts):
+        tickets = [self._submit(p, c) for p, c in zip(prompts, counts, strict=True)]
+        found: dict[int, Any] = {}
+        while len(found) < len(tickets):
+            found.update(self.sampler.collect())
+        return [self._take(found[ticket]) for ticket in tickets]
+
+    def _play(self, scripts) -> np.ndarray:
+        """Each goes on as soon as it has its reply."""
+        play, replies, flying = Play(scripts), {}, {}
+        calls = play.start()
+        while calls or flying:
+            for number, context, count in calls:
+                flying[self._submit(context, count)] = number
+            calls = []
+            for ticket, result in self.sampler.collect():
+                number, ids = flying.pop(ticket), self._take(result)
+                replies.setdefault(number, []).extend(ids)
+                calls += play.reply(number, ids)
+        return np.array([t for number in sorted(replies) for t in replies[number]])
+
+
+class Transformers(Engine):
+    """transformers' generate with left padding, contexts of similar length together; needs torch."""
+
+    name = "transformers"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self.torch = torch
+        self.chunk = self.chunk or (32 if isinstance(self.w, (Ragged, Leafe)) else 0)
+        self.model = AutoModelForCausalLM.from_pretrained(
+            self.path, dtype=self.dtype, local_files_only=True, trust_remote_code=False
+        ).eval()
+
+    def generate(self, prompts, counts):
+        torch = self.torch
+        width = max(map(len, prompts))
+        ids = torch.zeros((len(prompts), width), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        ends = torch.tensor(counts) + width
+        self.prefill_tokens += ids.numel()
+
+        def stopped(tokens, scores, **kwargs):  # each row at its own length, as at an end token
+            return tokens.shape[1] >= ends
+
+        with torch.inference_mode():
+            out = self.model.generate(
+                input_ids=ids, attention_mask=mask, do_sample=self.do_sample, pad_token_id=0,
+                eos_token_id=None, max_new_tokens=max(counts), stopping_criteria=[stopped],
+            )  # fmt: skip
+        return [row[width : width + n].tolist() for row, n in zip(out, counts, strict=True)]
+
+
+def load_tunix(path: Path, c, dtype: str, param_dtype: str):
+    """A Qwen2 checkpoint as Tunix's model, which computes in `dtype`; `c` is its ModelConfig."""
+    import jax.numpy as jnp
+    from tunix.models.qwen2 import model as qwen2
+    from tunix.models.qwen2 import params as loader
+
+    if c.model_type != "qwen2":
+        raise UserError(f"--engine=tunix: {path} is {c.model_type!r}, and must be 'qwen2'")
+    config = qwen2.ModelConfig(
+        num_layers=c.num_layers, vocab_size=c.vocab_size, embed_dim=c.hidden_size,
+        hidden_dim=c.intermediate_size, num_heads=c.num_heads, head_dim=c.head_dim,
+        num_kv_heads=c.num_kv_heads, rope_theta=int(c.rope_theta), norm_eps=c.rms_norm_eps,
+        use_tied_embedding=c.tie_word_embeddings, dtype=jnp.dtype(dtype),
+        param_dtype=jnp.dtype(param_dtype),
+    )  # fmt: skip
+    return loader.create_model_from_safe_tensors(str(path), config, dtype=jnp.dtype(param_dtype))
+
+
+class Tunix(Engine):
+    """google-tunix's sampler with its own bucketing (prompts padded to powers of two)."""
+
+    name = "tunix"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        from leafe_jax.models import hf
+
+        self.chunk = self.chunk or (32 if isinstance(self.w, (Ragged, Leafe)) else 0)
+        self.config, self.samplers = hf.read_config(str(self.path)), {}
+        self.model = load_tunix(self.path, self.config, self.dtype, self.dtype)
+
+    def generate(self, prompts, counts):
+        from tunix.generate import sampler
+
+        width = 1 << (max(map(len, prompts)) - 1).bit_length()
+        self.prefill_tokens += width * len(prompts)
+        c, size = self.config, width + max(64, max(counts))
+        if size not in self.samplers:
+            cache = sampler.CacheConfig(size, c.num_layers, c.num_kv_heads, c.head_dim)
+            self.samplers[size] = sampler.Sampler(self.model, _Ids(), cache)
+        warm = dict(temperature=1.0, top_p=1.0, seed=0) if self.do_sample else {}
+        out = self.samplers[size](
+            [" ".join(map(str, prompt)) for prompt in prompts],
+            max_generation_steps=max(counts), max_prompt_length=width,
+            eos_tokens=[c.vocab_size + 1], **warm,
+        )  # fmt: skip
+        return [np.asarray(t)[:n].tolist() for t, n in zip(out.tokens, counts, strict=True)]
+
+
+class _Ids:
+    """The tokenizer that Tunix asks for: ids written out in words."""
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    def decode(self, ids) -> str:
+        return ""
+
+    def bos_id(self):
+        return None
+
+    def eos_id(self) -> int:
+        return -1
+
+    def pad_id(self) -> int:
+        return 0
+
+
+ENGINES = {e.name: e for e in (BenchEngine, Transformers, Tunix)}
+
+
+# -- one decoding step -----------------------------------------------------------------------------
+def decode_step(engine: BenchEngine, rows: int, context: int, repeats: int) -> dict[str, float]:
+    """Seconds of a decoding step with pages and without.
+
+    With pages: a turn of a whole burst against one of a single token, the difference divided by the
+    steps between them; gathering and writing back, once a burst, is counted by itself. Without: the
+    same layers on contiguous buffers, jitted alone, sampling left to an argmax.
+
+    Args:
+      engine: made for a workload with room for `rows` of `context` tokens.
+      rows, context: of the batch.
+      repeats: of which the median is taken.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from leafe_jax.models import decoder
+    from leafe_jax.sampling.cache import KVCache, Pages
+    from leafe_jax.sampling.gathered import Gathered
+
+    sampler, storage = engine.sampler, Gathered()
+    statics, params = sampler.programs.statics, sampler.params
+    program = next(
+        p
+        for p in reversed(sampler.programs.listed)
+        if (p.kind, p.rows, p.groups) == ("turn", rows, 0)
+        and p.pages * statics.page_size >= context + p.tokens + statics.burst
+    )
+    compiled = sampler.programs.get(program)
+    arguments = sampler.programs.zeros(program)
+    pages, ids, _, _, options, seeds, _ = arguments
+    pages = Pages(*pages[:3], np.full(rows, context, np.int32), pages.target)
+    ones = np.ones(rows, np.int32)
+    pool = sampler._pool
+
+    def turn(count: int) -> None:
+        nonlocal pool
+        pool, *out = compiled(
+            params, pool, pages, ids, ones, ones * count, options, seeds, np.int32(rows)
+        )
+        jax.block_until_ready(out)
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def plain(params, cache, last, start):
+        written: list = []
+        nothing = KVCache(tuple(k[..., :0] for k in cache.k), tuple(v[:, :, :0] for v in cache.v))
+        fixed = (nothing, jnp.zeros_like(start))
+        attend = storage.attend(cache, fixed, start, written)
+        hidden = decoder.hidden(statics.config, params, last[:, None], start[:, None], attend)
+        logits = decoder.head(statics.config, params, hidden[:, 0])
+        return storage.carry(written), jnp.argmax(logits, -1).astype(jnp.int32)
+
+    length = program.pages * statics.page_size
+    cache = storage.empty(statics.config, rows, length, jax.tree.leaves(params)[0].dtype)
+    last, start = jnp.zeros(rows, jnp.int32), jnp.full(rows, context, jnp.int32)
+
+    def loop(count: int) -> None:
+        nonlocal cache, last
+        for _ in range(count):
+            cache, last = plain(params, cache, last, start)
+        last.block_until_ready()
+
+    times: dict[str, list[float]] = {"whole": [], "single": [], "plain": []}
+    for number in range(repeats + 1):
+        for name, work in (
+            ("whole", lambda: turn(statics.burst)),
+            ("single", lambda: turn(1)),
+            ("plain", lambda: loop(statics.burst)),
+        ):
+            begin = time.perf_counter()
+            work()
+            if number:
+                times[name].append(time.perf_counter() - begin)
+    sampler._pool = pool
+    whole, single, bare = (statistics.median(times[k]) for k in ("whole", "single", "plain"))
+    step = (whole - single) / (statics.burst - 1)
+    return {
+        "rows": rows,
+        "context": context,
+        "burst": statics.burst,
+        "step_s": step,
+        "plain_step_s": bare / statics.burst,
+        "step_ratio": step / (bare / statics.burst),
+        "burst_ratio": whole / bare,  # gathering, chunk and writing back included
+        "once_a_burst_s": whole - step * statics.burst,
+    }
+
+
+# -- command line ----------------------------------------------------------------------------------
+def measure(engines: Sequence[Engine], x: Inputs, repeats: int, log: Callable) -> list[dict]:
+    """Runs the engines interleaved; one record each, times in seconds."""
+    samples: dict[str, list[float]] = {engine.name: [] for engine in engines}
+    outputs: dict[str, np.ndarray] = {}
+    for number in range(repeats + 1):  # the first compiles
+        for engine in engines:
+            begin = time.perf_counter()
+            outputs[engine.name] = engine.run(x)
+            samples[engine.name].append(time.perf_counter() - begin)
+            log(f"{engine.name} {number} {samples[engine.name][-1]:.3f} s")
+    records = []
+    for engine in engines:
+        first, *rest = samples[engine.name]
+        wall = statistics.median(rest)
+        ours, theirs = outputs[engines[0].name], outputs[engine.name]
+        records.append(
+            {
+                "engine": engine.name,
+                "wall_s": wall,
+                "walls_s": rest,
+                "ratio": statistics.median(samples[engines[0].name][1:]) / wall,
+                "generated_tokens": int(theirs.size),
+                "generated_tokens_per_s": theirs.size / wall,
+                "prefilled_tokens": engine.prefill_tokens,
+                "cached_tokens": engine.cached_tokens,
+                "compile_s": max(0.0, first - wall),
+                "peak_bytes": peak_bytes(),
+                "same_tokens": float(np.mean(ours == theirs)),
+            }
+        )
+    return records
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m leafe_jax.tools.bench_sampling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workload", choices=[*WORKLOADS, "step"], required=True)
+    parser.add_argument("--model", required=True, help="Hugging Face directory")
+    parser.add_argument("--engine", default="leafe_jax", help=f"of {', '.join(ENGINES)}, by commas")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--repeats", type=int, default=3, help="runs after the first")
+    parser.add_argument("--trees", default="", help="directory of recorded trees, for leafe")
+    parser.add_argument("--seed", type=int, default=0, help="of the ragged workload")
+    arguments = parser.parse_args(argv)
+    if prefer_cpu():
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")
+    keep_freed_memory()
+
+    def log(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    common = {"workload": arguments.workload, "model": arguments.model, "dtype": arguments.dtype}
+    try:
+        names = arguments.engine.split(",")
+        unknown = [name for name in names if name not in ENGINES]
+        if unknown or arguments.repeats < 1:
+            raise UserError(
+                f"--engine={arguments.engine} --repeats={arguments.repeats}: engines are"
+                f" {', '.join(ENGINES)}, and one run is the least"
+            )
+        if arguments.workload == "step":
+            engine = BenchEngine(arguments.model, arguments.dtype, Branch(gen=64))
+            record = decode_step(engine, 128, 512, arguments.repeats)
+            print(json.dumps({**common, "engine": engine.name, **rounded(record)}), flush=True)
+            return 0
+        kind = WORKLOADS[arguments.workload]
+        w = kind(seed=arguments.seed) if kind is Ragged else kind()
+        engines = [ENGINES[name](arguments.model, arguments.dtype, w) for name in names]
+        from leafe_jax.models import hf
+
+        x = Inputs(w, hf.read_config(arguments.model).vocab_size, arguments.trees)
+        for record in measure(engines, x, arguments.repeats, log):
+            print(json.dumps({**common, **rounded(record)}), flush=True)
+    except UserError as error:
+        log(f"error: {error}")
+        return 2
+    return 0
+
+
+def peak_bytes() -> int:
+    """On an accelerator of the first device, else of the whole process; all engines together."""
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats() or {}
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return stats.get("peak_bytes_in_use", resident)
+
+
+def rounded(record: dict[str, Any]) -> dict[str, Any]:
+    """Floats to six digits after the point, for printing."""
+    return {
+        key: round(value, 6) if isinstance(value, float) else value for key, value in record.items()
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,334 @@
+"""Benchmark of the train step, alone or beside rivals on the same work.
+
+    python -m leafe_jax.tools.bench_training --model=DIR --engine=leafe_jax,transformers,tunix
+
+prints one JSON line an engine: a whole step (forward, backward, AdamW) on the same random tokens, every
+weight trained, no padding. Engines run interleaved, and times are medians; where the models do not fit
+beside each other, one engine a command. `BenchTrain` also joins other harnesses: it is made with (model,
+batch, seq), and `step` gives the loss.
+
+    step_s, steps_s         seconds of a step; ratio: our time to theirs
+    tokens_per_s            of the batch
+    model_flops_per_s       by plan.matmul_flops, three forward passes with causal attention
+    share_of_peak           of that, where the device's bfloat16 peak is known and --dtype=bfloat16
+    peak_bytes              of the first device, by torch's count for transformers and by jax's for the
+                            others together; without an accelerator of the process
+    compile_s               what the first step took longer than the others
+    loss                    of the first step: the engines agree
+"""
+
+from __future__ import annotations
+
+import abc
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from leafe_jax.errors import UserError
+from leafe_jax.runtime.startup import keep_freed_memory, prefer_cpu
+from leafe_jax.tools.bench_sampling import find_checkpoint, load_tunix, peak_bytes, rounded
+from leafe_jax.tools.hardware import CHIPS, matmul_flops
+from leafe_jax.training.forward import REMAT
+
+LEARNING_RATE, B1, B2, EPS, WEIGHT_DECAY = 1e-4, 0.9, 0.999, 1e-8, 0.01
+
+# device_kind -> bfloat16 operations a second; GPUs: dense, from NVIDIA's data sheets (SXM).
+PEAKS = {
+    "TPU v4": CHIPS["v4"].flops,
+    "TPU v5 lite": CHIPS["v5e"].flops,
+    "TPU v5": CHIPS["v5p"].flops,
+    "TPU v6 lite": CHIPS["v6e"].flops,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+class Engine(abc.ABC):
+    """What the benchmark runs.
+
+    Args:
+      model: checkpoint directory, or the name of one under ./ckpt (`NAME-DTYPE`).
+      batch, seq: rows and tokens of each.
+      dtype: "float32" or "bfloat16", to compute in; weights are float32.
+      remat: train.remat; anything but "none" is gradient checkpointing to transformers, and nothing to
+        Tunix.
+      scan_layers: train.scan_layers, ours only.
+
+    Attributes:
+      num_devices: that it computes on.
+    """
+
+    name = ""
+    num_devices = 1
+
+    def __init__(
+        self, model: str, batch: int, seq: int, dtype: str = "float32", remat: str = "none",
+        scan_layers: bool = False,
+    ):  # fmt: skip
+        from leafe_jax.models import hf
+
+        self.remat, self.scan_layers = remat, scan_layers
+        self.path, self.dtype = find_checkpoint(model, "float32"), dtype
+        self.config = hf.read_config(str(self.path))
+        rng = np.random.default_rng(0)
+        self.ids = rng.integers(10, self.config.vocab_size, (batch, seq), dtype=np.int32)
+        self.load()
+
+    @abc.abstractmethod
+    def load(self) -> None:
+        """Model and optimizer."""
+
+    @abc.abstractmethod
+    def step(self) -> float:
+        """One step; the mean loss of the next tokens before it."""
+
+    def peak_bytes(self) -> int:
+        """See the module's `peak_bytes`."""
+        return peak_bytes()
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What `step_options` and `make_optimizer` ask of a config's train section."""
+
+    batch_size: int
+    compute_dtype: str
+    remat: str
+    scan_layers: bool
+    accumulation: int = 1
+    loss_chunk: int = 8192
+    checkpoint_every: int = 1  # this and the next two are of the loop, which is not measured
+    log_every: int = 1
+    max_nonfinite: int = 1
+    attention: str = "auto"
+    learning_rate: float = LEARNING_RATE
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = WEIGHT_DECAY
+    b1: float = B1
+    b2: float = B2
+    eps: float = EPS
+    clip_norm: float = (
+        1e9  # measured and applied as in a run, and never reached: rivals do not clip
+    )
+
+
+class BenchTrain(Engine):
+    """This package's train step, over all devices."""
+
+    name = "leafe_jax"
+
+    def load(self) -> None:
+        import jax
+        from jax.sharding import NamedSharding
+
+        from leafe_jax.models import hf
+        from leafe_jax.models.decoder import abstract_params
+        from leafe_jax.models.sharding import BATCH, shardings_for, train_mesh
+        from leafe_jax.training.optimizer import make_optimizer
+        from leafe_jax.training.step import init_state, make_train_step, step_options
+
+        self.num_devices = jax.device_count()
+        settings = Settings(len(self.ids), self.dtype, self.remat, self.scan_layers)
+        mesh = train_mesh({"data": 1, "fsdp": -1, "tensor": 1})
+        options = step_options(settings, self.config, mesh)
+        places = shardings_for(abstract_params(self.config), mesh)
+        params = hf.load_params(str(self.path), self.config, "float32", places)
+        tx = make_optimizer(settings, 10**9)
+        self.state = init_state(params, tx, mesh)
+        self._step = make_train_step(
+            self.config, tx, sources=("sft",), coefficients=np.ones(1, np.float32),
+            options=options, mesh=mesh, state=self.state, frozen={},
+        )  # fmt: skip
+        self.batch = jax.device_put(_packed(self.ids), NamedSharding(mesh, BATCH))
+
+    def step(self) -> float:
+        self.state, measurements = self._step(self.state, {}, self.batch)
+        return float(measurements["loss"])
+
+
+def _packed(ids: np.ndarray) -> dict[str, np.ndarray]:
+    """A batch as data.Batches makes it: rows of one segment, the last token without a target."""
+    targets = np.roll(ids, -1, axis=1)
+    mass = np.ones(ids.shape, np.float32)
+    mass[:, -1] = 0
+    zeros = np.zeros_like(ids)
+    return {
+        "tokens": ids,
+        "targets": targets,
+        "positions": zeros + np.arange(ids.shape[1], dtype=np.int32),
+        "segment_ids": zeros + 1,
+        "source": zeros,
+        "mass": mass,
+    }
+
+
+class Transformers(Engine):
+    """A plain torch loop over transformers' model: fused AdamW, autocast in 16 bits; needs torch."""
+
+    name = "transformers"
+
+    def load(self) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self.torch = torch
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = AutoModelForCausalLM.from_pretrained(
+            self.path, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        )
+        self.model = model.to(self.device).train()
+        if self.remat != "none":
+            self.model.gradient_checkpointing_enable()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), LEARNING_RATE, (B1, B2), EPS, WEIGHT_DECAY, fused=True
+        )
+        self.tokens = torch.from_numpy(self.ids).long().to(self.device)
+
+    def step(self) -> float:
+        narrow = self.dtype == "bfloat16"
+        with self.torch.autocast(self.device, self.torch.bfloat16, enabled=narrow):
+            loss = self.model(self.tokens, labels=self.tokens, use_cache=False).loss
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    def peak_bytes(self) -> int:
+        cuda = self.device == "cuda"
+        return self.torch.cuda.max_memory_allocated() if cuda else super().peak_bytes()
+
+
+class Tunix(Engine):
+    """The jitted step of google-tunix's PeftTrainer, all weights trained."""
+
+    name = "tunix"
+
+    def load(self) -> None:
+        import jax.numpy as jnp
+        import optax
+        from tunix.sft import peft_trainer
+
+        batch, seq = self.ids.shape
+        model = load_tunix(self.path, self.config, self.dtype, "float32")
+        optimizer = optax.adamw(LEARNING_RATE, B1, B2, EPS, weight_decay=WEIGHT_DECAY)
+        never = 10**9
+        trainer = peft_trainer.PeftTrainer(
+            model, optimizer, peft_trainer.TrainingConfig(eval_every_n_steps=never, max_steps=never)
+        )
+        positions = jnp.broadcast_to(jnp.arange(seq), (batch, seq))
+        causal = jnp.broadcast_to(jnp.tril(jnp.ones((seq, seq), bool)), (batch, seq, seq))
+        trainer.with_gen_model_input_fn(
+            lambda x: {
+                "input_tokens": x.input_tokens,
+                "input_mask": x.input_mask,
+                "positions": positions,
+                "attention_mask": causal,
+            }
+        )
+        self._step, _ = trainer.jit_train_and_eval_step()
+        ids = jnp.asarray(self.ids)
+        self.inputs = peft_trainer.TrainingInput(ids, jnp.ones_like(ids))
+
+    def step(self) -> float:
+        return float(self._step(self.inputs)[0])
+
+
+ENGINES = {e.name: e for e in (BenchTrain, Transformers, Tunix)}
+
+
+def measure(engines: Sequence[Engine], repeats: int, log: Callable[[str], None]) -> list[dict]:
+    """Runs the engines interleaved, `repeats` steps after the first; one record each."""
+    import jax
+
+    seconds: dict[str, list[float]] = {engine.name: [] for engine in engines}
+    losses: dict[str, float] = {}
+    for number in range(repeats + 1):  # the first compiles
+        for engine in engines:
+            begin = time.perf_counter()
+            loss = engine.step()
+            seconds[engine.name].append(time.perf_counter() - begin)
+            losses.setdefault(engine.name, loss)
+            log(f"{engine.name} {number} {seconds[engine.name][-1]:.3f} s, loss {loss:.6f}")
+    records = []
+    peak = PEAKS.get(jax.devices()[0].device_kind)
+    for engine in engines:
+        first, *rest = seconds[engine.name]
+        step = statistics.median(rest)
+        rows, seq = engine.ids.shape
+        flops = 3 * matmul_flops(engine.config, rows * seq, rows * seq * (seq + 1) // 2)
+        known = peak is not None and engine.dtype == "bfloat16"
+        records.append(
+            {
+                "engine": engine.name,
+                "step_s": step,
+                "steps_s": rest,
+                "ratio": statistics.median(seconds[engines[0].name][1:]) / step,
+                "tokens_per_s": rows * seq / step,
+                "model_flops_per_s": flops / step,
+                "share_of_peak": flops / step / peak / engine.num_devices if known else None,
+                "peak_bytes": engine.peak_bytes(),
+                "compile_s": max(0.0, first - step),
+                "loss": losses[engine.name],
+            }
+        )
+    return records
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m leafe_jax.tools.bench_training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="Hugging Face directory")
+    parser.add_argument("--engine", default="leafe_jax", help=f"of {', '.join(ENGINES)}, by commas")
+    parser.add_argument("--batch", type=int, default=32, help="rows")
+    parser.add_argument("--seq", type=int, default=256, help="tokens of a row")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--remat", choices=tuple(REMAT), default="none", help="train.remat")
+    parser.add_argument("--scan_layers", action="store_true", help="train.scan_layers")
+    parser.add_argument("--repeats", type=int, default=5, help="steps after the first")
+    arguments = parser.parse_args(argv)
+    if prefer_cpu():
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")
+    keep_freed_memory()
+
+    def log(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    names = ("model", "batch", "seq", "dtype", "remat", "scan_layers")
+    common = {name: getattr(arguments, name) for name in names}
+    try:
+        names = arguments.engine.split(",")
+        if not all(name in ENGINES for name in names) or arguments.repeats < 1:
+            raise UserError(
+                f"--engine={arguments.engine} --repeats={arguments.repeats}: engines are"
+                f" {', '.join(ENGINES)}, and one step is the least"
+            )
+        if arguments.batch < 1 or arguments.seq < 2:
+            raise UserError(
+                f"--batch={arguments.batch} --seq={arguments.seq}: at least one row of two tokens"
+            )
+        engines = [ENGINES[name](*common.values()) for name in names]
+        for record in measure(engines, arguments.repeats, log):
+            print(json.dumps({**common, **rounded(record)}), flush=True)
+    except UserError as error:
+        log(f"error: {error}")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

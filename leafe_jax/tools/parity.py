@@ -1,0 +1,190 @@
+"""Does this package compute what transformers computes? Compares logits on a checkpoint.
+
+    python -m leafe_jax.tools.parity --model=DIR [--dtype=float32|bfloat16] [--json]
+
+Loads the checkpoint twice, here and in transformers on torch (which has to be installed), runs a few
+prompts through both and prints a verdict. The exit code is 0 when they agree, 1 when they do not, 2
+when the comparison cannot be made.
+
+float32: the largest difference of two logits is held against 1e-4 of the largest logit (or of 1).
+bfloat16: our rounding error is held against transformers' own, both measured from transformers in
+float32 (root of the mean square).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from leafe_jax.agent.tokenizer import first_line, load_tokenizer
+from leafe_jax.errors import UserError
+from leafe_jax.models import decoder, hf
+from leafe_jax.models.attention import choose_backend, segment_attend
+from leafe_jax.models.decoder import ModelConfig
+from leafe_jax.models.sharding import make_mesh
+from leafe_jax.runtime import console
+from leafe_jax.runtime.startup import prefer_cpu
+
+PROMPTS = (
+    "You arrive at drawer 1. The drawer 1 is closed.",
+    "def add(a, b):\n    return a + b\n",
+    "Résumé: 3.14159 ≈ π; 你好，世界。 " * 12,
+)
+_TOLERANCE = 1e-4
+_MARGIN = 1.1  # of transformers' own rounding error, in bfloat16
+
+
+def prompt_ids(path: str, config: ModelConfig) -> list[np.ndarray]:
+    """int32 ids of the prompts, or random ones where the directory has no tokenizer."""
+    try:
+        tokenizer = load_tokenizer(path, config.vocab_size)
+        ids = [tokenizer.encode(text, add_special_tokens=False) for text in PROMPTS]
+    except UserError as error:
+        if "no tokenizer there" not in str(error):
+            raise
+        rng = np.random.default_rng(0)
+        ids = [rng.integers(0, config.vocab_size, n).tolist() for n in (16, 16, 128)]
+    return [np.asarray(i[: config.max_position_embeddings], np.int32) for i in ids if i]
+
+
+def our_logits(
+    path: str, config: ModelConfig, prompts: list[np.ndarray], dtype: str
+) -> tuple[list[np.ndarray], float, str]:
+    """(float32 logits [T, V] of each prompt, seconds to load, attention backend)."""
+    jax.devices()  # starts the backend, which is not part of the loading
+    begin = time.perf_counter()
+    params = jax.block_until_ready(hf.load_params(path, config, dtype))
+    seconds = time.perf_counter() - begin
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    backend = choose_backend("auto", config, dtype, mesh)
+
+    @jax.jit
+    def forward(params, tokens):
+        attend = segment_attend(jnp.ones_like(tokens), backend, mesh)
+        positions = jnp.arange(tokens.shape[1])[None]
+        states = decoder.hidden(config, params, tokens, positions, attend)
+        return decoder.head(config, params, states)[0]
+
+    # The platform's own float32: on accelerators the default is a faster, shorter product.
+    with jax.default_matmul_precision("float32" if dtype == "float32" else "default"):
+        return [np.asarray(forward(params, p[None])) for p in prompts], seconds, backend
+
+
+def their_logits(
+    path: str, prompts: list[np.ndarray], dtypes: tuple[str, ...]
+) -> tuple[dict[str, list[np.ndarray]], float]:
+    """(dtype -> float32 logits [T, V] of each prompt, seconds to load)."""
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        raise UserError(f"the comparison needs torch: pip install torch ({error})") from error
+    found, seconds = {}, 0.0
+    for dtype in dtypes:
+        begin = time.perf_counter()
+        try:
+            # Said outright, so that transformers runs no code of the directory or of a hub's kernel.
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=getattr(torch, dtypes[-1]), local_files_only=True,
+                trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa",
+            )  # fmt: skip
+        except Exception as error:  # transformers raises whatever its parts raise
+            raise UserError(f"{path}: transformers cannot open it: {first_line(error)}") from error
+        seconds = time.perf_counter() - begin
+        # The same rounded weights in both: the difference is then the arithmetic's alone.
+        model = model.to(getattr(torch, dtype)).eval()
+        with torch.no_grad():
+            found[dtype] = [
+                model(torch.from_numpy(p[None]).long()).logits[0].float().numpy() for p in prompts
+            ]
+        del model
+    return found, seconds
+
+
+def compare(path: str, dtype: str) -> dict[str, Any]:
+    """All figures of the comparison; see the module's docstring for the verdict.
+
+    Raises:
+      UserError: the checkpoint cannot be read, or torch is not installed.
+    """
+    config = hf.read_config(path)
+    prompts = prompt_ids(path, config)
+    ours, our_seconds, backend = our_logits(path, config, prompts, dtype)
+    dtypes = ("float32",) if dtype == "float32" else ("float32", dtype)
+    theirs, their_seconds = their_logits(path, prompts, dtypes)
+    mine, exact = np.concatenate(ours), np.concatenate(theirs["float32"])
+    rounded = np.concatenate(theirs[dtype])
+    scale = max(1.0, float(np.abs(exact).max()))
+    error, their_error = _rms(mine - exact), _rms(rounded - exact)
+    if dtype == "float32":
+        limit, found = _TOLERANCE * scale, float(np.abs(mine - exact).max())
+    else:
+        limit, found = _MARGIN * their_error, error
+    return {
+        "model": path,
+        "model_type": config.model_type,
+        "dtype": dtype,
+        "device": jax.devices()[0].device_kind,
+        "attention": backend,
+        "tokens": int(sum(map(len, prompts))),
+        "max_abs_logit": float(np.abs(exact).max()),
+        "max_abs_difference": float(np.abs(mine - exact).max()),
+        "rms_difference": error,
+        "rms_difference_of_transformers_in_this_dtype": their_error,
+        "same_argmax": float(np.mean(mine.argmax(-1) == rounded.argmax(-1))),
+        "measured": found,
+        "limit": limit,
+        "agree": bool(np.isfinite(mine).all() and found <= limit),
+        "load_seconds": our_seconds,
+        "transformers_load_seconds": their_seconds,
+    }
+
+
+def _rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(x.astype(np.float64)))))
+
+
+def _table(figures: dict[str, Any]) -> str:
+    what = "largest difference" if figures["dtype"] == "float32" else "rounding error, rms"
+    lines = [
+        f"model               {figures['model']} ({figures['model_type']})",
+        f"computed in         {figures['dtype']} on {figures['device']}, attention: {figures['attention']}",
+        f"prompts             {figures['tokens']} tokens, logits up to {figures['max_abs_logit']:.3g}",
+        f"{what:<19} {figures['measured']:.3g} (limit {figures['limit']:.3g})",
+        f"same best token     {100 * figures['same_argmax']:.1f}% of positions",
+        f"loading             {figures['load_seconds']:.2f} s here,"
+        f" {figures['transformers_load_seconds']:.2f} s in transformers (mapped, not yet read)",
+        "verdict             " + ("AGREE" if figures["agree"] else "DISAGREE"),
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m leafe_jax.tools.parity", description="compare logits with transformers"
+    )
+    parser.add_argument("--model", required=True, help="a Hugging Face model directory")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
+    options = parser.parse_args(argv)
+    if prefer_cpu():
+        jax.config.update("jax_platforms", "cpu")
+    try:
+        figures = compare(str(Path(options.model)), options.dtype)
+    except UserError as error:
+        console.complain(error)
+        return 2
+    console.say(json.dumps(figures, indent=1) if options.json else _table(figures))
+    return 0 if figures["agree"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""The plan tool: figures against published and counted ones, and programs compiled for TPUs."""
+
+import dataclasses
+import json
+import math
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+import trainer
+
+from leafe_jax.errors import UserError
+from leafe_jax.models import decoder, lora
+from leafe_jax.models.attention import segment_attend
+from leafe_jax.tools import hardware, plan
+from leafe_jax.training.step import loss_sums
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_papers_models_have_their_published_sizes():
+    published = {
+        "Qwen2.5-7B-Instruct": 7615616512, "Qwen2.5-14B": 14770033664, "Qwen2.5-32B": 32763876352,
+        "Qwen2.5-72B": 72706203648, "Llama-3.1-8B-Instruct": 8030261248, "Llama-3-70B": 70553706496,
+    }  # fmt: skip
+    for name, count in published.items():
+        shapes = decoder.abstract_params(plan.find_model(name))
+        assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == count, name
+
+
+def test_flops_are_the_compilers():
+    """Counted by XLA for one unrolled forward pass, where the rest is small beside the products."""
+    config = dataclasses.replace(
+        trainer.CONFIG, hidden_size=128, intermediate_size=384, vocab_size=512
+    )
+    tokens = jax.ShapeDtypeStruct((2, 64), jnp.int32)
+
+    def forward(params, tokens):
+        attend = segment_attend(jnp.ones_like(tokens))
+        positions = jnp.broadcast_to(jnp.arange(64), (2, 64))
+        return decoder.head(
+            config, params, decoder.hidden(config, params, tokens, positions, attend)
+        )
+
+    compiled = jax.jit(forward).lower(decoder.abstract_params(config), tokens).compile()
+    counted = compiled.cost_analysis()["flops"]
+    # The reference attention computes all pairs, not the causal half.
+    assert hardware.matmul_flops(config, 128, 2 * 64 * 64) == pytest.approx(counted, rel=0.06)
+
+
+@pytest.mark.parametrize("rank", [0, 16])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_train_flops_are_the_compilers(rank, remat):
+    """Loss and gradients of layers in a row, by XLA's count: frozen matrices have no gradient."""
+    config = dataclasses.replace(
+        trainer.CONFIG, hidden_size=128, intermediate_size=384, vocab_size=512, num_layers=6,
+        num_heads=8, num_kv_heads=4, head_dim=16,
+    )  # fmt: skip
+    adapters = dict(rank=rank, targets=lora.TARGETS)
+    config = lora.with_adapters(config, trainer.train_config(lora=adapters).lora)
+    options = trainer.options(config, remat=remat)
+    base, frozen = decoder.abstract_params(dataclasses.replace(config, lora=None)), {}
+    trained, count = base, None
+    if rank:
+        trained = jax.eval_shape(lambda: lora.init_adapters(config, jax.random.key(0)))
+        frozen, count = base, sum(math.prod(x.shape) for x in jax.tree.leaves(trained))
+    batch = {
+        k: jax.ShapeDtypeStruct((2, 64), jnp.float32 if k == "mass" else jnp.int32)
+        for k in ("tokens", "targets", "positions", "segment_ids", "source", "mass")
+    }
+
+    def loss(trained, frozen, batch):
+        params = lora.join(frozen, trained)
+        return loss_sums(config, params, batch, jnp.ones(2), options, trainer.one_device())[0]
+
+    compiled = jax.jit(jax.grad(loss)).lower(trained, frozen, batch).compile()
+    counted = compiled.cost_analysis()["flops"]
+    # The reference attention computes all pairs, not the causal half.
+    planned = hardware.train_flops(config, 128, 2 * 64 * 64, remat, count)
+    assert planned == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize("text", ["v5p", "v5p:", "v7x:2x2", "cpu:2x2", "v5e:0x4", "v5e:8", "cpu:x"])
+def test_bad_topologies(text):
+    with pytest.raises(ValueError, match="must be cpu:N, or v4"):
+        plan.parse_topology(text)
+
+
+def test_topologies_and_models():
+    assert plan.parse_topology("v5p:4x4x4") == ("v5p", "4x4x4", 64)
+    assert plan.parse_topology("cpu:8") == ("cpu", "8", 8)
+    with pytest.raises(UserError, match="--model=GPT-2: no directory with config.json, nor one of"):
+        plan.find_model("GPT-2")
+    assert plan.find_model(str(ROOT / "leafe_jax/assets/base")).num_layers == 4
+
+
+def run(*arguments, timeout=500):
+    return subprocess.run(
+        [sys.executable, "-m", "leafe_jax.tools.plan", *arguments],
+        capture_output=True, text=True, timeout=timeout, check=False, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+QUICKSTART = ("--config=configs/quickstart.py", "--model=leafe_jax/assets/base", "--json")
+
+
+def test_plan_on_fake_devices():
+    flags = ("--topology=cpu:2", "--config.distill.train.mesh.data=1",
+             "--config.distill.train.mesh.fsdp=2")  # fmt: skip
+    done = run(*QUICKSTART, *flags)
+    assert done.returncode == 0, done.stderr[-2000:]
+    plans = json.loads(done.stdout)
+    figures = plans["train"]
+    config = plan.find_model(str(ROOT / "leafe_jax/assets/base"))
+    leaves = jax.tree_util.tree_flatten_with_path(decoder.abstract_params(config))[0]
+    # fsdp = 2: half of each matrix, all of each norm; float32.
+    share = sum(math.prod(x.shape) * 4 / (1 if x.ndim == 1 else 2) for _, x in leaves)
+    assert figures["parameters"] == share
+    assert 2 * share <= figures["optimizer"] <= 2 * share + 64
+    assert figures["mesh"] == {"data": 1, "fsdp": 2, "tensor": 1}
+    assert figures["roofline_seconds"] is None
+    parts = ("parameters", "optimizer", "activations", "code")
+    batch = figures["total"] - sum(figures[name] for name in parts)
+    assert 0 < batch < 2**20
+    decode = plans["decode"]
+    assert decode["total"] > sum(decode[k] for k in ("parameters", "cache", "activations", "code"))
+    # The same in words.
+    told = run(*QUICKSTART[:2], *flags)
+    assert told.returncode == 0, told.stderr[-2000:]
+    first, *lines = told.stdout.splitlines()
+    assert first.startswith("cpu:2: 2 chips of ")
+    at = lines.index("sampler's turn, of one copy of the model")
+    assert lines[0] == "train step"
+    for part, rows in ((figures, lines[1:at]), (decode, lines[at + 1 :])):
+        said = {row.split()[0]: row.split()[1:] for row in rows}
+        assert list(said) == list(part)
+        for name in ("parameters", "activations", "total"):
+            assert said[name] == [f"{part[name] / 2**30:.2f}", "GiB"]
+        assert said["fits"] == ["yes"] and said["roofline_seconds"] == ["unknown"]
+
+
+_LIMITS = """
+import re
+import jax, jax.numpy as jnp
+from leafe_jax import plan
+
+for kind, shape, count in (("v4", "2x2x1", 4), ("v5e", "2x2", 4), ("v5p", "2x2x1", 4), ("v6e", "2x2", 4)):
+    devices, chip = plan._devices(kind, shape, count)
+    where = jax.sharding.SingleDeviceSharding(devices[0])
+    large = jax.ShapeDtypeStruct((2**35,), jnp.float32, sharding=where)
+    try:
+        plan._compile(jax.jit(lambda x: x + 1).lower(large))
+    except plan.OutOfMemory as error:
+        print(kind, chip.memory / 2**30, re.search(r"exceeds available HBM \\(([\\d.]+)G\\)", str(error)).group(1))
+"""
+
+
+def test_chips_have_the_memory_that_the_compiler_gives():
+    pytest.importorskip("libtpu")
+    done = subprocess.run(
+        [sys.executable, "-c", _LIMITS], capture_output=True, text=True, timeout=200, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
+             "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
+    )  # fmt: skip
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [kind for kind, *_ in lines] == ["v4", "v5e", "v5p", "v6e"], done.stderr[-3000:]
+    for kind, ours, theirs in lines:
+        assert 0.99 * float(theirs) < float(ours) <= float(theirs) + 0.005, kind
+
+
+def test_errors_are_one_line():
+    for arguments, message in (
+        (("--topology=v5e:4x4",), "--config and --topology are needed"),
+        ((*QUICKSTART, "--topology=v5e"), "--topology=v5e: must be"),
+        ((*QUICKSTART, "--topology=cpu:2", "--config.distill.train.mesh.data=3"), "train.mesh: data = 3"),
+        ((*QUICKSTART, "--topology=cpu:2", "--config.sampler.max_len=4096"), "sampler.max_len = 4096: must be"),
+        ((*QUICKSTART, "--topology=v5e:3x5"), "--topology=v5e:3x5: "),
+    ):  # fmt: skip
+        done = run(*arguments)
+        assert done.returncode == 2 and done.stderr.count("error:") == 1
+        assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_deep_samplers_memory_is_on_the_line(monkeypatch):
+    """Twelve layers, from the compiler's count of four and of eight and from its count of all."""
+    config = dataclasses.replace(trainer.CONFIG, num_layers=12, max_position_embeddings=256)
+    sampler = runpy.run_path(str(ROOT / "configs/default.py"))["get_config"]().sampler
+    sampler.num_slots, sampler.max_len = 8, 128
+    chip = hardware.Chip("cpu", 2**30, 0.0, 0.0)
+    scaled = plan.plan_decoding(config, sampler, "bfloat16", jax.devices()[:1], 1, chip)
+    monkeypatch.setattr(plan, "_DEPTHS", (12,))
+    whole = plan.plan_decoding(config, sampler, "bfloat16", jax.devices()[:1], 1, chip)
+    assert (scaled["compiled_layers"], whole["compiled_layers"]) == (8, 12)
+    assert scaled["total"] == pytest.approx(whole["total"], rel=0.05)
+    # Pages of two positions' bytes each: keys and values, 12 layers, 2 heads of 8 numbers.
+    assert scaled["cache"] == (8 * 9 + 1) * 16 * 2 * 12 * 2 * 8 * 2
+    # Both double in float32.
+    wide = plan.plan_decoding(config, sampler, "float32", jax.devices()[:1], 1, chip)
+    assert wide["cache"] == 2 * whole["cache"] and wide["parameters"] == 2 * whole["parameters"]
+    assert scaled["sessions"] == 8 and scaled["copies"] == scaled["tensor"] == 1 and scaled["fits"]
+
+
+def test_a_copy_of_the_model_lies_on_one_host():
+    config = plan.find_model("Qwen2.5-72B")
+    sampler = runpy.run_path(str(ROOT / "configs/household_instruct.py"))["get_config"]().sampler
+    devices = list("abcd")
+    # Weights take 135 GiB and the pages of 64 sessions 160: three chips of 100 would do, four divide
+    # the heads.
+    roomy = hardware.Chip("tpu", 100 * hardware.GIB, 1.0, 1.0)
+    assert plan._copy_devices(config, sampler, "bfloat16", devices, roomy) == devices
+    # Nowhere near: a host's four are all there are.
+    narrow = hardware.Chip("tpu", 16 * hardware.GIB, 1.0, 1.0)
+    assert plan._copy_devices(config, sampler, "bfloat16", devices, narrow) == devices
+    huge = hardware.Chip("tpu", 400 * hardware.GIB, 1.0, 1.0)
+    assert plan._copy_devices(config, sampler, "bfloat16", devices, huge) == devices[:1]
+    # In float32 the same needs twice as much.
+    large = hardware.Chip("tpu", 330 * hardware.GIB, 1.0, 1.0)
+    assert plan._copy_devices(config, sampler, "bfloat16", devices, large) == devices[:1]
+    assert plan._copy_devices(config, sampler, "float32", devices, large) == devices[:2]
+    sampler.tensor = 2
+    assert plan._copy_devices(config, sampler, "bfloat16", devices, narrow) == devices[:2]
+    for tensor in (3, 8):
+        sampler.tensor = tensor
+        with pytest.raises(UserError, match=f"sampler.tensor = {tensor}: must divide"):
+            plan._copy_devices(config, sampler, "bfloat16", devices, roomy)
+
+
+@pytest.mark.slow
+def test_plan_on_a_small_tpu():
+    done = run(*QUICKSTART, "--topology=v5e:2x2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads(done.stdout)
+    assert figures["train"]["fits"] and figures["decode"]["fits"]
+    assert figures["train"]["roofline_seconds"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model, topology, rows, sessions",
+    [("Qwen2.5-7B", "v5e:4x4", 16, 64), ("Qwen2.5-72B", "v5p:4x4x4", 64, 64)],
+)
+def test_the_papers_models_fit(model, topology, rows, sessions):
+    done = run("--config=configs/household_instruct.py", f"--model={model}", f"--topology={topology}",
+               "--config.distill.train.seq_len=4096", f"--config.distill.train.batch_size={rows}",
+               f"--config.sampler.num_slots={sessions}", "--json", timeout=3000)  # fmt: skip
+    figures = json.loads(done.stdout)
+    assert figures["train"]["fits"] and figures["decode"]["fits"], figures

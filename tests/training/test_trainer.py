@@ -1,0 +1,415 @@
+"""Interrupted runs end with the same bits; errors; what is told to stop saves first."""
+
+import dataclasses
+import http.server
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+import trainer
+from trainer import equal, run_fit
+
+from leafe_jax.errors import UserError
+from leafe_jax.training import checkpoint
+from leafe_jax.training import trainer as loop
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def trainer_command(tmp_path, name, out=None, **settings):
+    """tests/trainer.py, with its checkpoints in tmp_path/name."""
+    return [sys.executable, str(ROOT / "tests/trainer.py"), str(tmp_path / name),
+            str(tmp_path / f"{out or name}.npz"), json.dumps(settings)]  # fmt: skip
+
+
+def child(tmp_path, name, out=None, devices=1, **settings):
+    """`trainer_command` in a process of its own."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        trainer_command(tmp_path, name, out, **settings),
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def finish(process) -> list[str]:
+    """Its lines, a step each."""
+    lines = process.communicate(timeout=300)[0].splitlines()
+    assert process.returncode == 0, lines
+    return lines
+
+
+def same_file(a, b) -> bool:
+    left, right = np.load(a), np.load(b)
+    return left.files == right.files and all(np.array_equal(left[k], right[k]) for k in left.files)
+
+
+class Killed(Exception):
+    pass
+
+
+def stop_at(wanted, pause=0.0):
+    def progress(step, total):
+        time.sleep(pause)
+        if step == wanted:
+            raise Killed
+
+    return progress
+
+
+def test_interrupted_training_ends_with_the_same_bits(tmp_path):
+    whole = run_fit(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run_fit(tmp_path / "cut", progress=stop_at(5))
+    steps = []
+    resumed = run_fit(tmp_path / "cut", log=lambda step, _: steps.append(step))
+    assert steps[0] in (3, 5) and equal(whole, resumed)  # 4 was saved, or left out for 2's sake
+    # A finished run is not trained again.
+    again = run_fit(tmp_path / "cut", log=lambda step, _: steps.append(-1))
+    assert -1 not in steps and equal(whole, again)
+
+
+def test_old_checkpoints_go_and_half_written_ones_do_not_count(tmp_path):
+    whole = run_fit(tmp_path / "whole", num_epochs=4)
+    kept = {path.name for path in (tmp_path / "whole").iterdir() if path.name.isdigit()}
+    assert len(kept) == checkpoint.KEPT
+    with pytest.raises(Killed):
+        run_fit(tmp_path / "cut", num_epochs=4, progress=stop_at(9, 0.1))
+    time.sleep(1)  # for a save in flight
+    newest = max(int(p.name) for p in (tmp_path / "cut").iterdir() if p.name.isdigit())
+    # As a kill in the middle of writing leaves it: under the temporary name, with some content.
+    half = tmp_path / "cut" / f"{newest + 2}.orbax-checkpoint-tmp"
+    (half / "state").mkdir(parents=True)
+    (half / "state" / "manifest.ocdbt").write_bytes(b"half")
+    steps = []
+    resumed = run_fit(tmp_path / "cut", num_epochs=4, log=lambda step, _: steps.append(step))
+    assert steps[0] == newest + 1 and equal(whole, resumed)
+
+
+def test_a_save_in_progress_is_not_waited_for(tmp_path, monkeypatch):
+    saved = checkpoint.Checkpoints(tmp_path, {})
+    state = {"x": jax.numpy.ones(3)}
+    monkeypatch.setattr(saved._manager, "is_saving_in_progress", lambda: True)
+    saved.save(1, state, {}, must=False)
+    assert saved._manager.latest_step() is None
+    saved.save(2, state, {}, must=True)
+    saved.close()
+    assert checkpoint.Checkpoints(tmp_path, {}).restore(state)[0] == 2
+
+
+def test_loop_errors(tmp_path, monkeypatch):
+    start = trainer.params()
+    with monkeypatch.context() as patch:
+        bad = {**start, "final_norm": {"scale": start["final_norm"]["scale"] * np.inf}}
+        patch.setattr(trainer, "params", lambda _: bad)
+        with pytest.raises(UserError, match="not finite for 3 steps in a row") as error:
+            run_fit(tmp_path / "nan")
+    saved = np.load(str(error.value).split("its batch is in ")[1].split(";")[0])
+    assert saved["tokens"].shape == (4, 24) and saved["segment_ids"].max() > 0
+    with pytest.raises(UserError, match="train.mesh: data = 3"):
+        run_fit(tmp_path / "mesh", mesh=dict(data=3, fsdp=1, tensor=1))
+
+
+def test_out_of_memory_names_the_fields(tmp_path):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"
+        )
+
+    with pytest.raises(
+        UserError, match="train.accumulation.*train.remat.*train.mesh.fsdp"
+    ) as error:
+        run_fit(tmp_path, log=full)
+    assert str(error.value).endswith("(RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.)")
+
+
+@pytest.mark.parametrize("where", ["load_params", "init_state"])
+def test_out_of_memory_at_the_start(tmp_path, monkeypatch, where):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    if where == "init_state":
+        monkeypatch.setattr(loop, "init_state", full)
+    else:
+        monkeypatch.setattr(trainer, "place", lambda _: full)
+    message = "while loading the weights and making the optimizer's state: .*train.mesh.fsdp"
+    with pytest.raises(UserError, match=message) as error:
+        run_fit(tmp_path)
+    assert "sampl" not in str(error.value) and "\n" not in str(error.value)
+
+
+def broken(directory, step, how):
+    """Damages a checkpoint as a disk or a hurried hand would."""
+    if how == "truncated":
+        largest = max(
+            (directory / str(step)).rglob("*"), key=lambda p: p.is_file() and p.stat().st_size
+        )
+        os.truncate(largest, largest.stat().st_size // 2)
+    else:
+        shutil.rmtree(directory / str(step) / how)
+
+
+@pytest.mark.parametrize("how", ["truncated", "state", "data", "identity"])
+def test_a_damaged_checkpoint_is_put_aside(tmp_path, caplog, how):
+    def slow(*_):
+        time.sleep(0.1)  # so that the older one is written
+
+    whole = run_fit(tmp_path, progress=slow)
+    older, newest = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
+    broken(tmp_path, newest, how)
+    files = sorted(
+        p.relative_to(tmp_path / str(newest)) for p in (tmp_path / str(newest)).rglob("*")
+    )
+    steps = []
+    with caplog.at_level("WARNING", logger="leafe_jax"):
+        resumed = run_fit(tmp_path, log=lambda step, _: steps.append(step), progress=slow)
+    assert steps[0] == older + 1 and equal(whole, resumed)
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "leafe_jax"]
+    assert f"the checkpoint of step {newest} cannot be read" in line and str(tmp_path) in line
+    assert f"kept as {newest}.damaged, and training goes on from step {older}" in line
+    aside = tmp_path / f"{newest}.damaged"
+    assert sorted(p.relative_to(aside) for p in aside.rglob("*")) == files
+    # The step is saved again, and the next start finds it.
+    again = run_fit(tmp_path, log=lambda step, _: steps.append(-1))
+    assert -1 not in steps and equal(whole, again)
+
+
+def test_no_checkpoint_can_be_read(tmp_path):
+    run_fit(tmp_path, progress=lambda *_: time.sleep(0.1))
+    older, newest = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
+    for step, how in ((older, "identity"), (newest, "truncated")):
+        broken(tmp_path, step, how)
+    message = f"{tmp_path}: the checkpoint of step {newest} cannot be read .*no older one can"
+    with pytest.raises(UserError, match=message) as error:
+        run_fit(tmp_path)
+    assert "\n" not in str(error.value)
+    assert {str(older), str(newest)} <= {p.name for p in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(num_layers=1), "model.num_layers = 2, here 1"),
+        (dict(hidden_size=16), "model.hidden_size = 32, here 16"),
+    ],
+)
+def test_checkpoint_of_another_model(tmp_path, changes, message):
+    with pytest.raises(Killed):
+        run_fit(tmp_path, progress=stop_at(3))
+    with pytest.raises(UserError, match=f"checkpoint of step 2 is of another run: {message}"):
+        run_fit(tmp_path, config=dataclasses.replace(trainer.CONFIG, **changes))
+    with pytest.raises(UserError, match="is of another run: data = '[0-9a-f]+', here"):
+        run_fit(tmp_path, made=trainer.examples(seed=1))
+    with pytest.raises(UserError, match="train.batch_size = 4, here 2"):
+        run_fit(tmp_path, batch_size=2)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.write_text("")])
+def test_something_else_in_place_of_a_checkpoint(tmp_path, make):
+    make(tmp_path / "2")
+    with pytest.raises(UserError, match="2: must be the directory of a checkpoint; move it away"):
+        checkpoint.Checkpoints(tmp_path, {})
+    (tmp_path / "2").unlink()
+    (tmp_path / "1").mkdir()
+    os.mkfifo(tmp_path / "1" / "_CHECKPOINT_METADATA")
+    with pytest.raises(UserError, match="_CHECKPOINT_METADATA: must be a file or a directory; mo"):
+        checkpoint.Checkpoints(tmp_path, {})
+
+
+def old_optimizer(train, num_steps):
+    """What make_optimizer made before norms and biases were spared: weights of any shape decay."""
+    return optax.chain(
+        optax.clip_by_global_norm(train.clip_norm),
+        optax.adamw(
+            optax.join_schedules(
+                [
+                    optax.linear_schedule(train.learning_rate / 3, train.learning_rate, 2),
+                    optax.constant_schedule(train.learning_rate),
+                ],
+                [2],
+            ),
+            b1=train.b1, b2=train.b2, eps=train.eps, weight_decay=train.weight_decay,
+        ),
+    )  # fmt: skip
+
+
+def test_a_checkpoint_of_before_norms_were_spared(tmp_path, monkeypatch):
+    """Without weight decay it is resumed to the same bits; with, it is of another run."""
+    whole = run_fit(tmp_path / "whole")
+    with monkeypatch.context() as old, pytest.raises(Killed):
+        old.setattr(loop, "make_optimizer", old_optimizer)
+        run_fit(tmp_path / "run", progress=stop_at(3))
+    message = "is of another run: train.decayed = None, here 'matrices'; move the directory away"
+    with pytest.raises(UserError, match=message):
+        run_fit(tmp_path / "run", weight_decay=0.1)
+    steps = []
+    resumed = run_fit(tmp_path / "run", log=lambda step, _: steps.append(step))
+    assert steps[0] == 3 and equal(resumed, whole)
+
+
+def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    usage = checkpoint.shutil.disk_usage
+
+    def full(path):
+        steps = [p for p in tmp_path.iterdir() if p.name.isdigit()]
+        return usage(path)._replace(free=0) if steps else usage(path)
+
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        run_fit(tmp_path, progress=lambda *_: time.sleep(0.1))
+    monkeypatch.undo()
+    steps = []
+    resumed = run_fit(tmp_path, log=lambda step, _: steps.append(step))
+    assert steps[0] == 3 and equal(resumed, run_fit(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)],
+)
+def test_killed_process_resumes_to_the_same_bits(tmp_path, sent):
+    # Slow enough to be hit in the middle. Saves are written beside the steps: on a busy machine the
+    # first may take many of them.
+    process = child(tmp_path, "cut", slow=0.05, count=100, num_epochs=4)
+    for line in process.stdout:
+        saved = any(path.name.isdigit() for path in (tmp_path / "cut").iterdir())
+        if int(line.split()[0]) >= 7 and saved:
+            process.send_signal(sent)
+            break
+    process.communicate(timeout=300)
+    assert process.returncode == (-9 if sent == signal.SIGKILL else 75)
+    assert not (tmp_path / "cut.npz").exists()
+    lines = finish(child(tmp_path, "cut", count=100, num_epochs=4))
+    assert int(lines[0].split()[0]) > 2, "it did not start over"
+    finish(child(tmp_path, "whole", count=100, num_epochs=4))
+    assert same_file(tmp_path / "cut.npz", tmp_path / "whole.npz")
+
+
+@pytest.mark.slow
+def test_twenty_kills(tmp_path):
+    """kill -9 at 20 random moments of stepping and saving."""
+    settings = dict(count=200, num_epochs=8, checkpoint_every=3)
+    finish(child(tmp_path, "whole", **settings))
+    rng, kills, longest, begun = random.Random(0), 0, 0, []
+    while kills < 20:
+        process = child(tmp_path, "cut", slow=0.05, **settings)
+        first = process.stdout.readline()
+        begun.append(int(first.split()[0]))
+        # From the first step on: a process needs some seconds to get there.
+        time.sleep(rng.uniform(0.0, 1.2))
+        process.send_signal(signal.SIGKILL)
+        rest = process.communicate(timeout=300)[0].splitlines()
+        longest = max(longest, int([first, *rest][-1].split()[0]))
+        kills += 1
+        assert process.returncode == -9, "the run must be longer than the kills take"
+    lines = finish(child(tmp_path, "cut", **settings))
+    assert int(lines[0].split()[0]) <= longest + 1
+    assert begun == sorted(begun) and len(set(begun)) > 5, "they go on from where they were"
+    assert same_file(tmp_path / "cut.npz", tmp_path / "whole.npz")
+
+
+def test_a_maintenance_notice_saves_and_leaves(tmp_path, monkeypatch):
+    from leafe_jax.runtime import preemption
+
+    answers = ["NONE", "FALSE", "TERMINATE_ON_HOST_MAINTENANCE"]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.headers["Metadata-Flavor"] == "Google"
+            body = (answers.pop(0) if len(answers) > 1 else answers[0]).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(preemption, "_POLL_SECONDS", 0.2)
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/"
+    with pytest.raises(SystemExit) as left:
+        run_fit(tmp_path / "cut", num_epochs=50, notice_url=url, checkpoint_every=1000,
+                progress=lambda *_: time.sleep(0.05))  # fmt: skip
+    server.shutdown()
+    assert left.value.code == preemption.EXIT_PREEMPTED and len(answers) == 1
+    assert [p for p in (tmp_path / "cut").iterdir() if p.name.isdigit()]
+
+
+def test_told_to_stop_in_the_last_step(tmp_path, caplog):
+    """It leaves all the same: what comes after the training may take longer than there is time."""
+
+    def progress(step, total):
+        if step == total:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with caplog.at_level("INFO", logger="leafe_jax"), pytest.raises(SystemExit) as left:
+        run_fit(tmp_path / "cut", progress=progress)
+    assert left.value.code == 75
+    (line,) = [r.getMessage() for r in caplog.records if "told to stop" in r.getMessage()]
+    last = max(int(p.name) for p in (tmp_path / "cut").iterdir() if p.name.isdigit())
+    assert line == f"train: told to stop; step {last} is saved; the same command goes on from there"
+    steps = []
+    again = run_fit(tmp_path / "cut", log=lambda step, _: steps.append(step))
+    assert steps == [] and equal(again, run_fit(tmp_path / "whole"))
+
+
+def test_a_signal_that_nobody_has_seen_is_sent_again():
+    from leafe_jax.runtime import preemption
+
+    got = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: got.append("SIGTERM"))
+    try:
+        with preemption.Preemption("") as context:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert got == [] and context.asked()
+        assert got == ["SIGTERM"]
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def test_a_notice_that_comes_too_late_kills_nobody(tmp_path, monkeypatch):
+    """The answer is on its way while the training ends."""
+    from leafe_jax.runtime import preemption
+
+    asked, answer, got = threading.Event(), threading.Event(), []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.set()
+            answer.wait(20)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"TERMINATE_ON_HOST_MAINTENANCE")
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(preemption, "_POLL_SECONDS", 0.1)
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    previous = signal.signal(signal.SIGTERM, lambda *_: got.append("SIGTERM"))
+    before = set(threading.enumerate())
+    try:
+        with preemption.Preemption(f"http://127.0.0.1:{server.server_port}/") as context:
+            (poller,) = set(threading.enumerate()) - before
+            monkeypatch.setattr(preemption, "_POLL_SECONDS", 20)  # the answer may take its time
+            assert asked.wait(20)
+        answer.set()
+        poller.join(20)
+        time.sleep(0.1)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        server.shutdown()
+    assert not poller.is_alive() and got == [] and not context.asked()
