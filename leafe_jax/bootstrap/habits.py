@@ -19,7 +19,7 @@ from leafe_jax.agent.evaluate import evaluate
 from leafe_jax.agent.policy import Policy
 from leafe_jax.agent.rollout import Episode, RolloutConfig
 from leafe_jax.errors import UserError
-from leafe_jax.methods.search import ExploreConfig, explore
+from leafe_jax.methods.search import SearchConfig, explore
 from leafe_jax.runtime.files import read_json
 from leafe_jax.runtime.progress import Progress
 from leafe_jax.types import Node, Tree, Turn
@@ -58,11 +58,10 @@ def _follows(player: Player, tree: Tree, node: Node) -> bool:
     return not player.differs(actions[-1], ideal)
 
 
-def _search(reflect_every: int, num_roots: int, max_depth: int) -> ExploreConfig:
-    return ExploreConfig(
-        method="tree", num_roots=num_roots, max_attempts=num_roots * (max_depth + 1),
-        max_depth=max_depth, reflect_every=reflect_every, reflect_on_failure=True,
-        continue_after_branch=False, show_experience=True, max_env_steps=0, max_generated_tokens=0,
+def _search(reflect_every: int, num_roots: int, max_depth: int) -> SearchConfig:
+    return SearchConfig(
+        num_roots=num_roots, max_attempts=num_roots * (max_depth + 1), max_depth=max_depth,
+        reflect_every=reflect_every,
     )  # fmt: skip
 
 
@@ -74,7 +73,6 @@ def measure(
     num_samples: int,
     reflect_every: int,
     rollout_config: RolloutConfig,
-    max_active: int,
     progress: Callable[[int, str, str], Progress],
 ) -> Table:
     """Rates per family and over all.
@@ -86,7 +84,6 @@ def measure(
       num_samples: plain rollouts per task.
       reflect_every: K of the measured reflections.
       rollout_config: rendering and sampling.
-      max_active: episodes in flight.
       progress: (total, unit, label) -> a bar, for each of the three parts.
 
     Returns:
@@ -99,7 +96,7 @@ def measure(
     with progress(len(tasks) * num_samples, "episode", "habits: unaided") as bar:
         records, _ = evaluate(
             make_policy(), env, prompts, tasks, num_samples,
-            dataclasses.replace(rollout_config, purpose="habits/unaided"), max_active,
+            dataclasses.replace(rollout_config, purpose="habits/unaided"),
             lambda: bar.update(1),
         )  # fmt: skip
 
@@ -113,7 +110,7 @@ def measure(
         with progress(len(tasks), "tree", f"habits: {purpose}") as bar:
             explore(
                 make_policy(), env, prompts, tasks, _search(reflect_every, _TOLD_ROOTS, max_depth),
-                dataclasses.replace(rollout_config, purpose=f"habits/{purpose}"), max_active, keep,
+                dataclasses.replace(rollout_config, purpose=f"habits/{purpose}"), keep,
                 adviser=adviser,
             )  # fmt: skip
         return trees

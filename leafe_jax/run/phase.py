@@ -12,7 +12,8 @@ from typing import Any
 from etils import epath
 
 from leafe_jax.errors import UserError
-from leafe_jax.run.config import relevant
+from leafe_jax.methods.base import REGISTRY
+from leafe_jax.run.config import RunConfig, relevant
 from leafe_jax.runtime import processes
 from leafe_jax.runtime.files import checksum, fingerprint, make_directory, read_json, write_json
 
@@ -29,7 +30,7 @@ class Phase:
     Args:
       workdir: the run's directory.
       name: e.g. "evaluate/base".
-      config: the whole config.
+      config: all settings.
 
     Attributes:
       record: `phase.json` (docs/FORMATS.md).
@@ -39,7 +40,7 @@ class Phase:
       UserError: the directory was made with another config, or phase.json cannot be read.
     """
 
-    def __init__(self, workdir: epath.Path, name: str, config):
+    def __init__(self, workdir: epath.Path, name: str, config: RunConfig):
         self.name, self.directory = name, workdir / name
         self.record_path = self.directory / "phase.json"
         own = json.loads(json.dumps(relevant(config, name)))
@@ -63,10 +64,11 @@ class Phase:
         self._write()
 
     def _claimed(self) -> bool:
-        """Whether something is there that another config would spoil. What training needs shows in its
-        first steps (rows that do not fit, memory), so until its first checkpoint all may be changed.
+        """True if the directory holds results that a different config would invalidate. What training
+        needs shows in its first steps (rows that do not fit, memory), so until a method's first
+        checkpoint every field may change.
         """
-        if self.name != "distill":
+        if self.name not in REGISTRY:
             return True
         checkpoints = self.directory / "checkpoints"
         return processes.together(
