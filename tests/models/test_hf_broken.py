@@ -1,7 +1,6 @@
 """Hugging Face directories with broken files: each is refused in one line that names the file."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
