@@ -1,9 +1,9 @@
-"""The `bootstrap` phase: makes the embedded base model from scripted players (docs/BASE_MODEL.md).
+"""The phase `bootstrap`: makes the embedded base model from scripted players (docs/BASE_MODEL.md).
 
-Corpus (corpus.py) -> tokenizer (vocabulary.py) -> model. The corpus is written by players with known
-bad habits (envs/player.py), so the model learns to act (often wrongly), to reflect (name the first
-mistake and what to do instead) and to follow an experience it is given: it knows when told what it
-does not do unasked, which is the condition that the paper's method lives off.
+Corpus (corpus.py) -> tokenizer (vocabulary.py) -> model. Players with known bad habits (envs/player.py)
+write the corpus. From it the model learns to act, often wrongly; to reflect, that is to name the first
+mistake and what to do instead; and to follow an experience. So it can do with advice what it does not do
+unaided, which is what the paper's method relies on.
 """
 
 from __future__ import annotations
@@ -31,19 +31,15 @@ from leafe_jax.runtime.progress import Progress
 from leafe_jax.training.records import ExampleFile, write_examples
 from leafe_jax.training.trainer import check, fit, place
 
-_ANY_VOCABULARY = 4096  # for checks before there is a tokenizer
+_ANY_VOCABULARY = 4096  # vocabulary size for checks that run before there is a tokenizer
 
 
-# -- examples --------------------------------------------------------------------------------------
-
-
-# -- the phase -------------------------------------------------------------------------------------
 def _shape(config, vocab_size: int) -> ModelConfig:
     hidden, heads = config.bootstrap.model.hidden_size, config.bootstrap.model.num_heads
     if heads < 1 or hidden % heads:
         raise UserError(
             f"bootstrap.model.hidden_size = {hidden}: must be a multiple of num_heads = {heads};"
-            " transformers opens no other model"
+            " transformers cannot open other models"
         )
     return ModelConfig(
         model_type="llama",  # docs/BASE_MODEL.md says why not qwen2
@@ -56,15 +52,15 @@ def _shape(config, vocab_size: int) -> ModelConfig:
 
 
 def _write(path: Path, config, games: list[Game]) -> None:
-    """The corpus of a run, unless it is there already: half the games take their time."""
+    """Writes a run's corpus unless the file already holds it: some of the games are slow to play."""
     if path.exists():
         try:
             if len(_read(path)) == config.bootstrap.num_conversations:
                 return
-            problem = f"{path}: cut short"
+            problem = f"{path}: incomplete"
         except UserError as error:
             problem = str(error)
-        logging.getLogger("leafe_jax").warning("bootstrap: %s; it is made again", problem)
+        logging.getLogger("leafe_jax").warning("bootstrap: %s; writing it again", problem)
     with (
         whole(path) as file,
         Progress(config.bootstrap.num_conversations, "conversation", "bootstrap") as bar,
@@ -75,7 +71,7 @@ def _write(path: Path, config, games: list[Game]) -> None:
 
 
 def _read(path: Path) -> list[list[Turn]]:
-    """The conversations of a corpus; UserError names a line that is none."""
+    """The conversations of a corpus. A line that is not a conversation raises a UserError."""
     conversations = []
     for number, line in enumerate(read_json_lines(path), start=1):
         turns = line.get("turns") if isinstance(line, dict) else None
@@ -95,27 +91,28 @@ def run(
     log: Callable,
     progress: Callable,
 ) -> None:
-    """Writes `directory`/corpus.jsonl, once, and trains `directory`/model (HF format).
+    """Writes `directory`/corpus.jsonl if it is not there yet, and trains `directory`/model (Hugging Face
+    format).
 
     Args:
-      config: the whole config, with its `bootstrap` section.
-      start_from: a model to train on from, with its tokenizer; None starts with random weights and
-        makes a tokenizer.
+      config: the whole config, with a section `bootstrap`.
+      start_from: model directory to continue training from, with its tokenizer; None starts from random
+        weights and makes a tokenizer.
       directory: of the phase.
-      begin: called before anything is written, when every field has been checked.
+      begin: called once all fields are checked, before anything is written.
       log: log(step, measurements).
       progress: progress(step, total).
 
     Raises:
-      UserError: a field of `bootstrap.games` or `bootstrap.train` is wrong, or `sampler.max_len`.
-      EnvDataError: an option of a game is.
+      UserError: a field of `bootstrap.games` or `bootstrap.train`, or `sampler.max_len`, is invalid.
+      EnvDataError: an option of a game is invalid.
     """
     corpus = directory / "corpus.jsonl"
     max_len, seq_len = config.sampler.max_len, config.bootstrap.train.seq_len
     if not 1 <= max_len <= seq_len:
         raise UserError(
-            f"sampler.max_len = {max_len}: must be 1 to bootstrap.train.seq_len = {seq_len}, for"
-            " conversations are as long"
+            f"sampler.max_len = {max_len}: must be from 1 to bootstrap.train.seq_len = {seq_len}, the"
+            " longest conversation that training takes"
         )
     model_config = (
         _shape(config, _ANY_VOCABULARY) if start_from is None else hf.read_config(start_from)

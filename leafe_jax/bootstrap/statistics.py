@@ -1,6 +1,6 @@
-"""What the corpus of a config is made of: sizes in tokens, and how the players do.
+"""Prints statistics of a config's corpus: sizes in tokens, and success rates of the players.
 
-    python -m leafe_jax.bootstrap.statistics --config=configs/bootstrap.py
+python -m leafe_jax.bootstrap.statistics --config=configs/bootstrap.py
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from leafe_jax.errors import UserError
 
 
 def token_statistics(corpus: list[tuple[str, list[Turn]]], chat) -> dict[str, dict[str, float]]:
-    """Sizes per game: conversations, tokens of each (median, 95%, max), share of spelt bytes.
+    """Sizes of each game's conversations, in tokens.
 
     Args:
       corpus: (game, conversation) pairs.
-      chat: the ChatFormat of the tokenizer made for it.
+      chat: ChatFormat of the corpus's tokenizer.
 
     Returns:
-      {game: {"conversations", "median", "p95", "max", "tokens": of all, "spelt": 0 to 1, "cut": how
-      many are longer than the model's positions}}
+      {game: {"conversations": their number, "median", "p95", "max": tokens of a conversation, "tokens":
+      of all conversations, "spelt": share of tokens that are bytes of a word without an entry, 0 to 1,
+      "cut": number of conversations longer than the model's context}}
     """
     from leafe_jax.bootstrap.examples import MAX_POSITIONS, to_example
     from leafe_jax.bootstrap.vocabulary import spelt_share
@@ -49,18 +50,18 @@ def token_statistics(corpus: list[tuple[str, list[Turn]]], chat) -> dict[str, di
 
 
 def player_statistics(game: Game, scale: float, num_tasks: int, seed: int) -> dict[str, float]:
-    """Success rates of the game's player on tasks of the split "bootstrap".
+    """Success rates of a game's player on tasks of the split "bootstrap".
 
     Args:
-      game: what is played.
+      game: the game to play.
       scale: `bootstrap.rate_scale`.
-      num_tasks: tasks drawn.
-      seed: of the drawing.
+      num_tasks: number of tasks to draw.
+      seed: for the draw.
 
     Returns:
-      "aware": of the player without habits; "unaided": of the graded one, told nothing; and for each
-      habit, of the player with this habit alone, on the tasks where it does something else ("nan"
-      where there are none).
+      "aware": rate of the player without bad habits. "unaided": rate of the player that avoids habits at
+      random and is told nothing. For each habit: rate of the player with only this habit, on the tasks
+      where the habit changes its actions; NaN if there are none.
     """
     rng = random.Random(stable_seed(seed, "players", game.name))
     tasks = [task for family in game.tasks.values() for task in family]
@@ -80,7 +81,7 @@ def player_statistics(game: Game, scale: float, num_tasks: int, seed: int) -> di
 
 
 def main(argv: list[str]) -> int:
-    """Prints both; 0 on success, 2 with one line on stderr for what the user can mend."""
+    """Prints both statistics. Returns 0, or 2 after one line on stderr about an error the user can fix."""
     from absl import flags
     from ml_collections import config_flags
 
@@ -89,7 +90,7 @@ def main(argv: list[str]) -> int:
 
     values = flags.FlagValues()
     config_flag = config_flags.DEFINE_config_file(
-        "config", "configs/bootstrap.py", "Config file with a section bootstrap.",
+        "config", "configs/bootstrap.py", "Config file with a bootstrap section.",
         lock_config=True, flag_values=values,
     )  # fmt: skip
     num_tasks = flags.DEFINE_integer("tasks", 200, "Tasks per game.", flag_values=values)

@@ -175,10 +175,10 @@ def _measure_habits(config, env, workdir: epath.Path, metrics: Metrics, phase: P
         env,
         prompts,
         tasks,
-        config.evaluate.num_samples,
-        config.explore.reflect_every,
+        habits.Effort(
+            config.evaluate.num_samples, config.explore.reflect_every, make_policy().num_slots
+        ),
         rollout_config(config, "habits", config.evaluate.temperature),
-        make_policy().num_slots,
         _progress,
     )
     write_json(phase.directory / "habits.json", table)
