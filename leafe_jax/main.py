@@ -130,13 +130,13 @@ def main(argv: list[str]) -> int:
 def _load() -> tuple:
     """The modules that import jax. No signal may raise in here: an extension that is being loaded
     would not survive it, so `_leave` takes them."""
-    from leafe_jax.run import experiment, sweep
+    from leafe_jax.run import experiment
     from leafe_jax.runtime import processes
 
-    return experiment, processes, sweep
+    return experiment, processes
 
 
-def _run(values, experiment, processes, sweep) -> int:
+def _run(values, experiment, processes) -> int:
     from envs.base import EnvDataError
     from leafe_jax.errors import UserError
 
@@ -150,7 +150,7 @@ def _run(values, experiment, processes, sweep) -> int:
         if not processes.first():
             logging.getLogger("leafe_jax").setLevel(logging.WARNING)
             logging.getLogger("envs").setLevel(logging.WARNING)
-        (sweep if "sweep" in config else experiment).run(config, workdir)
+        experiment.run(config, workdir)
         processes.leave()
         return 0
     except (UserError, EnvDataError) as error:

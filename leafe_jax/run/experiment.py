@@ -95,12 +95,15 @@ class Experiment:
         phase = Phase(self.workdir, "bootstrap", self.config)
         if phase.intact({"model": check_model}):
             return False
-        begin, config = time.monotonic(), self.config
-        start_from = None if config.bootstrap.from_scratch else given_model(config.model)
+        begin, settings, model = time.monotonic(), self.config.bootstrap, self.config.model
+        assert settings is not None, "validate refuses the phase without its section"
+        start = None
+        if not settings.from_scratch:
+            start = bootstrap.Start(given_model(model), model.chat_template, model.enable_thinking)
         with _progress(1, "step", "bootstrap") as bar:
             bootstrap.run(
-                config, start_from, Path(phase.directory), phase.begin, self._logger("bootstrap"),
-                bar.to,
+                settings, self.seed, self.config.sampler.max_len, start, Path(phase.directory),
+                phase.begin, self._logger("bootstrap"), bar.to,
             )  # fmt: skip
         phase.keep("model")
         phase.add_seconds(time.monotonic() - begin)
