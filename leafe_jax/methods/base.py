@@ -54,8 +54,8 @@ class Run(Protocol):
     def fine_tune(self, method: FineTuned) -> bool:
         """Trains `method`, resumably, in the workdir; False if that was done before."""
 
-    def trained_model(self, name: str) -> Path:
-        """The model that the method `name` has trained."""
+    def trained_model(self, method: FineTuned) -> Path:
+        """The model that `method` has trained; the one it started from if it had no example."""
 
 
 class Method(abc.ABC):
@@ -147,7 +147,7 @@ class FineTuned(Method):
         return run.fine_tune(self)
 
     def agent(self, run: Run) -> Agent:
-        return Agent(run.trained_model(self.name), run.prompts)
+        return Agent(run.trained_model(self), run.prompts)
 
 
 def find(name: str) -> type[Method]:

@@ -64,6 +64,12 @@ def records(config: RunConfig, root: epath.Path) -> None:
     Raises:
       UserError: names the field, both values and the directory.
     """
+    for name in ("explore", "distill"):
+        if (root / name / "phase.json").exists():
+            raise UserError(
+                f"{root / name}: made by a version before 2026-12, which kept trees and models elsewhere;"
+                " use another --workdir"
+            )
     for name in phases_of(config):
         Phase(root, name, config)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -31,7 +32,7 @@ from leafe_jax.agent.evaluate import evaluate
 from leafe_jax.agent.seeds import seed_for
 from leafe_jax.bootstrap import habits
 from leafe_jax.bootstrap import make as bootstrap
-from leafe_jax.errors import NothingToLearn, UserError
+from leafe_jax.errors import UserError
 from leafe_jax.methods.base import FineTuned
 from leafe_jax.methods.search import explore
 from leafe_jax.models import hf
@@ -64,6 +65,7 @@ from leafe_jax.training.records import ExampleFile, write_examples
 from leafe_jax.training.trainer import fit
 from leafe_jax.types import Example, Tree
 
+_LOG = logging.getLogger("leafe_jax")
 Log = Callable[[int, dict[str, float]], None]
 
 
@@ -173,13 +175,16 @@ class Experiment:
         """The model that the run starts from."""
         return base_model_path(self.config, self.workdir)
 
-    def trained_model(self, name: str) -> Path:
-        """The model that the method `name` has trained.
+    def trained_model(self, method: FineTuned) -> Path:
+        """The model that a method has trained, or the one it started from if there was no example.
 
         Raises:
           UserError: it is damaged.
         """
-        return trained_model(Phase(self.workdir, name, self.config))
+        phase = Phase(self.workdir, method.name, self.config)
+        if _is_untrained(phase):
+            return self.config.find(method.config.start).agent(self).model
+        return trained_model(phase)
 
     def trees(self, search: str) -> Trees:
         """The trees of a search, read anew at each iteration.
@@ -196,8 +201,7 @@ class Experiment:
         blocks = tree_blocks(self.config, self.env, self.workdir, settings.trees)
         start = self.config.find(settings.start).agent(self).model
         note_model(self.config.model, phase, start)
-        outputs = _outputs(method)
-        intact = phase.intact(outputs)
+        intact = phase.intact(_outputs(method, trained=not _is_untrained(phase)))
         begin, name = time.monotonic(), method.name
         if not intact:
             processes.together(
@@ -213,10 +217,18 @@ class Experiment:
             f"{name}: examples",
             decide=lambda _: examples.extend(_examples(method, blocks, self.seed)),
         )
-        self._train(method, phase, start, examples)
+        trained = processes.together(f"{name}: any", decide=lambda _: len(examples) > 0)
+        if trained:
+            self._train(method, phase, start, examples)
+        else:
+            phase.begin()
+            _LOG.warning(
+                "%s: no example can be made from the trees of %r: its model stays that of %r",
+                name, settings.trees, settings.start,
+            )  # fmt: skip
         if processes.first():
             write_json(phase.directory / "summary.json", _summary(method, examples))
-        for output in outputs:
+        for output in _outputs(method, trained):
             phase.keep(output)
         phase.add_seconds(time.monotonic() - begin)
         phase.finish()
@@ -348,23 +360,31 @@ def _progress(total: int, unit: str, label: str) -> Progress:
 
 def _examples(method: FineTuned, blocks: Blocks, seed: int) -> list[Example]:
     examples = method.examples(Trees(list(blocks)), seed)
-    examples = [example for example in examples if method.weights[example.source] > 0]
-    if not examples:
-        raise NothingToLearn(
-            f"{method.name}: the trees of {method.config.trees!r} leave nothing to learn from (no"
-            f" example was made); explore more tasks, or raise search.{method.config.trees}"
-            ".max_attempts"
-        )
-    return examples
+    return [example for example in examples if method.weights[example.source] > 0]
 
 
-def _outputs(method: FineTuned) -> dict[str, Callable[[epath.Path], Any]]:
+def _is_untrained(phase: Phase) -> bool:
+    """True if the method of `phase` is finished and had no example to train on."""
+
+    def look(_) -> bool:
+        try:
+            return (
+                phase.done and read_summary(phase.directory / "summary.json")["target_tokens"] == 0
+            )
+        except UserError:  # it is missing or damaged, and made again
+            return False
+
+    return processes.together(f"{phase.name}: examples made", decide=look)
+
+
+def _outputs(method: FineTuned, trained: bool) -> dict[str, Callable[[epath.Path], Any]]:
     """What a method leaves for others -> a check of it (see Phase.intact)."""
-    outputs: dict[str, Callable[[epath.Path], Any]] = {
-        "model": check_model,
-        "summary.json": read_summary,
-    }
-    return outputs | ({"adapter": fingerprint} if method.config.train.lora.rank else {})
+    outputs: dict[str, Callable[[epath.Path], Any]] = {"summary.json": read_summary}
+    if trained:
+        outputs["model"] = check_model
+        if method.config.train.lora.rank:
+            outputs["adapter"] = fingerprint
+    return outputs
 
 
 def _summary(method: FineTuned, examples: list[Example]) -> dict[str, Any]:
