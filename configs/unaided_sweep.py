@@ -4,7 +4,7 @@
         python -m leafe_jax.main --config=configs/unaided_sweep.py \
             --config.bootstrap.rate_scale=$scale --workdir=runs/unaided_sweep/$scale
     done
-    python -m leafe_jax.tools.compare --out=runs/unaided_sweep --x=base runs/unaided_sweep/*/
+    python -m leafe_jax.tools.compare runs/unaided_sweep/*/ --out=runs/unaided_sweep
 
 A base model is trained on from the embedded one, with its unaided rates multiplied by `rate_scale`. Then
 LEAFE and rejection sampling (independent rollouts, all successes trained on) get the same number of

@@ -400,11 +400,11 @@ def _refuse_empty(env: Environment, split: str, num_tasks: int, section: str) ->
 
 
 def searches(config: RunConfig) -> list[str]:
-    """The searches that this run grows or reads, in a fixed order."""
+    """The searches that this run grows or reads, what is read first standing first."""
     wanted: list[str] = []
     if "explore" in config.phases:
         wanted += [f"trees/{name}" for name in config.search]
     if "fit" in config.phases:
         wanted += config.methods
-    found = [part for name in wanted for part in closure(config, name)]
-    return [name for name in config.search if f"trees/{name}" in found]
+    parts = dict.fromkeys(part for name in wanted for part in closure(config, name))
+    return [part.removeprefix("trees/") for part in parts if part.startswith("trees/")]

@@ -18,7 +18,7 @@ from leafe_jax.runtime.files import whole
 
 # Okabe and Ito's colours, told apart by the colour-blind; grey for the first, the base model. Beyond
 # them the line style changes.
-_COLOURS = ("#666666", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+COLOURS = ("#666666", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 
 _LINES = ("-", "--", ":")
@@ -41,7 +41,7 @@ def plot_text(text: str) -> str:
 
 
 def _panel(axes, results: dict[str, Any], family: str, label_every: int) -> None:
-    styles = [(line, colour) for line in _LINES for colour in _COLOURS]
+    styles = [(line, colour) for line in _LINES for colour in COLOURS]
     shade = 0.18 if len(results["methods"]) <= 3 else 0.08  # bands add up where they overlap
     ticks, tasks = set(), 0
     for (line, colour), (method, data) in zip(

@@ -82,7 +82,7 @@ def budget_rows(results: dict[str, Any], times: bool = False) -> tuple[list[str]
     return header, rows
 
 
-def _text_table(header: list[str], rows: list[list[str]]) -> str:
+def text_table(header: list[str], rows: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
              for row in [header, ["-" * w for w in widths], *rows]]  # fmt: skip
@@ -97,11 +97,11 @@ def console_table(results: dict[str, Any]) -> str:
         parts.append(
             "Success on held-out tasks, one plain rollout a sample, 95% intervals over tasks"
         )
-        parts.append(_text_table(*result_rows(results)))
+        parts.append(text_table(*result_rows(results)))
     parts += context_sentences(results)
     parts += [search_sentence(*item) for item in results["searches"].items()]
     parts += [fit_sentence(*item) for item in results["fits"].items()]
-    parts.append(_text_table(*budget_rows(results)))
+    parts.append(text_table(*budget_rows(results)))
     return "\n\n".join(parts)
 
 
