@@ -196,7 +196,7 @@ def test_a_malformed_message_is_one_line():
     for (number, sent, _), (code, said) in zip(cases, found):
         assert (code, said) == (
             2,
-            f"error: process {1 - number} of 2 has sent something that is no message of this program;"
+            f"error: process {1 - number} of 2 has sent an invalid message;"
             " start all of them again with the same command: finished work is kept\n",
         ), sent
 
@@ -217,8 +217,8 @@ def test_the_port_is_taken():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("host:1", None, None), "belong together: all three or none"),
-        ((None, 2, 0), "belong together: all three or none"),
+        (("host:1", None, None), "must be given all three, or none"),
+        ((None, 2, 0), "must be given all three, or none"),
         (("host", 2, 0), "--coordinator=host: must be host:port"),
         (("host:port", 2, 0), "--coordinator=host:port: must be host:port"),
         (("host:70000", 2, 0), "must be host:port"),

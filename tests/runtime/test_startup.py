@@ -83,7 +83,7 @@ def test_the_record_reader_is_not_started_without_room():
         [sys.executable, "-c", READER], capture_output=True, text=True, timeout=120,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert done.stdout.startswith("train: the examples' reader needs 66 threads and 2 GiB"), done
+    assert done.stdout.startswith("train: reading examples needs 66 threads and 2 GiB"), done
 
 
 @pytest.mark.parametrize(
