@@ -151,7 +151,7 @@ def test_different_workdirs(tmp_path):
     workdirs = (tmp_path / "a" / "run", tmp_path / "b" / "run")
     for code, _, err in map(finish, start_two(None, workdirs=workdirs)):
         assert code == 2 and len(errors(err)) == 1
-        assert "process 1 writes elsewhere than process 0: all need the same directory" in err
+        assert "not the same directory in process 1 as in process 0: must be shared by all" in err
 
 
 @pytest.mark.slow
