@@ -141,15 +141,15 @@ def test_different_configs(tmp_path):
 def test_different_workdirs(tmp_path):
     """Another name is another run; the same name elsewhere is seen by what the processes write."""
     both = start_two(None, workdirs=(tmp_path / "a", tmp_path / "b"), flags=("--join_timeout=20",))
-    stranger = "process 1 of 2 did not come within 20 s; a process of another run called: b"
+    stranger = "process 1 of 2 did not join within 20 s; a process of another run called: b"
     for (code, _, err), message in zip(
-        map(finish, both), (stranger, "another run is there: a"), strict=True
+        map(finish, both), (stranger, "belongs to another run: a"), strict=True
     ):
         assert code == 2 and len(errors(err)) == 1 and errors(err)[0].endswith(message), err
     workdirs = (tmp_path / "a" / "run", tmp_path / "b" / "run")
     for code, _, err in map(finish, start_two(None, workdirs=workdirs)):
         assert code == 2 and len(errors(err)) == 1
-        assert "process 1 writes elsewhere than process 0: all need the same directory" in err
+        assert "not the same directory in process 1 as in process 0: must be shared by all" in err
 
 
 @pytest.mark.slow

@@ -22,7 +22,11 @@ _BUDGET = (
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
-    """results.json of a run; UserError when it is missing, broken or of another schema."""
+    """The content of a run's results.json.
+
+    Raises:
+      UserError: it is missing, broken, or has another schema.
+    """
     path = workdir / "results.json"
     if not path.exists():
         raise UserError(f"{path}: missing; run the phase 'report' of leafe_jax.main")
@@ -38,13 +42,13 @@ def read_results(workdir: Path) -> dict[str, Any]:
 
 
 def families_of(results: dict[str, Any]) -> list[str]:
-    """First "all", then the families that any method has, sorted."""
+    """First "all", then the families of all methods, sorted."""
     names = {f for method in results["methods"].values() for f in method["families"]}
     return ["all", *sorted(names - {"all"})]
 
 
 def shown_ks(results: dict[str, Any]) -> list[str]:
-    """Pass@1, one in the middle and the largest k."""
+    """The k that the tables show: the smallest, one in the middle, and the largest."""
     ks = [k for m in results["methods"].values() for k in m["families"]["all"]["pass_at_k"]]
     ks = sorted(set(ks), key=int)
     return sorted({ks[0], ks[len(ks) // 2], ks[-1]}, key=int)
@@ -57,7 +61,7 @@ def _cell(value: dict[str, float] | None) -> str:
 
 
 def result_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: per family and method, success in percent with 95% intervals over tasks."""
+    """(header, rows) of success rates per family and method, in percent with 95% intervals over tasks."""
     ks = shown_ks(results)
     header = ["family", "method", "tasks", *[f"Pass@{k} %" for k in ks]]
     rows = []
@@ -71,7 +75,7 @@ def result_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def budget_rows(results: dict[str, Any], times: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: what each part of the run spent; `times` adds wall seconds."""
+    """(header, rows) of what each part of the run spent. `times` adds a column of wall-clock seconds."""
     header = ["spent on", *[label for _, label in _BUDGET], *["wall seconds"] * times]
     parts = {f"search {name}": search for name, search in results["searches"].items()}
     parts |= {f"evaluating {name}": method for name, method in results["methods"].items()}
@@ -90,8 +94,10 @@ def text_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def console_table(results: dict[str, Any]) -> str:
-    """The tables for the end of a run: results, stage 1, budget. Holds no times, so that the same
-    run always prints the same table."""
+    """The text that a run prints at its end: results, stage 1, budget.
+
+    It contains no times, so the same run always prints the same text.
+    """
     parts = []
     if results["methods"]:
         parts.append(
@@ -106,7 +112,7 @@ def console_table(results: dict[str, Any]) -> str:
 
 
 def context_sentences(results: dict[str, Any]) -> list[str]:
-    """A sentence for each part of the run whose episodes did not all have room."""
+    """One sentence for each part of the run in which an episode filled the context."""
     parts = {f"of {name}": method for name, method in results["methods"].items()}
     parts |= {f"of search {name}": search for name, search in results["searches"].items()}
     return [
