@@ -87,13 +87,13 @@ def make(name: str, split: str | None = None, **options: Any) -> Environment:
 
 def _path(name: str, where: str) -> str:
     """The module:class that a name stands for."""
-    if isinstance(name, str) and ":" in name:
-        if not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
-            raise EnvDataError(f"{where}: must be package.module:Class")
-        return name
-    if name in REGISTRY:
-        return REGISTRY[name]
-    paths = _entry_points().get(name, ())
+    paths: set[str] = set()
+    if isinstance(name, str):
+        if ":" in name:
+            if not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+                raise EnvDataError(f"{where}: must be package.module:Class")
+            return name
+        paths = {REGISTRY[name]} if name in REGISTRY else _entry_points().get(name, paths)
     if not paths:
         raise EnvDataError(f"{where}: must be one of {', '.join(names())}, or package.module:Class")
     if len(paths) > 1:
