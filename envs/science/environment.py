@@ -13,15 +13,14 @@ from collections.abc import Iterator, Sequence
 
 from envs.base import EnvDataError, Environment, Options, State, StepResult, Task, one_of
 from envs.science.expert import Expert
-from envs.science.lab import Lab, Reading, Terminal
+from envs.science.goals import met, wrong_focus
+from envs.science.lab import Lab, Reading
+from envs.science.physics import Terminal
 from envs.science.tasks import (
-    FAMILIES,
     TASKS_PER_FAMILY,
     bootstrap_variations,
     first_observation,
-    met,
     variations,
-    wrong_focus,
 )
 from envs.science.world import (
     AGENT,
@@ -35,6 +34,7 @@ from envs.science.world import (
     readings,
     terminals,
 )
+from envs.science.worlds import FAMILIES
 
 _REQUIRED_POINTS = 60  # of 100; the rest is for optional goals, and completing gives all
 _FREE_VERBS = ("look around", "inventory", "task", "wait", "wait1")
