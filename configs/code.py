@@ -22,16 +22,10 @@ def get_config(mode: str = "full"):
     c = laptop("code", mode)
     c.env.horizon = 4  # submissions
     c.env.prompt_style = "program"
-    c.env.options.problems = ()  # files to play instead of what comes along
-    c.env.options.layout = "drills"  # or own, codecontests, mbpp, humaneval
+    c.env.options.layout = "drills"  # own, codecontests, mbpp or humaneval instead
     c.env.options.num_tests = 4  # the first ones decide; 0 takes all
-    c.env.options.num_public = 0  # how many of the public tests are shown; 0 shows all
     c.env.options.time_limit = 2.0  # processor seconds per test
     c.env.options.memory_mb = 512
-    c.env.options.ignore_case = False  # accept outputs that differ in case
-    c.env.options.workers = 0  # programs run at the same time; 0 is one per core
-    c.env.options.mechanism = ""  # of the sandbox (docs/SECURITY.md); "" takes the strongest here
-    c.env.options.allow_weak = False  # True: resource limits alone where no sandbox works
     c.search.tree.reflect_every = 2
     if mode == "full":
         c.search.tree.num_tasks = 0

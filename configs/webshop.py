@@ -20,12 +20,10 @@ from leafe_jax.run.presets import laptop
 def get_config(mode: str = "full"):
     c = laptop("webshop", mode)
     c.env.horizon = 8
-    c.env.options.data = ""  # directory of the official files; "" is the generated catalogue
-    c.env.options.products = ""  # name of the product file there; "" for the only one
-    c.env.options.num_products = 250  # the first so many; 0 takes all
-    c.env.options.goals = "human"  # human or synthetic
-    c.env.options.nouns = "auto"  # of the reward: spacy, guess, or auto (spacy if installed)
-    c.env.options.show_instruction = False  # in every observation, as the original has it
+    c.env.options.num_products = 250  # of the generated catalogue, the first ones; 0 takes all
+    c.env.options.show_instruction = (
+        False  # True shows it in every observation, as the original does
+    )
     c.search.tree.reflect_every = 4
     c.sampler.turn_chunk = 64
     c.sampler.max_action_tokens = 24
