@@ -29,7 +29,7 @@ class RolloutConfig:
       window: observation-action pairs shown in window mode.
       experience_span: "branch" (e stays in the context) or "step" (only at step tau).
       sampling: of actions and reflections.
-      max_action_tokens, max_reflection_tokens: most tokens of a reply.
+      max_action_tokens: most sampled tokens of an action; prompts.config says it of a reflection.
       seed: the run's seed.
       purpose: "explore", "evaluate" (the same for every method) or of the habits: part of every key's name.
     """
@@ -39,7 +39,6 @@ class RolloutConfig:
     experience_span: str
     sampling: Sampling
     max_action_tokens: int
-    max_reflection_tokens: int
     seed: int
     purpose: str
 
@@ -233,7 +232,12 @@ class Rollout:
         length = self.policy.length(episode.session)
         episode.lengths.append(length)
         return Request(
-            episode.session, text, None, config.max_reflection_tokens, config.sampling, seed
+            episode.session,
+            text,
+            None,
+            self.prompts.config.reflection_tokens,
+            config.sampling,
+            seed,
         )
 
     # -- one reply -------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 import envs
 from envs.base import Environment, Task
-from envs.prompts import STYLES
+from envs.prompts import STYLES, PromptsConfig
 from leafe_jax.agent.rollout import RolloutConfig
 from leafe_jax.errors import UserError
 from leafe_jax.methods import leafe as distill
@@ -107,9 +107,14 @@ def rollout_config(config, purpose: str, temperature: float) -> RolloutConfig:
         experience_span=config.explore.experience_span,
         sampling=sampling(config, temperature),
         max_action_tokens=config.sampler.max_action_tokens,
-        max_reflection_tokens=config.sampler.max_reflection_tokens,
         seed=config.seed,
         purpose=purpose,
+    )
+
+
+def prompts_config(config) -> PromptsConfig:
+    return PromptsConfig(
+        style=config.env.prompt_style, answer_tokens=config.sampler.max_reflection_tokens
     )
 
 

@@ -53,6 +53,7 @@ from leafe_jax.run.config import (
     explore_config,
     first_tasks,
     flatten,
+    prompts_config,
     rollout_config,
     sampling,
     validate,
@@ -167,7 +168,7 @@ def run_habits(config, env: Environment, workdir: epath.Path, metrics: Metrics) 
 def _measure_habits(config, env, workdir: epath.Path, metrics: Metrics, phase: Phase) -> None:
     begin = time.monotonic()
     tasks = first_tasks(env, config.evaluate.split, config.evaluate.num_tasks, "evaluate.num_tasks")
-    prompts = Prompts(env.description, config.env.prompt_style, env.name)
+    prompts = Prompts(env, prompts_config(config))
     make_policy = policy_factory(config, base_model_path(config, workdir))
     phase.begin()
     table = habits.measure(
@@ -195,7 +196,7 @@ def run_explore(config, env: Environment, workdir: epath.Path, metrics: Metrics)
     note_model(config, phase, path)
     if phase.done and not missing:
         return False
-    prompts = Prompts(env.description, config.env.prompt_style, env.name)
+    prompts = Prompts(env, prompts_config(config))
     make_policy = policy_factory(config, path)
     phase.begin()
     make_directory(phase.directory / "trees")
@@ -371,7 +372,7 @@ def _evaluate_method(
         return False
     if not path.exists() and method == "leafe":
         raise UserError(f"evaluate.methods: 'leafe' needs {path}; run the phase 'distill' first")
-    prompts = Prompts(env.description, config.env.prompt_style, env.name)
+    prompts = Prompts(env, prompts_config(config))
     settings = config.evaluate
     make_policy = policy_factory(config, path)
     phase.begin()
