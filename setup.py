@@ -9,7 +9,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["leafe_jax*", "envs*"]),
-    package_data={"leafe_jax": ["assets/**/*"], "envs": ["*.json", "assets/**/*"]},
+    package_data={
+        "leafe_jax": ["assets/**/*"],
+        "envs": ["*/*.json", "assets/**/*", "templates/**/*.jinja"],
+    },
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",

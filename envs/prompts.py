@@ -68,7 +68,7 @@ class PromptsConfig:
     window: str = ""  # every message in window mode, and the history before a reflection there
     reflection: str = ""  # the question for (tau, e)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.style not in STYLES:
             raise EnvDataError(
                 f"prompts.style = {self.style!r}: must be one of {', '.join(STYLES)}"
