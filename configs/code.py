@@ -7,7 +7,7 @@ The embedded base model has learnt this game (docs/BASE_MODEL.md). A checkpoint 
 
     --config.env.options.layout=own --config.env.options.num_tests=10 --config.context.mode=window \
     --config.sampler.max_len=8192 --config.sampler.max_action_tokens=512 \
-    --config.sampler.max_reflection_tokens=256 --config.evaluate.num_tasks=0 \
+    --config.prompts.reasoning_tokens=192 --config.prompts.answer_tokens=64 --config.evaluate.num_tasks=0 \
     --config.leafe.train.seq_len=8192 --config.leafe.train.learning_rate=1e-6 \
     --config.leafe.train.num_epochs=2 --config.leafe.train.schedule=constant \
     --config.leafe.train.compute_dtype=bfloat16 --config.leafe.train.remat=full \
@@ -21,7 +21,7 @@ from leafe_jax.run.presets import laptop
 def get_config(mode: str = "full"):
     c = laptop("code", mode)
     c.env.horizon = 4  # submissions
-    c.env.prompt_style = "program"
+    c.prompts.style = "program"
     c.env.options.layout = "drills"  # own, codecontests, mbpp or humaneval instead
     c.env.options.num_tests = 4  # the first ones decide; 0 takes all
     c.env.options.time_limit = 2.0  # processor seconds per test
@@ -30,5 +30,5 @@ def get_config(mode: str = "full"):
     if mode == "full":
         c.search.tree.num_tasks = 0
     c.sampler.max_action_tokens = 64
-    c.sampler.max_reflection_tokens = 24
+    c.prompts.answer_tokens = 24
     return c

@@ -29,7 +29,7 @@ def get_config(mode: str = "full"):
         ignore_case=True,  # as CTRL's judge does
     )
     c.env.horizon = 4  # submissions (paper)
-    c.env.prompt_style = "program"
+    c.prompts.style = "program"
     c.sampler.max_len = 16384
     c.sampler.max_action_tokens = 1024  # (CTRL)
     c.sampler.temperature = 0.7  # (CTRL)

@@ -4,9 +4,9 @@
 
 The embedded base model has learnt this game (docs/BASE_MODEL.md). With an instruct checkpoint give
 
-    --config.model.path=DIR --config.env.prompt_style=react --config.context.mode=window \
+    --config.model.path=DIR --config.prompts.style=react --config.context.mode=window \
     --config.sampler.max_len=8192 --config.sampler.max_action_tokens=256 \
-    --config.sampler.max_reflection_tokens=256 \
+    --config.prompts.reasoning_tokens=192 --config.prompts.answer_tokens=64 \
     --config.leafe.train.seq_len=8192 --config.leafe.train.learning_rate=1e-6 \
     --config.leafe.train.num_epochs=2 --config.leafe.train.schedule=constant \
     --config.leafe.train.compute_dtype=bfloat16 --config.leafe.train.remat=full \
@@ -27,5 +27,5 @@ def get_config(mode: str = "full"):
     c.search.tree.reflect_every = 4
     c.sampler.turn_chunk = 64
     c.sampler.max_action_tokens = 24
-    c.sampler.max_reflection_tokens = 24
+    c.prompts.answer_tokens = 24
     return c
