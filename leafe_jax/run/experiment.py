@@ -59,7 +59,7 @@ from leafe_jax.run.weights import (
 )
 from leafe_jax.run.workdir import opened
 from leafe_jax.runtime import console, processes
-from leafe_jax.runtime.files import fingerprint, to_json, whole, write_json
+from leafe_jax.runtime.files import fingerprint, make_directory, to_json, whole, write_json
 from leafe_jax.runtime.metrics import Metrics
 from leafe_jax.runtime.progress import Progress
 from leafe_jax.training.records import ExampleFile, write_examples
