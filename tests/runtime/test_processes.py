@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 CHILD = """
 import os, sys, time
-from leafe_jax import processes
+from leafe_jax.runtime import processes
 from leafe_jax.errors import UserError
 how = sys.argv[1]
 flags = (sys.argv[2], int(sys.argv[3]), int(sys.argv[4])) if len(sys.argv) > 2 else ()
@@ -142,7 +142,7 @@ def test_one_that_has_left_is_not_waited_for():
 # One child imports the module, and forks for each message.
 PEERS = """
 import json, os, socket, subprocess, sys
-from leafe_jax import processes
+from leafe_jax.runtime import processes
 def connected():
     with socket.create_server(("127.0.0.1", 0)) as server:
         return socket.create_connection(server.getsockname()), server.accept()[0]

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Frees and asks for 64 MB ten times; prints how many pages came fresh from the system.
 CODE = """
 import resource, sys
-from leafe_jax.startup import keep_freed_memory
+from leafe_jax.runtime.startup import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 import numpy as np

@@ -15,7 +15,7 @@ RESUME = "finished work is kept: run the same command again to resume"
 
 CHILD = """
 import hashlib, os, signal, sys, threading, time
-from leafe_jax import console, stopping
+from leafe_jax.runtime import console, stopping
 
 def end(line, code):
     console.tell(line)
@@ -104,7 +104,8 @@ def test_a_thread_that_dies_is_the_run_s_failure():
 
 SWALLOWED = """
 import os, signal, sys
-from leafe_jax import experiment, main
+from leafe_jax import main
+from leafe_jax.run import experiment
 from leafe_jax.errors import UserError
 
 def run(*_):

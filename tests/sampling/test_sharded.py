@@ -76,8 +76,8 @@ import jax
 from jax.experimental import topologies
 from leafe_jax.models.decoder import ModelConfig, abstract_params
 from leafe_jax.sampling.engine import plan_programs
-from leafe_jax.sampling.storage import Paged
-from leafe_jax.training.sharding import make_mesh, shardings_for
+from leafe_jax.sampling.paged import Paged
+from leafe_jax.models.sharding import make_mesh, shardings_for
 import jax.numpy as jnp
 
 # Qwen2.5-7B's heads, four layers of it: 64 sessions of 8k on four chips.

@@ -148,7 +148,7 @@ def test_plan_on_fake_devices():
 _LIMITS = """
 import re
 import jax, jax.numpy as jnp
-from leafe_jax import plan
+from leafe_jax.tools import plan
 
 for kind, shape, count in (("v4", "2x2x1", 4), ("v5e", "2x2", 4), ("v5p", "2x2x1", 4), ("v6e", "2x2", 4)):
     devices, chip = plan._devices(kind, shape, count)
