@@ -1,6 +1,6 @@
 """What the corpus of a config is made of: sizes in tokens, and how the players do.
 
-    python -m leafe_jax.bootstrap.statistics --config=configs/bootstrap.py
+python -m leafe_jax.bootstrap.statistics --config=configs/bootstrap.py
 """
 
 from __future__ import annotations
