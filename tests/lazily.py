@@ -13,9 +13,6 @@ class Module:
         if attribute.startswith("_"):
             raise AttributeError(attribute)  # pytest asks every object of a test module for some
         module = importlib.import_module(self._name)
-        if self._name == "torch":
-            # More threads spin, and starve whatever else runs on the machine.
-            module.set_num_threads(1)
         self.__dict__.update(vars(module))
         return getattr(module, attribute)
 

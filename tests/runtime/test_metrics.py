@@ -16,7 +16,7 @@ def lines(directory):
 
 def events(directory):
     """All values of the event files: a record is length, crc, payload, crc."""
-    from tensorboardX.proto import event_pb2  # after Metrics has imported it, which leaves torch out
+    from tensorboardX.proto import event_pb2  # here: Metrics has imported it without torch
 
     found = []
     for path in (directory / "tensorboard").iterdir():

@@ -1,5 +1,6 @@
 """A small model, its engines and a plain forward pass to compare them with, for the tests of the sampler."""
 
+import drawn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +24,9 @@ LONG = dict(max_len=128, max_new_tokens=70, turn_chunk=4, prefill_chunk=8, page_
 HELD: list[Programs] = []
 
 
-def make_params(config=CONFIG):
-    drawn = decoder.init_params(config, jax.random.key(0))
+def make_params(config=CONFIG, seed=0):
     # Larger weights than at initialisation, so that the distributions are far from uniform.
-    return jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, drawn)
+    return drawn.params(config, seed, 8 * 0.02)
 
 
 def make(params, **changes) -> Engine:

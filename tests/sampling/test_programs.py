@@ -8,9 +8,8 @@ import weakref
 import jax
 import jax.numpy as jnp
 import pytest
-from small import CONFIG, ask, forward, prompt
+from small import CONFIG, ask, forward, make_params, prompt
 
-from leafe_jax.models import decoder
 from leafe_jax.models.sharding import make_mesh
 from leafe_jax.sampling import programs
 from leafe_jax.sampling.engine import Engine
@@ -34,12 +33,6 @@ def compiled(monkeypatch):
     return made
 
 
-def drawn(seed, config=CONFIG):
-    return jax.tree.map(
-        lambda x: x * 8 if x.ndim == 2 else x, decoder.init_params(config, jax.random.key(seed))
-    )
-
-
 def replies(engine):
     return [r.ids for r in engine.generate([ask(engine.start(), prompt(i, 9), count=4) for i in range(3)])]  # fmt: skip
 
@@ -48,7 +41,7 @@ def test_other_weights_take_the_same_programs(compiled):
     """One after the other, as methods are evaluated, and side by side; each samples from its own."""
     outcomes = []
     for seed in (0, 1):
-        weights = drawn(seed)
+        weights = make_params(seed=seed)
         engine = Engine(CONFIG, weights, **SIZES)
         if seed:
             assert engine.programs.num_compiled > 0
@@ -60,19 +53,19 @@ def test_other_weights_take_the_same_programs(compiled):
         gc.collect()
     assert outcomes[0] != outcomes[1]
     assert len(compiled) == len(set(compiled)) > 0
-    beside = [Engine(CONFIG, drawn(seed), **SIZES) for seed in (1, 0)]
+    beside = [Engine(CONFIG, make_params(seed=seed), **SIZES) for seed in (1, 0)]
     assert [replies(engine) for engine in beside] == outcomes[::-1]
     assert len(compiled) == len(set(compiled)), "nothing is compiled twice"
 
 
 def changed(params=None, config=CONFIG, **sizes):
-    return Engine(config, drawn(0, config) if params is None else params, **{**SIZES, **sizes})
+    return Engine(config, make_params(config) if params is None else params, **{**SIZES, **sizes})
 
 
 OTHERS = {
     "model": lambda: changed(config=dataclasses.replace(CONFIG, rope_theta=1e5)),
     "size": lambda: changed(config=dataclasses.replace(CONFIG, num_layers=1)),
-    "dtype": lambda: changed(jax.tree.map(lambda x: x.astype(jnp.bfloat16), drawn(0))),
+    "dtype": lambda: changed(jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_params())),
     "stop_ids": lambda: changed(stop_ids=(9,)),
     "max_len": lambda: changed(max_len=36),
     "page_size": lambda: changed(page_size=8),

@@ -7,8 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure  # no pyplot: a notebook's own backend stays as it is
-
 from leafe_jax.run.report.table import (
     families_of,
     shown_ks,
@@ -73,6 +71,9 @@ def _panel(axes, results: dict[str, Any], family: str, label_every: int) -> None
 
 def draw_pass_at_k(results: dict[str, Any], path: Path) -> None:
     """Pass@k of every method: a large panel over all tasks, small ones for the first families."""
+    # No pyplot: a notebook's own backend stays as it is. Here: a second that most starts do not need.
+    from matplotlib.figure import Figure
+
     families = families_of(results)[1:][:_MAX_PANELS]
     num_rows = 2 if len(families) <= 8 else 3
     columns = -(-len(families) // num_rows)
