@@ -12,12 +12,12 @@ import time
 import types
 from pathlib import Path
 
+import drawn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from leafe_jax.methods.examples import action_mass
-from leafe_jax.models import decoder
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.models.sharding import make_mesh
 from leafe_jax.training.optimizer import make_optimizer
@@ -62,7 +62,7 @@ def batches(made, batch_size=4, num_epochs=1, seed=0, seq_len=24, own=None) -> B
 
 
 def params(config=CONFIG, seed=0):
-    return decoder.init_params(config, jax.random.key(seed))
+    return drawn.params(config, seed)
 
 
 def one_device():

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from checkpoints import CASES, VOCAB, logits, make_torch, tokens, torch_logits
+from lazily import torch
 
 from leafe_jax.errors import UserError
 from leafe_jax.models import decoder, hf

@@ -5,7 +5,6 @@ import os
 import re
 
 import pytest
-from tensorboardX.proto import event_pb2
 
 from leafe_jax.errors import UserError
 from leafe_jax.runtime.metrics import Metrics, code_block
@@ -17,6 +16,8 @@ def lines(directory):
 
 def events(directory):
     """All values of the event files: a record is length, crc, payload, crc."""
+    from tensorboardX.proto import event_pb2  # here: Metrics has imported it without torch
+
     found = []
     for path in (directory / "tensorboard").iterdir():
         data = path.read_bytes()

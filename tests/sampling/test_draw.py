@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
+from lazily import torch, transformers
 
 from leafe_jax.errors import UserError
 from leafe_jax.sampling import draw as methods

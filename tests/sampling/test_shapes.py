@@ -3,10 +3,9 @@
 import itertools
 import random
 
-import jax
+import drawn
 import pytest
 
-from leafe_jax.models import decoder
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.sampling.engine import Engine, Request
 from leafe_jax.sampling.prefix_tree import Match
@@ -67,7 +66,7 @@ CONFIG = ModelConfig("llama", 64, 16, 16, 1, 2, 1, 8, 1e4, 1e-6, True, 8192)
 @pytest.fixture
 def engine():
     return Engine(
-        CONFIG, decoder.init_params(CONFIG, jax.random.key(0)), num_slots=1, max_len=32,
+        CONFIG, drawn.params(CONFIG), num_slots=1, max_len=32,
         turn_chunk=8, prefill_chunk=8, max_new_tokens=8, stop_ids=(0,),
     )  # fmt: skip
 
@@ -99,7 +98,7 @@ def test_ids_that_the_model_does_not_have(engine):
 
 
 def test_log_probabilities_that_are_not_finite_end_the_run():
-    params = decoder.init_params(CONFIG, jax.random.key(0))
+    params = drawn.params(CONFIG)
     params["final_norm"]["scale"] = params["final_norm"]["scale"] * float("inf")
     broken = Engine(
         CONFIG, params, num_slots=1, max_len=32, turn_chunk=8, prefill_chunk=8, max_new_tokens=8,

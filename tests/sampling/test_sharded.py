@@ -13,16 +13,14 @@ SAMPLE = """
 import dataclasses, sys
 sys.path.insert(0, "tests/sampling")
 import jax, numpy as np, pytest
-import test_engine as t
+import small as t
 from leafe_jax.errors import UserError
-from leafe_jax.sampling.replicas import Replicas, make_engines
+from leafe_jax.sampling.replicas import make_engines
 from leafe_jax.types import Sampling
-from leafe_jax.models import decoder
 
 assert len(jax.devices()) == 8
 t.CONFIG = dataclasses.replace(t.CONFIG, vocab_size=62)  # two halves
-drawn = decoder.init_params(t.CONFIG, jax.random.key(0))
-params = jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, drawn)
+params = t.make_params(t.CONFIG)
 sizes = dict(num_slots=4, stop_ids=(t.STOP,), **t.LONG)
 
 def outcome(engine):

@@ -2,11 +2,12 @@
 
 import json
 
+import drawn
 import jax
 import numpy as np
 import pytest
 
-from leafe_jax.models import decoder, hf
+from leafe_jax.models import hf
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.tools import bench_sampling as bench
 from leafe_jax.tools.workloads import Branch, Inputs, Leafe, Plain, Play, Ragged, Script, Turns
@@ -28,7 +29,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     directory = tmp_path_factory.mktemp("model")
-    params = decoder.init_params(CONFIG, jax.random.key(0))
+    params = drawn.params(CONFIG)
     # Larger weights than at initialisation, so that the greedy token is not a close call.
     params = jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, params)
     hf.save(directory, CONFIG, params)

@@ -3,11 +3,12 @@
 import dataclasses
 import json
 
+import drawn
 import jax
 import numpy as np
 import pytest
 
-from leafe_jax.models import decoder, hf
+from leafe_jax.models import hf
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.tools import bench_training as bench
 
@@ -21,7 +22,7 @@ CONFIG = ModelConfig(
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     directory = tmp_path_factory.mktemp("bench") / "ckpt" / "mine-float32"
-    params = decoder.init_params(CONFIG, jax.random.key(0))
+    params = drawn.params(CONFIG)
     hf.save(directory, CONFIG, jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, params))
     return str(directory)
 
