@@ -111,7 +111,7 @@ def test_hostile_text_never_becomes_markup(tmp_path):
     assert (tmp_path / "report" / "pass_at_k.png").stat().st_size > 5000
 
 
-def test_the_run_s_own_words_are_no_markup_either(tmp_path):
+def test_text_in_results_json_never_becomes_markup(tmp_path):
     results = make_workdir(tmp_path)
     clean = [tag for tag, _ in parsed(tmp_path).tags]
     families = results["methods"]["base"]["families"]
@@ -128,7 +128,7 @@ def test_the_run_s_own_words_are_no_markup_either(tmp_path):
     assert json.loads(parser.data)
 
 
-def test_lines_that_are_no_trees_are_counted(tmp_path):
+def test_lines_that_are_not_trees_are_counted(tmp_path):
     make_workdir(tmp_path)
     good = json.dumps(
         hostile_tree(7).to_json(), ensure_ascii=False
@@ -159,7 +159,7 @@ def record(workdir, *blocks):
 
 @pytest.mark.parametrize("listed", [True, False])
 def test_only_blocks_are_on_the_page(tmp_path, listed):
-    """Stray copies are no blocks, with or without a list of blocks; a FIFO does not stop the page."""
+    """Stray copies are ignored, with or without a list of blocks, and a FIFO does not block the page."""
     make_workdir(tmp_path)
     trees = tmp_path / "explore" / "trees"
     strays = ["0000 (copy).jsonl", "0000.jsonl.bak", "copy.jsonl.partial", "0000.jsonl.damaged"]
@@ -175,7 +175,7 @@ def test_only_blocks_are_on_the_page(tmp_path, listed):
         assert report.read_tree_lines(tmp_path)[1:] == (3, 2), "a listed block that is missing"
 
 
-def test_very_long_text_is_cut_on_the_page_and_says_so(tmp_path):
+def test_very_long_text_is_truncated_with_a_note(tmp_path):
     make_workdir(tmp_path)
     tree = hostile_tree(0).to_json()
     tree["nodes"][0]["turns"][0]["observation"] = "o" * 2_000_000
@@ -193,7 +193,7 @@ def test_more_trees_than_the_page_holds(tmp_path, monkeypatch):
     assert "2 of 4 trees are on this page (the first ones" in page
 
 
-def test_episodes_without_room_are_told(tmp_path):
+def test_full_contexts_are_reported(tmp_path):
     results = make_workdir(tmp_path)
     sentence = "episodes of base ended because the context was full (sampler.max_len)."
     assert sentence not in table.console_table(results)
@@ -214,7 +214,7 @@ def test_the_page_s_tables(tmp_path):
     value = results["methods"]["base"]["families"]["all"]["pass_at_k"]["4"]
     shown = f"{100 * value['value']:.1f} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
     assert first[:3] == ["all", "base", "6"] and first[5] == shown
-    assert second[:2] == ["", "leafe"]  # the family is said once
+    assert second[:2] == ["", "leafe"]  # the family is shown once
     assert [row[0] for row in rows if row[1] == "base"] == ["all", "even", "odd"]
     budgets = {row[0]: row[1:] for row in rows}
     assert budgets["stage 1"] == ["1,234", "5", "6", "7", "8", "1"]
@@ -224,7 +224,7 @@ def test_the_page_s_tables(tmp_path):
 
 
 def test_parts_of_a_run(tmp_path):
-    """Stage 1 alone, evaluation alone, one sample a task, methods that differ in samples."""
+    """Stage 1 only, evaluation only, one sample per task, methods with different numbers of samples."""
     results = make_workdir(tmp_path)
     only = summarise({"a": [True], "b": [False]}, {"a": "x", "b": "y"}, 10, 0)
     uneven = {**results["methods"], "short": {**results["methods"]["base"], "families": only}}
@@ -283,7 +283,7 @@ def test_command_line(tmp_path, capsys):
     assert "Pass@1 %" in capsys.readouterr().out
 
 
-def test_the_page_allows_its_own_script_and_no_address(tmp_path):
+def test_the_policy_allows_only_the_script_of_the_page(tmp_path):
     make_workdir(tmp_path)
     parser = parsed(tmp_path)
     (policy,) = [a["content"] for _, a in parser.tags if "http-equiv" in a]
@@ -293,7 +293,9 @@ def test_the_page_allows_its_own_script_and_no_address(tmp_path):
     script = text.rpartition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert rules["script-src"] == f"'sha256-{digest}'"
-    assert not re.search(r"\son[a-z]+=|style=", text.partition("<script")[0])  # what it would block
+    assert not re.search(
+        r"\son[a-z]+=|style=", text.partition("<script")[0]
+    )  # the policy would block these
 
 
 def test_no_line_direction_or_control_character_reaches_the_page(tmp_path):
