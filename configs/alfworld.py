@@ -9,11 +9,7 @@ episodes are longer than the context of the embedded model:
     --config.context.mode=window
 """
 
-import runpy
-from pathlib import Path
-
-# Config files are executed as files, so a neighbour is not importable by name.
-DEFAULT = runpy.run_path(str(Path(__file__).with_name("default.py")))
+from leafe_jax.run.presets import laptop
 
 
 def set_options(options):
@@ -24,10 +20,10 @@ def set_options(options):
 
 
 def get_config(mode: str = "full"):
-    c = DEFAULT["laptop_config"]("alfworld", mode)
+    c = laptop("alfworld", mode)
     set_options(c.env.options)
     c.env.options.max_receptacles = 22  # kitchens have at least 18
     c.env.horizon = 40
-    c.explore.reflect_every = 10
+    c.search.tree.reflect_every = 10
     c.evaluate.split = "valid_unseen"
     return c

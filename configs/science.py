@@ -9,22 +9,18 @@ The embedded base model has learnt this game (docs/BASE_MODEL.md). The laborator
     --config.env.options.task_types="()" --config.env.horizon=30 \
     --config.sampler.max_len=8192 --config.sampler.max_action_tokens=256 \
     --config.sampler.max_reflection_tokens=256 \
-    --config.distill.train.seq_len=8192 --config.distill.train.learning_rate=1e-6 \
-    --config.distill.train.num_epochs=2 --config.distill.train.schedule=constant \
-    --config.distill.train.compute_dtype=bfloat16 --config.distill.train.remat=full \
-    --config.distill.train.scan_layers=True --config.distill.train.mesh.data=1 \
-    --config.distill.train.mesh.fsdp=-1 --config.model.dtype=bfloat16
+    --config.leafe.train.seq_len=8192 --config.leafe.train.learning_rate=1e-6 \
+    --config.leafe.train.num_epochs=2 --config.leafe.train.schedule=constant \
+    --config.leafe.train.compute_dtype=bfloat16 --config.leafe.train.remat=full \
+    --config.leafe.train.scan_layers=True --config.leafe.train.mesh.data=1 \
+    --config.leafe.train.mesh.fsdp=-1 --config.model.dtype=bfloat16
 """
 
-import runpy
-from pathlib import Path
-
-# Config files are executed as files, so a neighbour is not importable by name.
-DEFAULT = runpy.run_path(str(Path(__file__).with_name("default.py")))
+from leafe_jax.run.presets import laptop
 
 
 def get_config(mode: str = "full"):
-    c = DEFAULT["laptop_config"]("science", mode)
+    c = laptop("science", mode)
     c.env.horizon = 20
     c.env.options.task_types = (
         "find-living-thing",

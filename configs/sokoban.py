@@ -6,11 +6,7 @@ The embedded base model has learnt this game (docs/BASE_MODEL.md). The benchmark
 configs/sokoban_qwen2_5_7b.py.
 """
 
-import runpy
-from pathlib import Path
-
-# Config files are executed as files, so a neighbour is not importable by name.
-DEFAULT = runpy.run_path(str(Path(__file__).with_name("default.py")))
+from leafe_jax.run.presets import laptop
 
 
 def set_options(options):
@@ -25,7 +21,7 @@ def set_options(options):
 
 
 def get_config(mode: str = "full"):
-    c = DEFAULT["laptop_config"]("sokoban", mode)
+    c = laptop("sokoban", mode)
     set_options(c.env.options)
     c.env.options.min_moves = 4  # shorter ones are solved by chance
     c.env.horizon = 15

@@ -25,7 +25,6 @@ def evaluate(
     tasks: Sequence[Task],
     num_samples: int,
     rollout_config: RolloutConfig,
-    max_active: int,
     on_episode: Callable[[], None],
 ) -> tuple[list[dict[str, Any]], Budget]:
     """Plays every task `num_samples` times.
@@ -35,7 +34,6 @@ def evaluate(
       tasks: held-out tasks.
       num_samples: n of the Pass@k estimator.
       rollout_config: rendering and sampling.
-      max_active: episodes in flight.
       on_episode: called as each episode ends, for progress.
 
     Returns:
@@ -68,7 +66,7 @@ def evaluate(
             record["transcript"] = [[t.observation, t.text] for t in episode.turns]
         on_episode()
 
-    rollout = Rollout(policy, env, prompts, rollout_config, max_active)
+    rollout = Rollout(policy, env, prompts, rollout_config)
     for task in tasks:
         state, observation = env.reset(task.task_id)
         for number in range(num_samples):

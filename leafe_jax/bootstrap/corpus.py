@@ -17,6 +17,7 @@ import envs
 from envs.base import Environment, Task, stable_seed
 from envs.player import Played, Player, make_player
 from envs.prompts import Prompts
+from leafe_jax.bootstrap.config import BootstrapConfig, GameConfig
 from leafe_jax.errors import UserError
 
 SPLIT = "bootstrap"
@@ -29,15 +30,14 @@ class Game:
 
     Attributes:
       name: of the environment.
-      config: section of the game (weight, horizon, prompt_style, options, family_weights, slip_rate,
-        unaided_rates).
+      config: section of the game.
       player: its scripted player.
       prompts: of the environment.
       tasks: family -> tasks of the split "bootstrap".
     """
 
     name: str
-    config: Any
+    config: GameConfig
     player: Player
     prompts: Prompts
     tasks: dict[str, list[Task]]
@@ -56,8 +56,8 @@ class Game:
 
 
 @contextlib.contextmanager
-def open_games(config) -> Iterator[list[Game]]:
-    """A context with the games of `config.bootstrap` that have a weight above 0. Leaving it closes their
+def open_games(config: BootstrapConfig) -> Iterator[list[Game]]:
+    """A context with the games that have a weight above 0. Leaving it closes their
     environments.
 
     Raises:
@@ -66,9 +66,9 @@ def open_games(config) -> Iterator[list[Game]]:
     """
     with contextlib.ExitStack() as stack:
         games = []
-        for name, section in sorted(config.bootstrap.games.items()):
+        for name, section in sorted(config.games.items()):
             if section.weight > 0:
-                env = envs.make(name, horizon=section.horizon, **section.options.to_dict())
+                env = envs.make(name, horizon=section.horizon, **section.options)
                 stack.enter_context(contextlib.closing(env))
                 games.append(_open_game(name, section, env))
         if not games:
@@ -76,7 +76,7 @@ def open_games(config) -> Iterator[list[Game]]:
         yield games
 
 
-def _open_game(name: str, section, env: Environment) -> Game:
+def _open_game(name: str, section: GameConfig, env: Environment) -> Game:
     player = make_player(env)
     if SPLIT not in env.splits:
         raise UserError(f"bootstrap.games.{name}.options: these tasks have no split {SPLIT!r}")
@@ -114,7 +114,9 @@ def draw_awareness(game: Game, scale: float, rng: random.Random) -> frozenset[st
     return frozenset(h for h in game.player.habits if rng.random() < scale * rates[h])
 
 
-def write_conversation(game: Game, task_id: str, config, rng: random.Random) -> list[Turn]:
+def write_conversation(
+    game: Game, task_id: str, config: BootstrapConfig, rng: random.Random
+) -> list[Turn]:
     """One scripted episode, as a conversation.
 
     A player with bad habits plays the task. A level is drawn: the number of mistakes to correct. For each,
@@ -125,7 +127,7 @@ def write_conversation(game: Game, task_id: str, config, rng: random.Random) -> 
     Args:
       game: the game to play.
       task_id: a task of the split "bootstrap".
-      config: `config.bootstrap` (rate_scale, levels, reflect_rate, tail).
+      config: rate_scale, levels, reflect_rate and tail.
       rng: for this conversation only.
     """
     player = game.player
@@ -177,13 +179,15 @@ def _render(game: Game, task_id: str, played: Played, told, slips, config, rng) 
     return turns
 
 
-def write_corpus(config, games: list[Game], seed: int) -> Iterator[tuple[Game, list[Turn]]]:
-    """Yields `config.bootstrap.num_conversations` conversations, each seeded by its number.
+def write_corpus(
+    config: BootstrapConfig, games: list[Game], seed: int
+) -> Iterator[tuple[Game, list[Turn]]]:
+    """Yields `config.num_conversations` conversations, each seeded by its number.
 
     They are sorted by game and task, because some environments are slow to open a task.
     """
     drawn = []
-    for number in range(config.bootstrap.num_conversations):
+    for number in range(config.num_conversations):
         rng = random.Random(stable_seed(seed, "bootstrap", number))
         (game,) = rng.choices(games, [g.config.weight for g in games])
         families = sorted(game.tasks)
@@ -192,4 +196,4 @@ def write_corpus(config, games: list[Game], seed: int) -> Iterator[tuple[Game, l
         task = game.tasks[family][rng.randrange(len(game.tasks[family]))]
         drawn.append((game.name, task.task_id, number, game, rng))
     for _, task_id, _, game, rng in sorted(drawn, key=lambda item: item[:3]):
-        yield game, write_conversation(game, task_id, config.bootstrap, rng)
+        yield game, write_conversation(game, task_id, config, rng)

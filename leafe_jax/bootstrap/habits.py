@@ -23,7 +23,7 @@ from leafe_jax.agent.evaluate import evaluate
 from leafe_jax.agent.policy import Policy
 from leafe_jax.agent.rollout import Episode, RolloutConfig
 from leafe_jax.errors import UserError
-from leafe_jax.methods.search import ExploreConfig, explore
+from leafe_jax.methods.search import SearchConfig, explore
 from leafe_jax.runtime.files import read_json
 from leafe_jax.runtime.progress import Progress
 from leafe_jax.types import Node, Tree, Turn
@@ -62,27 +62,11 @@ def _follows(player: Player, tree: Tree, node: Node) -> bool:
     return not player.differs(actions[-1], ideal)
 
 
-def _search(reflect_every: int, num_roots: int, max_depth: int) -> ExploreConfig:
-    return ExploreConfig(
-        method="tree", num_roots=num_roots, max_attempts=num_roots * (max_depth + 1),
-        max_depth=max_depth, reflect_every=reflect_every, reflect_on_failure=True,
-        continue_after_branch=False, show_experience=True, max_env_steps=0, max_generated_tokens=0,
+def _search(reflect_every: int, num_roots: int, max_depth: int) -> SearchConfig:
+    return SearchConfig(
+        num_roots=num_roots, max_attempts=num_roots * (max_depth + 1), max_depth=max_depth,
+        reflect_every=reflect_every,
     )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Effort:
-    """How much to measure.
-
-    Attributes:
-      num_samples: plain rollouts per task.
-      reflect_every: K, steps between reflections.
-      max_active: episodes in flight.
-    """
-
-    num_samples: int
-    reflect_every: int
-    max_active: int
 
 
 def measure(
@@ -90,7 +74,8 @@ def measure(
     env: Environment,
     prompts: Prompts,
     tasks: Sequence[Task],
-    effort: Effort,
+    num_samples: int,
+    reflect_every: int,
     rollout_config: RolloutConfig,
     progress: Callable[[int, str, str], Progress],
 ) -> Table:
@@ -100,7 +85,8 @@ def measure(
       make_policy: returns the model's policy with an empty cache.
       env, prompts: an environment that has a scripted player, and its prompts.
       tasks: tasks to measure on, of the validation split.
-      effort: number of rollouts and of episodes in flight.
+      num_samples: plain rollouts per task.
+      reflect_every: K of the measured reflections, in steps.
       rollout_config: rendering and sampling.
       progress: (total, unit, label) -> progress bar, for each of the three measurements.
 
@@ -108,10 +94,10 @@ def measure(
       EnvDataError: the environment has no scripted player.
     """
     player = make_player(env)
-    with progress(len(tasks) * effort.num_samples, "episode", "habits: unaided") as bar:
+    with progress(len(tasks) * num_samples, "episode", "habits: unaided") as bar:
         records, _ = evaluate(
-            make_policy(), env, prompts, tasks, effort.num_samples,
-            dataclasses.replace(rollout_config, purpose="habits/unaided"), effort.max_active,
+            make_policy(), env, prompts, tasks, num_samples,
+            dataclasses.replace(rollout_config, purpose="habits/unaided"),
             lambda: bar.update(1),
         )  # fmt: skip
 
@@ -125,9 +111,9 @@ def measure(
         with progress(len(tasks), "tree", f"habits: {purpose}") as bar:
             explore(
                 make_policy(), env, prompts, tasks,
-                _search(effort.reflect_every, _TOLD_ROOTS, max_depth),
+                _search(reflect_every, _TOLD_ROOTS, max_depth),
                 dataclasses.replace(rollout_config, purpose=f"habits/{purpose}"),
-                effort.max_active, keep, adviser=adviser,
+                keep, adviser=adviser,
             )  # fmt: skip
         return trees
 

@@ -10,8 +10,10 @@ import random
 import sys
 
 from envs.base import EnvDataError, stable_seed
+from leafe_jax.bootstrap.config import BootstrapConfig
 from leafe_jax.bootstrap.corpus import Game, Turn, draw_awareness, open_games, write_corpus
 from leafe_jax.errors import UserError
+from leafe_jax.runtime.settings import build
 
 
 def token_statistics(corpus: list[tuple[str, list[Turn]]], chat) -> dict[str, dict[str, float]]:
@@ -96,12 +98,11 @@ def main(argv: list[str]) -> int:
     num_tasks = flags.DEFINE_integer("tasks", 200, "Tasks per game.", flag_values=values)
     try:
         values(argv)
-        config = values[config_flag.name].value
+        whole = values[config_flag.name].value
+        config, seed = build(BootstrapConfig, whole.bootstrap.to_dict(), "bootstrap"), whole.seed
         with open_games(config) as games:
-            corpus = [(g.name, turns) for g, turns in write_corpus(config, games, config.seed)]
-            tokenizer = build_tokenizer(
-                [turns for _, turns in corpus], config.bootstrap.min_count, games
-            )
+            corpus = [(g.name, turns) for g, turns in write_corpus(config, games, seed)]
+            tokenizer = build_tokenizer([turns for _, turns in corpus], config.min_count, games)
             print(f"vocabulary: {len(tokenizer)} tokens")
             table = token_statistics(corpus, ChatFormat(tokenizer))
             print("game      conversations  tokens  median  95%  max  cut  spelt")
@@ -111,9 +112,7 @@ def main(argv: list[str]) -> int:
                     f"{row['p95']:5d}{row['max']:5d}{row['cut']:5d}{100 * row['spelt']:6.1f}%"
                 )
             for game in games:
-                rates = player_statistics(
-                    game, config.bootstrap.rate_scale, num_tasks.value, config.seed
-                )
+                rates = player_statistics(game, config.rate_scale, num_tasks.value, seed)
                 cells = "  ".join(f"{name} {100 * rate:.1f}%" for name, rate in rates.items())
                 print(f"{game.name}: {cells}")
     except (UserError, EnvDataError, flags.Error) as error:

@@ -29,7 +29,7 @@ from typing import Any
 
 import jax
 
-from leafe_jax.errors import NothingToLearn, UserError
+from leafe_jax.errors import UserError
 from leafe_jax.runtime import console, roll, stopping
 
 JOIN_SECONDS = 300.0  # time for all processes to join
@@ -266,7 +266,7 @@ class _Peers:
             answer = _decide(decide, [values[n] for n in range(self.count)])
             self._tell({"round": self._round, **answer})
         if "error" in answer:
-            raise (NothingToLearn if answer["empty"] else UserError)(answer["error"])
+            raise UserError(answer["error"])
         return answer["decision"]
 
     def _wait_for_all(self, what: str, seconds: float | None, meanwhile) -> dict[int, Any]:
@@ -360,8 +360,7 @@ class _Peers:
                 self._brought.setdefault(_checked(message["at"]), {})[peer] = message["value"]
             else:
                 answer = {
-                    k: message[k]
-                    for k in (("error", "empty") if "error" in message else ("decision",))
+                    k: message[k] for k in (("error",) if "error" in message else ("decision",))
                 }
                 self._decided[_checked(message["round"])] = answer
             self._changed.notify_all()
@@ -377,7 +376,7 @@ def _decide(decide, values: list[Any]) -> dict[str, Any]:
     try:
         decision = decide(values) if decide is not None else None
     except UserError as error:
-        return {"error": str(error), "empty": isinstance(error, NothingToLearn)}
+        return {"error": str(error)}
     return {
         "decision": json.loads(json.dumps(decision))
     }  # so that all processes get the same types

@@ -162,10 +162,10 @@ def seen(child, text):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_in_every_phase_and_then_a_complete_run(tmp_path, number, code):
     training = (
-        "--config.distill.train.num_epochs=60",
-        "--config.distill.train.checkpoint_every=20",
+        "--config.leafe.train.num_epochs=60",
+        "--config.leafe.train.checkpoint_every=20",
     )
-    for text in ("attention", "explore: 1/", "distill: 0/", "evaluate base: 1/", "leafe: 1/"):
+    for text in ("attention", "explore tree: 1/", "leafe: 0/", "evaluate base: 1/", "leafe: 1/"):
         child = run(tmp_path, *training)
         seen(child, text)
         os.killpg(child.pid, number)

@@ -113,8 +113,8 @@ QUICKSTART = ("--config=configs/quickstart.py", "--model=leafe_jax/assets/base",
 
 
 def test_plan_on_fake_devices():
-    flags = ("--topology=cpu:2", "--config.distill.train.mesh.data=1",
-             "--config.distill.train.mesh.fsdp=2")  # fmt: skip
+    flags = ("--topology=cpu:2", "--config.leafe.train.mesh.data=1",
+             "--config.leafe.train.mesh.fsdp=2")  # fmt: skip
     done = run(*QUICKSTART, *flags)
     assert done.returncode == 0, done.stderr[-2000:]
     plans = json.loads(done.stdout)
@@ -180,7 +180,7 @@ def test_errors_are_one_line():
     for arguments, message in (
         (("--topology=v5e:4x4",), "--config and --topology are needed"),
         ((*QUICKSTART, "--topology=v5e"), "--topology=v5e: must be"),
-        ((*QUICKSTART, "--topology=cpu:2", "--config.distill.train.mesh.data=3"), "train.mesh: data = 3"),
+        ((*QUICKSTART, "--topology=cpu:2", "--config.leafe.train.mesh.data=3"), "train.mesh: data = 3"),
         ((*QUICKSTART, "--topology=cpu:2", "--config.sampler.max_len=4096"), "sampler.max_len = 4096: must be"),
         ((*QUICKSTART, "--topology=v5e:3x5"), "--topology=v5e:3x5: "),
     ):  # fmt: skip
@@ -249,7 +249,7 @@ def test_plan_on_a_small_tpu():
 )
 def test_the_papers_models_fit(model, topology, rows, sessions):
     done = run("--config=configs/household_instruct.py", f"--model={model}", f"--topology={topology}",
-               "--config.distill.train.seq_len=4096", f"--config.distill.train.batch_size={rows}",
+               "--config.leafe.train.seq_len=4096", f"--config.leafe.train.batch_size={rows}",
                f"--config.sampler.num_slots={sessions}", "--json", timeout=3000)  # fmt: skip
     figures = json.loads(done.stdout)
     assert figures["train"]["fits"] and figures["decode"]["fits"], figures

@@ -15,7 +15,7 @@ from leafe_jax.runtime.files import whole
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart. Grey is for the first method, the base
 # model. With more methods than colours the line style changes.
-_COLOURS = ("#666666", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+COLOURS = ("#666666", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _LINES = ("-", "--", ":")
 _MAX_LABEL = 40  # characters of a name in the plot
 _MAX_PANELS = 24  # families in the plot; the tables have all of them
@@ -32,7 +32,7 @@ def plot_text(text: str) -> str:
 
 
 def _panel(axes, results: dict[str, Any], family: str, label_every: int) -> None:
-    styles = [(line, colour) for line in _LINES for colour in _COLOURS]
+    styles = [(line, colour) for line in _LINES for colour in COLOURS]
     shade = 0.18 if len(results["methods"]) <= 3 else 0.08  # overlapping bands get darker
     ticks, tasks = set(), 0
     for (line, colour), (method, data) in zip(

@@ -8,7 +8,10 @@ from typing import Any
 from leafe_jax.errors import UserError
 from leafe_jax.runtime.files import read_json
 
-RESULTS_SCHEMA = 1
+# 2 (since 2026-12): `searches` and `fits` in place of `explore` and `distill`.
+RESULTS_SCHEMA = 2
+
+
 _BUDGET = (
     ("env_steps", "environment steps"),
     ("generated_tokens", "generated tokens"),
@@ -31,7 +34,8 @@ def read_results(workdir: Path) -> dict[str, Any]:
     found = results.get("schema")
     if found != RESULTS_SCHEMA:
         raise UserError(f"{path}: schema {found!r}: must be {RESULTS_SCHEMA}")
-    for field in ("methods", "versions", "config_hash", "seed", "commit", "device"):
+    fields = ("methods", "searches", "fits", "versions", "config_hash", "seed", "commit", "device")
+    for field in fields:
         if field not in results:
             raise UserError(f"{path}: field {field!r} is missing; run the phase 'report' again")
     return results
@@ -73,9 +77,8 @@ def result_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def budget_rows(results: dict[str, Any], times: bool = False) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of what each part of the run spent. `times` adds a column of wall-clock seconds."""
     header = ["spent on", *[label for _, label in _BUDGET], *["wall seconds"] * times]
-    parts = {f"evaluating {name}": method for name, method in results["methods"].items()}
-    if "explore" in results:
-        parts = {"stage 1": results["explore"], **parts}
+    parts = {f"search {name}": search for name, search in results["searches"].items()}
+    parts |= {f"evaluating {name}": method for name, method in results["methods"].items()}
     rows = []
     for name, part in parts.items():
         seconds = [f"{part['seconds']:,.0f}" if "seconds" in part else "-"] * times
@@ -83,7 +86,7 @@ def budget_rows(results: dict[str, Any], times: bool = False) -> tuple[list[str]
     return header, rows
 
 
-def _text_table(header: list[str], rows: list[list[str]]) -> str:
+def text_table(header: list[str], rows: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
              for row in [header, ["-" * w for w in widths], *rows]]  # fmt: skip
@@ -100,21 +103,18 @@ def console_table(results: dict[str, Any]) -> str:
         parts.append(
             "Success on held-out tasks, one plain rollout a sample, 95% intervals over tasks"
         )
-        parts.append(_text_table(*result_rows(results)))
+        parts.append(text_table(*result_rows(results)))
     parts += context_sentences(results)
-    if "explore" in results:
-        parts.append(explore_sentence(results["explore"]))
-    if "distill" in results:
-        parts.append(distill_sentence(results["distill"]))
-    parts.append(_text_table(*budget_rows(results)))
+    parts += [search_sentence(*item) for item in results["searches"].items()]
+    parts += [fit_sentence(*item) for item in results["fits"].items()]
+    parts.append(text_table(*budget_rows(results)))
     return "\n\n".join(parts)
 
 
 def context_sentences(results: dict[str, Any]) -> list[str]:
     """One sentence for each part of the run in which an episode filled the context."""
     parts = {f"of {name}": method for name, method in results["methods"].items()}
-    if "explore" in results:
-        parts["of stage 1"] = results["explore"]
+    parts |= {f"of search {name}": search for name, search in results["searches"].items()}
     return [
         f"{part['out_of_context']:,} of {part['budget']['episodes']:,} episodes {name} ended because the"
         " context was full (sampler.max_len)."
@@ -123,19 +123,17 @@ def context_sentences(results: dict[str, Any]) -> list[str]:
     ]
 
 
-def explore_sentence(explore: dict[str, Any]) -> str:
-    reflections = ", ".join(f"{n} {name}" for name, n in explore["reflections"].items()) or "none"
+def search_sentence(name: str, search: dict[str, Any]) -> str:
+    """What a search found."""
+    reflections = ", ".join(f"{n} {status}" for status, n in search["reflections"].items())
     return (
-        f"Stage 1: {explore['solved_tasks']} of {explore['tasks']} tasks solved in"
-        f" {explore['episodes']} trajectories; {explore['branches_successful']} of"
-        f" {explore['branches']} branches succeeded. Reflections: {reflections}."
+        f"Search {name}: {search['solved_tasks']} of {search['tasks']} tasks solved in"
+        f" {search['episodes']} trajectories; {search['branches_successful']} of"
+        f" {search['branches']} branches succeeded. Reflections: {reflections or 'none'}."
     )
 
 
-def distill_sentence(distill: dict[str, Any]) -> str:
-    sentence = (
-        f"Stage 2: {distill['counterfactual_examples']} counterfactual pairs,"
-        f" {distill['rehearsal_examples']} rehearsed trajectories"
-    )
-    tokens = distill.get("target_tokens")
-    return sentence + ("." if tokens is None else f", {tokens} target tokens.")
+def fit_sentence(method: str, fit: dict[str, Any]) -> str:
+    """What a method was trained on."""
+    examples = ", ".join(f"{number} {label}" for label, number in fit["examples"].items())
+    return f"Method {method}: trained on {examples}; {fit['target_tokens']} target tokens."

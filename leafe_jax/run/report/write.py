@@ -24,7 +24,7 @@ from leafe_jax.run.report.table import (
     budget_rows,
     console_table,
     context_sentences,
-    distill_sentence,
+    fit_sentence,
     read_results,
     result_rows,
 )
@@ -36,18 +36,18 @@ _MAX_TREES = 200  # trees on the page; the files have all of them
 
 
 def _tree_files(workdir: Path) -> list[Path]:
-    """The finished blocks that the record of `explore` lists, and unfinished blocks.
-
-    Stray copies are ignored. If the record lists nothing (older runs), every file with the name of a block
-    counts.
-    """
-    directory = workdir / "explore"
-    listed = read_record(directory)["files"] if (directory / "phase.json").exists() else {}
-    files = {directory / name for name in listed}
-    block = re.compile(r"[0-9]{4,}\.jsonl" + (r"\.partial" if listed else r"(\.partial)?"))
-    for path in (directory / "trees").glob("*.jsonl*"):
-        if block.fullmatch(path.name) and path.with_suffix("") not in files:
-            files.add(path)
+    """The finished blocks that the records of the searches list, and blocks in flight; stray copies do
+    not count."""
+    files: set[Path] = set()
+    for directory in (workdir / "trees").glob("*"):
+        recorded = (directory / "phase.json").exists()
+        listed = read_record(directory)["files"] if recorded else {}
+        own = {directory / name for name in listed}
+        block = re.compile(r"[0-9]{4,}\.jsonl" + (r"\.partial" if listed else r"(\.partial)?"))
+        for path in directory.glob("*.jsonl*"):
+            if block.fullmatch(path.name) and path.with_suffix("") not in own:
+                own.add(path)
+        files |= own
     return sorted(files)
 
 
@@ -116,18 +116,18 @@ def _results_section(results: dict[str, Any], plot: Path) -> str:
     )
 
 
-def _explore_section(explore: dict[str, Any]) -> str:
-    counts = explore["reflections"]
+def _search_section(name: str, search: dict[str, Any]) -> str:
+    counts = search["reflections"]
     total = max(sum(counts.values()), 1)
     rows = [
         [status.replace("_", " "), f"{number:,}", f"{100 * number / total:.1f}"]
         for status, number in counts.items()
     ]
-    share = 100 * explore["branches_successful"] / max(explore["branches"], 1)
+    share = 100 * search["branches_successful"] / max(search["branches"], 1)
     return (
-        f"<p>{explore['solved_tasks']:,} of {explore['tasks']:,} training tasks solved in"
-        f" {explore['episodes']:,} trajectories. {explore['branches']:,} branches, of which"
-        f" {explore['branches_successful']:,} ({share:.1f}%) ended in success themselves.</p>"
+        f"<p>Search {_escape(name)}: {search['solved_tasks']:,} of {search['tasks']:,} training tasks"
+        f" solved in {search['episodes']:,} trajectories. {search['branches']:,} branches, of which"
+        f" {search['branches_successful']:,} ({share:.1f}%) ended in success themselves.</p>"
         + _html_table(["reflections", "number", "%"], rows)
     )
 
@@ -135,7 +135,7 @@ def _explore_section(explore: dict[str, Any]) -> str:
 def _trees_section(shown: int, number: int, broken: int) -> str:
     note = f"{shown} of {number} trees are on this page"
     if number > shown:
-        note += " (the first ones; explore/trees has all)"
+        note += " (the first ones; the folder trees has all)"
     if broken:
         note += f"; {broken} unreadable {'line was' if broken == 1 else 'lines were'} left out"
     return f"<p class=meta>{note}.</p>{page.tree_controls()}"
@@ -155,13 +155,12 @@ def write_report(workdir: Path) -> None:
         sections.append(_results_section(results, directory / "pass_at_k.png"))
     sections += [f"<p>{_escape(sentence)}</p>" for sentence in context_sentences(results)]
     sections.append("<h2>Budget</h2>" + _html_table(*budget_rows(results, times=True)))
-    if "distill" in results:
-        sections.append(f"<p>{_escape(distill_sentence(results['distill']))}</p>")
+    for item in results["fits"].items():
+        sections.append(f"<p>{_escape(fit_sentence(*item))}</p>")
     trees, number, broken = read_tree_lines(workdir)
-    if trees or broken or "explore" in results:
+    if trees or broken or results["searches"]:
         sections.append("<h2>Exploration</h2>")
-    if "explore" in results:
-        sections.append(_explore_section(results["explore"]))
+    sections += [_search_section(*item) for item in results["searches"].items()]
     if trees or broken:
         sections.append(_trees_section(len(trees), number, broken))
     text = page.make(sections, trees)
