@@ -11,7 +11,7 @@ prints one JSON line per engine. Engines run interleaved, and times are medians.
     branches   8 histories of 512 tokens, 16 branches each, 32-token suffix, 32 generated
     ragged     128 live sequences: histories of 100 to 800 tokens, forked at unequal steps; 3 turns of 5
                to 80 observation tokens and 4 to 64 generated; each starts its next turn as soon as one ends
-    leafe      a recorded exploration (--trees=WORKDIR/explore/trees): its forks, turns and reflections
+    leafe      a recorded exploration (--trees=WORKDIR/trees/tree): its forks, turns and reflections
     step       one decode step with pages against a plain jitted step without, at the same batch size
 
 Tokens are random, decoding is greedy, and the workload fixes the length of each reply. So every engine does

@@ -130,9 +130,8 @@ def test_text_in_results_json_never_becomes_markup(tmp_path):
 
 def test_lines_that_are_not_trees_are_counted(tmp_path):
     make_workdir(tmp_path)
-    good = json.dumps(
-        hostile_tree(7).to_json(), ensure_ascii=False
-    )  # U+2028 unescaped, as others do
+    # With U+2028 unescaped, as other JSON writers leave it.
+    good = json.dumps(hostile_tree(7).to_json(), ensure_ascii=False)
     lines = [
         "17",
         "null",
@@ -293,9 +292,8 @@ def test_the_policy_allows_only_the_script_of_the_page(tmp_path):
     script = text.rpartition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert rules["script-src"] == f"'sha256-{digest}'"
-    assert not re.search(
-        r"\son[a-z]+=|style=", text.partition("<script")[0]
-    )  # the policy would block these
+    # The policy would block inline handlers and styles.
+    assert not re.search(r"\son[a-z]+=|style=", text.partition("<script")[0])
 
 
 def test_no_line_direction_or_control_character_reaches_the_page(tmp_path):
