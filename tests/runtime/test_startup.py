@@ -68,7 +68,7 @@ def test_without_a_home_no_programs_are_cached(tmp_path, monkeypatch):
 READER = """
 import resource, sys
 from leafe_jax.errors import UserError
-from leafe_jax.training import memory
+from leafe_jax.runtime import memory
 used = next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith("VmSize"))
 resource.setrlimit(resource.RLIMIT_AS, (1024 * (used + 300_000),) * 2)
 try:
