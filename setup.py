@@ -8,11 +8,12 @@ setup(
     description="LEAFE in JAX: language-model agents that learn to recover from their own mistakes",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["leafe_jax*", "envs*"]),
+    packages=[*find_packages(include=["leafe_jax*", "envs*"]), "leafe_jax.configs"],
+    package_dir={"leafe_jax.configs": "configs"},
     package_data={
-        "leafe_jax": ["assets/**/*"],
-        "leafe_jax.run.report": ["assets/*"],
-        "envs": ["*.json", "assets/**/*"],
+        "leafe_jax": ["assets/**/*", "run/report/assets/*"],
+        "leafe_jax.configs": ["*.py"],
+        "envs": ["assets/**/*", "webshop/*.json", "templates/**/*"],
     },
     install_requires=[
         "jax>=0.10.2",

@@ -12,15 +12,13 @@ search limits are ours, the paper does not give them.
 Without env.options.data generated games are played: not the benchmark.
 """
 
-from leafe_jax.run.presets import load_config
+from leafe_jax.run.presets import load_config, set_environment
 
 
 def get_config(mode: str = "full"):
     c = load_config("household_instruct", mode)
     c.model.path = "Qwen2.5-7B-Instruct"  # a directory; left out, the embedded model would play
-    c.env.name = "alfworld"
-    c.env.options = load_config("alfworld").env.options
-    c.env.options.max_receptacles = 0
+    set_environment(c, "alfworld")
     c.env.horizon = 50  # verl-agent: env.max_steps
     c.context.mode = "window"
     c.context.window = 2  # verl-agent: env.history_length

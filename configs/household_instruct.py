@@ -16,13 +16,14 @@ def get_config(mode: str = "full"):
     c = default_config()
     c.model.dtype = "bfloat16"
     c.env.horizon = 50
-    c.env.prompt_style = "react"
+    c.prompts.style = "react"
     c.sampler.num_slots = 64
     c.sampler.max_len = 8192
     c.sampler.turn_chunk = 128
     c.sampler.prefill_chunk = 512
     c.sampler.max_action_tokens = 512
-    c.sampler.max_reflection_tokens = 256
+    c.prompts.reasoning_tokens = 192  # before the answer of a reflection
+    c.prompts.answer_tokens = 64
     c.search.tree.reflect_every = 10
     set_training(
         c,
@@ -46,7 +47,8 @@ def get_config(mode: str = "full"):
         c.evaluate.num_samples = 2
         c.sampler.num_slots = 8
         c.sampler.max_len = 2048
-        c.sampler.max_action_tokens = c.sampler.max_reflection_tokens = 24
+        c.sampler.max_action_tokens = 24
+        c.prompts.reasoning_tokens = c.prompts.answer_tokens = 12
         c.phases = ("explore", "evaluate")
         c.methods = ("base",)
     return c

@@ -5,10 +5,10 @@
 The embedded base model has learnt this game (docs/BASE_MODEL.md). The laboratory is not ScienceWorld
 (envs/science/environment.py says what it is). All fifteen task types, with an instruct checkpoint:
 
-    --config.model.path=DIR --config.env.prompt_style=react --config.context.mode=window \
+    --config.model.path=DIR --config.prompts.style=react --config.context.mode=window \
     --config.env.options.task_types="()" --config.env.horizon=30 \
     --config.sampler.max_len=8192 --config.sampler.max_action_tokens=256 \
-    --config.sampler.max_reflection_tokens=256 \
+    --config.prompts.reasoning_tokens=192 --config.prompts.answer_tokens=64 \
     --config.leafe.train.seq_len=8192 --config.leafe.train.learning_rate=1e-6 \
     --config.leafe.train.num_epochs=2 --config.leafe.train.schedule=constant \
     --config.leafe.train.compute_dtype=bfloat16 --config.leafe.train.remat=full \
@@ -31,5 +31,5 @@ def get_config(mode: str = "full"):
         "lifespan-shortest-lived",
     )
     c.sampler.max_action_tokens = 16
-    c.sampler.max_reflection_tokens = 24
+    c.prompts.answer_tokens = 24
     return c

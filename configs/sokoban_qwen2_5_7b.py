@@ -17,15 +17,13 @@ A reflection shows the whole episode, so sampler.max_len must grow with it: a 10
 tokens.
 """
 
-from leafe_jax.run.presets import load_config
+from leafe_jax.run.presets import load_config, set_environment
 
 
 def get_config(mode: str = "full"):
     c = load_config("household_instruct", mode)
     c.model.path = "Qwen2.5-7B-Instruct"  # a directory; left out, the embedded model would play
-    c.env.name = "sokoban"
-    c.env.options = load_config("sokoban").env.options
-    c.env.options.min_moves = 0
+    set_environment(c, "sokoban")
     c.env.horizon = 15  # verl-agent: env.max_steps
     c.context.mode = "window"
     c.context.window = 2  # verl-agent: env.history_length

@@ -11,20 +11,19 @@ observation, 512 tokens a reply, the first 500 goals held out. Needs accelerator
 measured with it yet.
 """
 
-from leafe_jax.run.presets import load_config
+from leafe_jax.run.presets import load_config, set_environment
 
 
 def get_config(mode: str = "full"):
     c = load_config("household_instruct", mode)
     c.model.path = "Qwen2.5-7B-Instruct"  # a directory; left out, the embedded model would play
-    c.env.name = "webshop"
+    set_environment(
+        c,
+        "webshop",
+        goals="synthetic",
+        show_instruction=False,  # True shows it in every observation, as the original does
+    )
     c.env.horizon = 15 if mode == "full" else 4
-    c.env.options.data = ""  # directory of the official files; "" is the generated catalogue
-    c.env.options.products = ""  # name of the product file there; "" for the only one
-    c.env.options.num_products = 0  # the first so many; 0 takes all
-    c.env.options.goals = "synthetic"  # human or synthetic
-    c.env.options.nouns = "auto"  # of the reward: spacy, guess, or auto (spacy if installed)
-    c.env.options.show_instruction = False  # in every observation, as the original has it
     c.context.mode = "window"
     c.context.window = 2
     c.search.tree.reflect_every = 5 if mode == "full" else 2

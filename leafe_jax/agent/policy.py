@@ -1,6 +1,6 @@
-"""The policy that rollouts talk to: text in, text and token ids out, behind sessions.
+"""The policy that rollouts talk to: text in, text and token ids out.
 
-The wall between the method and the device: a session is opaque, everything else is a plain Python
+This is the wall between method and device: sessions are opaque, everything else is a plain Python
 value. `sampling.lm_policy.LMPolicy` is the language model; tests use a scripted policy.
 """
 
@@ -15,13 +15,13 @@ from leafe_jax.types import Sampling
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Ask for a reply to one user turn.
+    """A request for the reply to one user turn.
 
     Attributes:
       session: the conversation.
       text: the user turn.
-      plain_text: the same turn without experience, to be tokenised beside it; None if the same.
-      max_new_tokens: most tokens to sample.
+      plain_text: the same turn without experience, to be tokenised too; None if it is the same.
+      max_new_tokens: limit on the sampled tokens.
       sampling: how tokens are drawn.
       seed: 32-bit seed of this reply.
     """

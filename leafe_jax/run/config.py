@@ -17,7 +17,7 @@ import ml_collections
 
 import envs
 from envs.base import Environment, Task
-from envs.prompts import STYLES
+from envs.prompts import PromptsConfig
 from leafe_jax.agent.rollout import RolloutConfig
 from leafe_jax.bootstrap.config import BootstrapConfig
 from leafe_jax.errors import UserError
@@ -45,9 +45,6 @@ class EnvConfig:
 
     name: str = "household"  # one of envs.REGISTRY
     horizon: int = 20  # environment steps per episode (T)
-    prompt_style: str = (
-        "plain"  # plain (the reply is the action), react (think, then act) or program
-    )
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # the environment's own
 
 
@@ -70,7 +67,6 @@ class SamplerConfig:
     turn_chunk: int = 16  # prompt tokens computed together with decoding
     prefill_chunk: int = 32  # prompt tokens per prefill call
     max_action_tokens: int = 8  # sampled tokens per action
-    max_reflection_tokens: int = 16  # sampled tokens per reflection
     temperature: float = 1.0  # of actions and reflections while exploring
     # What follows holds in evaluation, too, with evaluate.temperature.
     top_k: int = 0  # only the k likeliest tokens; 0 keeps all
@@ -130,6 +126,7 @@ class RunConfig:
     methods: tuple[str, ...] = ("base", "leafe")
     model: CheckpointConfig = CheckpointConfig()
     env: EnvConfig = EnvConfig()
+    prompts: PromptsConfig = PromptsConfig()
     context: ContextConfig = ContextConfig()
     sampler: SamplerConfig = SamplerConfig()
     search: dict[str, SearchConfig] = dataclasses.field(
@@ -176,7 +173,6 @@ class RunConfig:
             experience_span=experience_span,
             sampling=self.sampler.sampling(temperature),
             max_action_tokens=self.sampler.max_action_tokens,
-            max_reflection_tokens=self.sampler.max_reflection_tokens,
             seed=self.seed,
             purpose=purpose,
         )
@@ -220,7 +216,7 @@ def _plain(value: Any) -> Any:
 
 
 # -- what a result depends on ----------------------------------------------------------------------
-_SAMPLING = ("seed", "model", "env", "context", "sampler")
+_SAMPLING = ("seed", "model", "env", "prompts", "context", "sampler")
 _DEPENDS = {
     "bootstrap": ("seed", "model", "sampler.max_len", "bootstrap"),
     "habits": (*_SAMPLING, "bootstrap", "habits", "evaluate"),
@@ -350,7 +346,6 @@ def validate(config: RunConfig) -> Environment:
       UserError: names the first bad field.
     """
     choices = [
-        ("env.prompt_style", config.env.prompt_style, STYLES),
         ("context.mode", config.context.mode, ("dialogue", "window")),
         ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
     ]
@@ -370,7 +365,6 @@ def validate(config: RunConfig) -> Environment:
         ("evaluate.num_resamples", config.evaluate.num_resamples, 1),
         ("evaluate.temperature", config.evaluate.temperature, 0),
         ("sampler.max_action_tokens", config.sampler.max_action_tokens, 1),
-        ("sampler.max_reflection_tokens", config.sampler.max_reflection_tokens, 1),
         ("context.window", config.context.window, 0),
         ("habits.reflect_every", config.habits.reflect_every, 1),
     ]
@@ -382,6 +376,11 @@ def validate(config: RunConfig) -> Environment:
     for method in config.methods:
         closure(config, method)
     env = make_environment(config)
+    if config.prompts.style not in env.prompt_styles:
+        raise UserError(
+            f"prompts.style = {config.prompts.style!r}: must be one of"
+            f" {', '.join(env.prompt_styles)} for {config.env.name}"
+        )
     for name in wanted:
         search = config.search[name]
         if search.split == config.evaluate.split:

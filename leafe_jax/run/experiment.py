@@ -33,7 +33,7 @@ from leafe_jax.agent.seeds import seed_for
 from leafe_jax.bootstrap import habits
 from leafe_jax.bootstrap import make as bootstrap
 from leafe_jax.errors import UserError
-from leafe_jax.methods.base import FineTuned
+from leafe_jax.methods.base import Agent, FineTuned
 from leafe_jax.methods.search import explore
 from leafe_jax.models import hf
 from leafe_jax.run import checks
@@ -53,12 +53,13 @@ from leafe_jax.run.weights import (
     base_model_path,
     check_model,
     given_model,
+    note_agent,
     note_model,
     trained_model,
 )
 from leafe_jax.run.workdir import opened
 from leafe_jax.runtime import console, processes
-from leafe_jax.runtime.files import fingerprint, to_json, whole, write_json
+from leafe_jax.runtime.files import fingerprint, make_directory, to_json, whole, write_json
 from leafe_jax.runtime.metrics import Metrics
 from leafe_jax.runtime.progress import Progress
 from leafe_jax.training.records import ExampleFile, write_examples
@@ -82,16 +83,28 @@ class Experiment:
     def __init__(self, config: RunConfig, env: Environment, workdir: epath.Path, metrics: Metrics):
         self.config, self.env, self.workdir, self.metrics = config, env, workdir, metrics
         self.seed = config.seed
-        self.prompts = Prompts(env.description, config.env.prompt_style, env.name)
+        self.prompts = Prompts(env, config.prompts)
         self._weights = Weights(config)
         self._made: set[str] = set()  # searches and methods that this run has made sure of
 
     def run(self) -> bool:
         """Runs all phases in order; False if there was nothing to do."""
         did = False
+        if processes.first():
+            self._save_prompts()
         for name in self.config.phases:
             did |= getattr(self, f"_run_{name}")()
         return did
+
+    def _save_prompts(self) -> None:
+        """Writes the prompt templates in use, for whoever reads the workdir later."""
+        directory = self.workdir / "prompts"
+        make_directory(directory)
+        for name, text in self.prompts.sources().items():
+            file = directory / f"{name}.jinja"
+            if not file.is_file() or file.read_text() != text:
+                with whole(file) as output:
+                    output.write(text)
 
     def _run_bootstrap(self) -> bool:
         phase = Phase(self.workdir, "bootstrap", self.config)
@@ -129,7 +142,7 @@ class Experiment:
     def _measure_habits(self, phase: Phase) -> None:
         begin, config, settings = time.monotonic(), self.config, self.config.evaluate
         tasks = first_tasks(self.env, settings.split, settings.num_tasks, "evaluate.num_tasks")
-        make_policy = self._weights.policies(self.base_model())
+        make_policy = self._weights.policies(Agent(self.base_model(), self.prompts))
         phase.begin()
         table = habits.measure(
             make_policy, self.env, self.prompts, tasks, settings.num_samples,
@@ -271,10 +284,10 @@ class Experiment:
         blocks = tree_blocks(config, self.env, self.workdir, name)
         phase, missing = blocks.phase, blocks.missing()
         agent = config.find(settings.agent).agent(self)
-        note_model(config.model, phase, agent.model)
+        note_agent(config.model, phase, agent)
         if phase.done and not missing:
             return False
-        make_policy = self._weights.policies(agent.model)
+        make_policy = self._weights.policies(agent)
         phase.begin()
         # The same keys for every search: differences are the rules' and not the dice's.
         rollout = config.rollout("explore", config.sampler.temperature, settings.experience_span)
@@ -309,14 +322,14 @@ class Experiment:
         blocks = evaluation_blocks(config, self.env, self.workdir, method)
         phase, missing = blocks.phase, blocks.missing()
         agent = config.find(method).agent(self)
-        note_model(config.model, phase, agent.model)
+        note_agent(config.model, phase, agent)
         if phase.done and not missing:
             return False
         if not agent.model.exists() and method != "base":
             raise UserError(
                 f"methods: {method!r} needs {agent.model}; put 'fit' into --config.phases"
             )
-        make_policy = self._weights.policies(agent.model)
+        make_policy = self._weights.policies(agent)
         phase.begin()
         # The same keys for every method: differences are the weights' and not the dice's.
         rollout = config.rollout("evaluate", settings.temperature, experience_span="branch")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
+import envs
 from leafe_jax.errors import UserError
 from leafe_jax.methods import base
 from leafe_jax.run.config import default_config
@@ -45,6 +47,18 @@ def load_config(name: str, mode: str = "full") -> ml_collections.ConfigDict:
     return module.get_config(mode)
 
 
+def set_environment(config: ml_collections.ConfigDict, name: str, **options: Any) -> None:
+    """Sets the environment: all of its options with their defaults, then those given.
+
+    Raises:
+      EnvDataError: an unknown name.
+    """
+    config.env.name = name
+    defaults = dataclasses.asdict(envs.find(name).Options())
+    config.env.options = ml_collections.ConfigDict(defaults)
+    config.env.options.update(options)
+
+
 def set_training(config: ml_collections.ConfigDict, **fields: Any) -> None:
     """Sets fields of the `train` section of every method, so that methods are compared as equals."""
     for name in base.REGISTRY:
@@ -63,7 +77,7 @@ def laptop(name: str, mode: str) -> ml_collections.ConfigDict:
       ValueError: another mode.
     """
     c = default_config()
-    c.env.name = name
+    set_environment(c, name)
     c.sampler.num_slots = 48
     c.sampler.max_len = 1024
     c.sampler.turn_chunk = 32

@@ -14,6 +14,7 @@ from etils import epath
 
 from leafe_jax.agent.chat import load_chat
 from leafe_jax.errors import UserError
+from leafe_jax.methods.base import Agent
 from leafe_jax.models import hf, lora
 from leafe_jax.models.decoder import abstract_params
 from leafe_jax.models.sharding import cast, hand_over, shardings_for, train_mesh
@@ -48,6 +49,12 @@ def check_model(path: Path | epath.Path) -> None:
     hf.read_config(str(path))
     if not any(Path(path).glob("*.safetensors")):
         raise UserError(f"{path}: no .safetensors file there")
+
+
+def note_agent(model: CheckpointConfig, phase: Phase, agent: Agent) -> None:
+    """Refuses a model, chat template or prompts whose content differs from what the phase began with."""
+    note_model(model, phase, agent.model)
+    phase.made_of("prompts", agent.prompts.digest(), "the prompt templates")
 
 
 def note_model(model: CheckpointConfig, phase: Phase, path: Path) -> None:
@@ -93,18 +100,18 @@ class Weights:
         # devices so that the sampler need not read them from disk.
         self._trained: dict[Path, Any] = {}
 
-    def policies(self, path: Path) -> Callable[[], LMPolicy]:
-        """Loads a checkpoint once.
+    def policies(self, agent: Agent) -> Callable[[], LMPolicy]:
+        """Loads an agent's model once.
 
         Returns:
           A function that gives a policy with an empty cache. All its policies share one engine, so
           only the last one may be in use.
         """
-        config, sampler = self._config, self._config.sampler
+        config, sampler, path = self._config, self._config.sampler, agent.model
         model_config = hf.read_config(str(path))
         chat = load_chat(
             str(path), model_config.vocab_size, config.model.chat_template,
-            config.model.enable_thinking,
+            config.model.enable_thinking, agent.prompts.system,
         )  # fmt: skip
         load_params = functools.partial(hf.load_params, str(path), model_config, config.model.dtype)
         trained = self._trained.pop(path, None)
@@ -124,7 +131,7 @@ class Weights:
             max_len=sampler.max_len,
             turn_chunk=sampler.turn_chunk,
             prefill_chunk=sampler.prefill_chunk,
-            max_new_tokens=max(sampler.max_action_tokens, sampler.max_reflection_tokens),
+            max_new_tokens=max(sampler.max_action_tokens, config.prompts.reflection_tokens),
             stop_ids=chat.stop_ids,
             attention=sampler.attention,
             options=not sampler.sampling(1.0).plain,

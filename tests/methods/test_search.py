@@ -8,7 +8,7 @@ from scripted import ScriptedPolicy
 
 from envs.household.environment import Household
 from envs.household.player import HouseholdPlayer
-from envs.prompts import Prompts
+from envs.prompts import Prompts, PromptsConfig
 from leafe_jax.agent.policy import Completion
 from leafe_jax.agent.rollout import RolloutConfig
 from leafe_jax.errors import UserError
@@ -18,7 +18,7 @@ from leafe_jax.methods.search import SearchConfig, explore
 from leafe_jax.types import Node, Sampling, Tree, Turn
 
 ENV = Household(horizon=20)
-PROMPTS = Prompts(ENV.description)
+PROMPTS = Prompts(ENV)
 PLAYER = HouseholdPlayer(ENV)
 
 
@@ -29,7 +29,7 @@ def search(**changes) -> SearchConfig:
 def rollout_config(**changes) -> RolloutConfig:
     fields = dict(
         mode="dialogue", window=3, experience_span="branch", sampling=Sampling(), max_action_tokens=8,
-        max_reflection_tokens=16, seed=0, purpose="explore",
+        seed=0, purpose="explore",
     )  # fmt: skip
     return RolloutConfig(**{**fields, **changes})
 
@@ -138,7 +138,7 @@ def test_window_prompts_of_instruct_models_have_verl_agents_parts():
     """Parts and order of verl-agent's ALFWorld template, for a first and a later step."""
     task = "test/look/0000"
     state, first = ENV.reset(task)
-    react = Prompts(ENV.description, "react")
+    react = Prompts(ENV, PromptsConfig(style="react"))
     goal = ENV.goal(first)
     assert first.endswith(f"Your task is to: {goal}") and goal.endswith(".")
     opening = react.window(first, [], 1, first, None, goal, ENV.actions(state))
@@ -396,7 +396,7 @@ def test_improvement_counts_up_to_where_the_parent_was_left():
 
 
 def test_parsers_are_total():
-    react = Prompts("text", style="react")
+    react = Prompts(ENV, PromptsConfig(style="react"))
     assert react.parse_action("<think>x</think><action> Go To desk 1 </action>") == (
         "go to desk 1",
         True,
