@@ -39,15 +39,17 @@ def make_workdir(tmp_path, trees=3):
     budget = dict(env_steps=1234, generated_tokens=5, prefilled_tokens=6, cached_tokens=7,
                   episodes=8, reflections=9)  # fmt: skip
     results = {
-        "schema": 1, "commit": None, "versions": {"jax": "1"}, "config_hash": "abc", "seed": 0,
+        "schema": 2, "commit": None, "versions": {"jax": "1"}, "config_hash": "abc", "seed": 0,
         "device": "<b>cpu</b>",
         "methods": {m: {"families": families, "budget": budget, "seconds": 1.0} for m in ("base", "leafe")},
-        "explore": {
+        "searches": {"tree": {
             "tasks": 3, "solved_tasks": 3, "episodes": 6, "success_episodes": 3,
             "reflections": {"branched": 3}, "branches": 3, "branches_successful": 3,
             "budget": budget, "seconds": 1.0,
-        },
-        "distill": {"counterfactual_examples": 1, "rehearsal_examples": 2, "target_tokens": 3},
+        }},
+        "fits": {"leafe": {
+            "examples": {"counterfactual": 1, "rehearsal": 2}, "target_tokens": 3,
+        }},
     }  # fmt: skip
     (tmp_path / "results.json").write_text(json.dumps(results))
     directory = tmp_path / "trees" / "tree"
@@ -120,7 +122,7 @@ def test_text_in_results_json_never_becomes_markup(tmp_path):
     for field in ("commit", "config_hash", "device", "seed"):
         results[field] = MARKUP
     results["versions"] = {MARKUP: "@DATA@ $x {x}"}
-    results["explore"]["reflections"] = {MARKUP: 3}
+    results["searches"]["tree"]["reflections"] = {MARKUP: 3}
     edit(tmp_path, results)
     parser = parsed(tmp_path)
     named = {tag for tag, _ in parser.tags}
@@ -151,9 +153,9 @@ def test_lines_that_are_not_trees_are_counted(tmp_path):
 
 
 def record(workdir, *blocks):
-    fields = {"schema": 2, "phase": "explore", "done": True, "config": {}, "seconds": 1.0,
+    fields = {"schema": 3, "phase": "trees/tree", "done": True, "config": {}, "seconds": 1.0,
               "files": dict.fromkeys(blocks, ""), "made_of": {}}  # fmt: skip
-    (workdir / "explore" / "phase.json").write_text(json.dumps(fields))
+    (workdir / "trees" / "tree" / "phase.json").write_text(json.dumps(fields))
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -166,11 +168,11 @@ def test_only_blocks_are_on_the_page(tmp_path, listed):
         (trees / name).write_bytes((trees / "0000.jsonl").read_bytes())
     os.mkfifo(trees / "0002.jsonl.partial")
     if listed:
-        record(tmp_path, "trees/0000.jsonl")
+        record(tmp_path, "0000.jsonl")
     _, number, broken = report.read_tree_lines(tmp_path)
     assert (number, broken) == (4, 2)
     if listed:
-        record(tmp_path, "trees/0000.jsonl", "trees/0001.jsonl")
+        record(tmp_path, "0000.jsonl", "0001.jsonl")
         assert report.read_tree_lines(tmp_path)[1:] == (3, 2), "a listed block that is missing"
 
 
@@ -216,7 +218,7 @@ def test_the_page_s_tables(tmp_path):
     assert second[:2] == ["", "leafe"]  # the family is shown once
     assert [row[0] for row in rows if row[1] == "base"] == ["all", "even", "odd"]
     budgets = {row[0]: row[1:] for row in rows}
-    assert budgets["stage 1"] == ["1,234", "5", "6", "7", "8", "1"]
+    assert budgets["search tree"] == ["1,234", "5", "6", "7", "8", "1"]
     assert budgets["branched"] == ["3", "100.0"]
     page = (tmp_path / "report" / "index.html").read_text()
     assert "config abc, seed 0, commit unknown" in page and "3 (100.0%) ended in success" in page
@@ -241,7 +243,7 @@ def test_parts_of_a_run(tmp_path):
         assert table.console_table({**results, **change})
     for tree in (tmp_path / "trees" / "tree").iterdir():
         tree.unlink()
-    edit(tmp_path, {k: v for k, v in results.items() if k not in ("explore", "distill")})
+    edit(tmp_path, {**results, "searches": {}, "fits": {}})
     assert "Exploration" not in (parsed(tmp_path), (tmp_path / "report/index.html").read_text())[1]
 
 
@@ -263,7 +265,7 @@ def test_command_line(tmp_path, capsys):
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):
         table.read_results(tmp_path)
-    for field, value in (("schema", 2), ("methods", None)):
+    for field, value in (("schema", 1), ("methods", None)):
         directory = tmp_path / field
         directory.mkdir()
         results = make_workdir(directory)
