@@ -96,7 +96,7 @@ class Metrics:
         return self._last.get(prefix, -1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes the values of a step, whose names share a prefix, e.g. {"distill/loss": 0.3}.
+        """Writes the values of a step, whose names share a prefix, e.g. {"leafe/loss": 0.3}.
 
         A value that is not finite is null in metrics.jsonl, because JSON cannot represent it, and is left
         out of TensorBoard's curve.

@@ -29,6 +29,7 @@ from leafe_jax.tools.hardware import CHIPS, GIB, Chip, matmul_flops, train_flops
 
 if TYPE_CHECKING:  # `main` must set the platform before anything imports jax
     from leafe_jax.models.decoder import ModelConfig
+    from leafe_jax.run.config import RunConfig
     from leafe_jax.training.settings import TrainConfig
 
 _DEPTHS = (4, 8)  # numbers of layers to compile the sampler's program with, if the model has more
@@ -419,6 +420,12 @@ def _devices(kind: str, shape: str, count: int):
     return topology.devices, CHIPS[kind]
 
 
+def _train_settings(settings: RunConfig) -> TrainConfig:
+    """Of the first method that trains; of `leafe` if none of the run's methods does."""
+    trained = [settings.method[name] for name in (*settings.methods, "leafe")]
+    return next(method.train for method in trained if hasattr(method, "train"))
+
+
 def _fail(message: str) -> int:
     console.complain(message)
     return 2
@@ -455,11 +462,13 @@ def main(argv: list[str]) -> int:
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
 
     from leafe_jax.errors import UserError
+    from leafe_jax.run.config import RunConfig
     from leafe_jax.sampling.engine import check_sizes
 
     try:
-        model = find_model(values["model"].value or config.model.path)
-        s = config.sampler
+        settings = RunConfig.read(config)
+        model = find_model(values["model"].value or settings.model.path)
+        s = settings.sampler
         check_sizes(  # before minutes of compiling
             model, num_slots=s.num_slots, max_len=s.max_len, turn_chunk=s.turn_chunk,
             prefill_chunk=s.prefill_chunk, max_new_tokens=_longest(s), page_size=s.page_size,
@@ -469,10 +478,8 @@ def main(argv: list[str]) -> int:
             "topology": values["topology"].value,
             "chips": count,
             "memory_per_chip": chip.memory,
-            "train": plan_training(model, config.distill.train, devices, chip),
-            "decode": plan_decoding(
-                model, config.sampler, config.model.dtype, *_host(kind, devices), chip
-            ),
+            "train": plan_training(model, _train_settings(settings), devices, chip),
+            "decode": plan_decoding(model, s, settings.model.dtype, *_host(kind, devices), chip),
         }
     except UserError as error:
         return _fail(str(error))

@@ -1,4 +1,4 @@
-"""Which programs are listed: all that a layout may ask for, and none that cannot be compiled."""
+"""The list of programs: it has all that a layout may need, and none that cannot be compiled."""
 
 import itertools
 import random
@@ -37,7 +37,7 @@ def test_every_listed_context_has_room_for_its_tokens(sizes):
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_layouts_ask_for_nothing_that_is_not_listed(sizes):
+def test_layouts_use_listed_programs_only(sizes):
     slots, max_len, page_size, prefill_chunk, turn_chunk = sizes
     made, rng = shapes(*sizes), random.Random(0)
     listed = set(made.listed())
@@ -48,7 +48,7 @@ def test_layouts_ask_for_nothing_that_is_not_listed(sizes):
 
     for _ in range(60):
         count = rng.randint(1, slots)
-        # Rows that share pages lie in groups; others are as far as a session may be.
+        # Rows that share pages form groups; others have contexts of any length.
         dones = [rng.choice((0, max_len // 2, rng.randrange(max_len - 2))) for _ in range(count)]
         rows = [row(done, rng.randint(1, max(1, min(max_len - done, 600)))) for done in dones]
         for layout in made.lay_out_prefill(rows):
@@ -71,7 +71,7 @@ def engine():
     )  # fmt: skip
 
 
-def test_what_fails_to_compile_ahead_is_the_runs_failure(engine, monkeypatch, capfd):
+def test_a_failure_to_compile_ahead_ends_the_run(engine, monkeypatch, capfd):
     def fail(*arguments, **options):
         raise TypeError("bounds\nmust not exceed")
 
