@@ -28,8 +28,11 @@ from leafe_jax.runtime import processes
 from leafe_jax.runtime.files import read_json_lines, whole
 from leafe_jax.runtime.memory import DIVIDE, needed_for
 from leafe_jax.runtime.progress import Progress
+from leafe_jax.runtime.settings import build
+from leafe_jax.training.objectives import sft
 from leafe_jax.training.records import ExampleFile, write_examples
-from leafe_jax.training.trainer import check, fit, place
+from leafe_jax.training.settings import TrainConfig
+from leafe_jax.training.trainer import Data, Start, check, fit, place
 
 _ANY_VOCABULARY = 4096  # for checks before there is a tokenizer
 
@@ -120,7 +123,8 @@ def run(
     model_config = (
         _shape(config, _ANY_VOCABULARY) if start_from is None else hf.read_config(start_from)
     )
-    check(config.bootstrap.train, model_config)
+    train = build(TrainConfig, config.bootstrap.train, "bootstrap.train")
+    check(train, model_config)
     with open_games(config) as games:
         begin()
         processes.together(
@@ -144,12 +148,10 @@ def run(
     records = directory / "examples.array_record"
     write_examples(records, [to_example(turns, chat, mass, max_len) for turns in conversations])
     params = fit(
-        model_config=model_config,
-        load_params=load_params,
-        examples=ExampleFile(records),
-        train_config=config.bootstrap.train,
-        sources=("corpus",),
-        source_weights=(1.0,),
+        Start(model_config, load_params),
+        Data(ExampleFile(records), {"corpus": 1.0}),
+        train,
+        sft(),
         directory=directory / "checkpoints",
         seed=seed_for(config.seed, "bootstrap", "data"),
         log=log,

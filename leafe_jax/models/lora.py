@@ -23,6 +23,7 @@ from leafe_jax.models.decoder import LoRA, ModelConfig, init_params
 from leafe_jax.models.settings import LoraConfig
 from leafe_jax.runtime.files import put_directory_in_place
 
+
 def with_adapters(config: ModelConfig, settings: LoraConfig) -> ModelConfig:
     """The model with the adapters of the settings; unchanged if rank is 0."""
     if settings.rank == 0:

@@ -72,10 +72,14 @@ from leafe_jax.runtime.files import fingerprint, make_directory, remove, to_json
 from leafe_jax.runtime.memory import DIVIDE, needed_for
 from leafe_jax.runtime.metrics import Metrics
 from leafe_jax.runtime.progress import Progress
+from leafe_jax.runtime.settings import build
 from leafe_jax.sampling.lm_policy import LMPolicy
 from leafe_jax.sampling.replicas import make_engines
+from leafe_jax.sampling.requests import EngineConfig
+from leafe_jax.training.objectives import sft
 from leafe_jax.training.records import ExampleFile, write_examples
-from leafe_jax.training.trainer import check, fit
+from leafe_jax.training.settings import TrainConfig
+from leafe_jax.training.trainer import Data, Start, check, fit
 from leafe_jax.types import Example, Tree
 
 # Weights of a model that this run has trained, in the sampler's dtype and divided over the devices as
@@ -98,11 +102,7 @@ def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
             load_params = hand_over(trained, sampler.tensor)
         del trained  # a second copy
     # Made here, so that wrong sizes are refused before any directory is claimed.
-    engine = make_engines(
-        model_config,
-        load_params,
-        copies=sampler.copies,
-        tensor=sampler.tensor,
+    settings = EngineConfig(
         num_slots=sampler.num_slots,
         page_size=sampler.page_size,
         num_pages=sampler.num_pages,
@@ -113,6 +113,9 @@ def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
         stop_ids=chat.stop_ids,
         attention=sampler.attention,
         options=not sampling(config, 1.0).plain,
+    )
+    engine = make_engines(
+        model_config, load_params, settings, copies=sampler.copies, tensor=sampler.tensor
     )
     for one in getattr(engine, "engines", [engine]):
         programs = one.programs
@@ -272,15 +275,15 @@ def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics)
     phase.begin()
     records = phase.directory / "examples.array_record"
     write_examples(records, examples)
-    train = config.distill.train
     with _progress(1, "step", "distill") as bar:
         params = fit(
-            model_config=model_config,
-            load_params=load_params,
-            examples=ExampleFile(records),
-            train_config=train,
-            sources=distill.SOURCES,
-            source_weights=_source_weights(config),
+            Start(model_config, load_params),
+            Data(
+                ExampleFile(records),
+                dict(zip(distill.SOURCES, _source_weights(config), strict=True)),
+            ),
+            build(TrainConfig, config.distill.train, "distill.train"),
+            sft(),
             directory=Path(phase.directory / "checkpoints"),
             seed=seed_for(config.seed, "distill"),
             log=_logger(metrics, "distill"),
@@ -312,7 +315,8 @@ def _distill_outputs(config) -> dict[str, Callable[[epath.Path], Any]]:
 
 def _export(config, directory: Path, base: Path, trained: Any) -> None:
     """Writes `directory`/model, and `directory`/adapter where adapters were trained."""
-    train, model_config = config.distill.train, hf.read_config(str(base))
+    train = build(TrainConfig, config.distill.train, "distill.train")
+    model_config = hf.read_config(str(base))
     params = trained
     for name in ("model", "model.partial", "adapter", "adapter.partial"):
         place = directory / name
@@ -461,7 +465,8 @@ def _check_training(config, root: epath.Path) -> None:
     if "distill" not in config.phases or Phase(root, "distill", config).done:
         return
     if path.exists():
-        check(config.distill.train, hf.read_config(str(path)))
+        train = build(TrainConfig, config.distill.train, "distill.train")
+        check(train, hf.read_config(str(path)))
 
 
 def _check_record(config, root: epath.Path) -> None:

@@ -17,7 +17,7 @@ from leafe_jax.errors import UserError
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.sampling.prefix_tree import Match, PageTree, common_length
 from leafe_jax.sampling.requests import (
-    EngineOptions,
+    EngineConfig,
     Generation,
     Request,
     Session,
@@ -62,20 +62,19 @@ class Scheduler:
 
     Args:
       config: the model.
-      options: sizes.
+      settings: sizes, and what requests may ask for.
       shapes: what the device's programs can take.
-      num_pages: of the pool.
 
     Attributes:
       tree: which tokens' keys and values lie in which page.
       num_preemptions: how often a row has given its place up.
     """
 
-    def __init__(self, config: ModelConfig, options: EngineOptions, shapes: Shapes, num_pages: int):
-        self.config, self.options, self.shapes = config, options, shapes
-        self.num_slots, self.max_len = options.num_slots, options.max_len
+    def __init__(self, config: ModelConfig, settings: EngineConfig, shapes: Shapes):
+        self.config, self.settings, self.shapes = config, settings, shapes
+        self.num_slots, self.max_len = settings.num_slots, settings.max_len
         self.num_preemptions = 0
-        self.tree = PageTree(num_pages, options.page_size)
+        self.tree = PageTree(settings.pool_pages, settings.page_size)
         self._next = 0
         self._waiting: list[Job] = []  # a heap, oldest first
         self._running: list[Job] = []
@@ -89,11 +88,12 @@ class Scheduler:
         Raises:
           RuntimeError: requests are in flight.
         """
-        self._refuse_busy()
+        self.refuse_busy()
         self.tree = PageTree(self.tree.num_pages, self.tree.page_size)
         self._charged.clear()
 
-    def _refuse_busy(self) -> None:
+    def refuse_busy(self) -> None:
+        """Raises RuntimeError if requests are in flight."""
         if self._busy:
             raise RuntimeError(f"{len(self._busy)} requests are in flight")
 
@@ -151,9 +151,7 @@ class Scheduler:
         """What is wrong with a request, or ""."""
         if id(request.session) in self._busy:
             return "the session has a request in flight already"
-        options = self.options
-        limits = (options.max_new_tokens, self.config.vocab_size, options.options)
-        if error := refusal(request, ids, *limits):
+        if error := refusal(request, ids, self.settings, self.config.vocab_size):
             return error
         end = min(len(ids) + request.max_new_tokens, self.max_len)
         pages = -(-end // self.tree.page_size) + 1
@@ -283,8 +281,8 @@ class Scheduler:
     def _sort(self) -> tuple[list[Job], list[Job]]:
         """(rows that can decode, rows whose prompts come first), each oldest first."""
         jobs = sorted(self._running)
-        behind = [j for j in jobs if j.request is None or j.rest > self.options.turn_chunk]
-        ready = [j for j in jobs if j.request is not None and j.rest <= self.options.turn_chunk]
+        behind = [j for j in jobs if j.request is None or j.rest > self.settings.turn_chunk]
+        ready = [j for j in jobs if j.request is not None and j.rest <= self.settings.turn_chunk]
         fresh = [j for j in ready if j.rest > 1]
         # A prompt that rides along makes every row as wide as it: worth it when most have one.
         if 1 in self.shapes.turns and 2 * len(fresh) < len(ready):
@@ -292,13 +290,15 @@ class Scheduler:
             ready = [j for j in ready if j.rest == 1]
         return ready, behind
 
-    def _take_in(self, job: Job, new: list[int], logprobs: list[list[float]]) -> None:
+    def _take_in(
+        self, job: Job, new: list[int], logprobs: list[float], sampled_logprobs: list[float]
+    ) -> None:
         """What a burst sampled for a row; it leaves if it has stopped."""
         # The last sampled token has not been through the model yet.
         job.done = len(job.ids) + len(new) - 1
         job.ids = job.ids + new
-        job.logprobs += logprobs[0]
-        job.sampled_logprobs += logprobs[1]
+        job.logprobs += logprobs
+        job.sampled_logprobs += sampled_logprobs
         reason = self._reason(job)
         if reason:
             self._running.remove(job)
@@ -315,7 +315,7 @@ class Scheduler:
             del job.ids[job.prompt + kept :], job.logprobs[kept:], job.sampled_logprobs[kept:]
             job.done = min(job.done, len(job.ids))
             return "stop"
-        if new[-1] in self.options.stop_ids:
+        if new[-1] in self.settings.stop_ids:
             return "stop"
         if len(new) == job.request.max_new_tokens:
             return "length"

@@ -20,10 +20,16 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leafe_jax.runtime import console
+from leafe_jax.runtime.settings import build
 from leafe_jax.tools.hardware import CHIPS, GIB, Chip, matmul_flops, train_flops
+from leafe_jax.training.settings import TrainConfig
+from leafe_jax.types import PACKED
+
+if TYPE_CHECKING:
+    from leafe_jax.sampling.requests import EngineConfig
 
 _DEPTHS = (4, 8)  # layers that the sampler's program is compiled with, where the model has more
 
@@ -143,22 +149,22 @@ def _roofline(chip: Chip, flops: float, traffic: float) -> float | None:
     return max(flops / chip.flops, traffic / chip.bandwidth) if chip.flops else None
 
 
-def plan_training(config, train, devices, chip: Chip) -> dict[str, Any]:
-    """Compiles the train step of a config's train section; figures per chip.
+def plan_training(config, train: TrainConfig, devices, chip: Chip) -> dict[str, Any]:
+    """Compiles the train step of a training config; figures per chip.
 
     Args:
       config: the model, without adapters.
-      train: train section.
+      train: the settings.
       devices: of the topology.
       chip: its kind.
     """
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
     from leafe_jax.models import lora
     from leafe_jax.models.decoder import abstract_params
     from leafe_jax.models.sharding import shardings_for, train_mesh
+    from leafe_jax.training.objectives import sft
     from leafe_jax.training.optimizer import make_optimizer
     from leafe_jax.training.step import make_train_step, state_shapes, step_options
 
@@ -174,15 +180,14 @@ def plan_training(config, train, devices, chip: Chip) -> dict[str, Any]:
     state = state_shapes(trained, tx)
     state = _placed(state, shardings_for(state, mesh))
     shape = (train.batch_size, train.seq_len)
-    names = ("tokens", "targets", "positions", "segment_ids", "source", "mass")
     batch = {
         name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "mass" else jnp.int32)
-        for name in names
+        for name in PACKED
     }
     batch = _placed(batch, shardings_for({"batch": batch}, mesh)["batch"])
     step = make_train_step(
-        config, tx, sources=("a", "b"), coefficients=np.ones(2, np.float32), options=options,
-        mesh=mesh, state=state, frozen=frozen,
+        config, tx, objective=sft(), sources={"a": 1.0, "b": 1.0}, options=options,
+        state=state, frozen=frozen,
     )  # fmt: skip
     tokens = train.batch_size * train.seq_len
     pairs = train.batch_size * train.seq_len * (train.seq_len + 1) // 2
@@ -224,18 +229,12 @@ def decode_program(config, sampler, dtype: str, mesh):
     from leafe_jax.models.decoder import abstract_params
     from leafe_jax.models.sharding import shardings_for
     from leafe_jax.sampling.engine import make_storage, plan_programs
-    from leafe_jax.types import Sampling
 
     weights = abstract_params(config, dtype)
     weights = _placed(weights, shardings_for(weights, mesh))
     s = sampler
-    sampling = Sampling(1.0, s.top_k, s.top_p, s.min_p, s.repetition_penalty, tuple(s.logit_bias))
-    shapes, programs, pool = plan_programs(
-        config, weights, make_storage(s.attention, config, mesh), num_slots=s.num_slots,
-        max_len=s.max_len, turn_chunk=s.turn_chunk, prefill_chunk=s.prefill_chunk,
-        max_new_tokens=_longest(s), stop_ids=(0,),
-        page_size=s.page_size, num_pages=_num_pages(s), options=not sampling.plain,
-    )  # fmt: skip
+    storage = make_storage(s.attention, config, mesh)
+    shapes, programs, pool = plan_programs(config, weights, storage, _engine_config(s))
     program = next(
         p
         for p in programs.listed
@@ -246,15 +245,23 @@ def decode_program(config, sampler, dtype: str, mesh):
         return programs.lower(program), weights, pool, len(programs.listed)
 
 
-def _longest(sampler) -> int:
-    """Most tokens of a reply."""
-    return max(sampler.max_action_tokens, sampler.max_reflection_tokens)
+def _engine_config(s) -> EngineConfig:
+    """The engine of a sampler section; with one stop token, since there is no tokenizer.
 
+    Raises:
+      UserError: a size is out of range.
+    """
+    from leafe_jax.sampling.requests import EngineConfig
+    from leafe_jax.types import Sampling
 
-def _num_pages(sampler) -> int:
-    """Of the pool, as the engine makes it."""
-    pages = -(-sampler.max_len // sampler.page_size) + 1
-    return sampler.num_pages or sampler.num_slots * pages
+    sampling = Sampling(1.0, s.top_k, s.top_p, s.min_p, s.repetition_penalty, tuple(s.logit_bias))
+    return EngineConfig(
+        num_slots=s.num_slots, max_len=s.max_len, turn_chunk=s.turn_chunk,
+        prefill_chunk=s.prefill_chunk,
+        max_new_tokens=max(s.max_action_tokens, s.max_reflection_tokens), stop_ids=(0,),
+        page_size=s.page_size, num_pages=s.num_pages, attention=s.attention,
+        options=not sampling.plain,
+    )  # fmt: skip
 
 
 def _copy_devices(config, sampler, dtype: str, host, chip: Chip) -> list:
@@ -283,7 +290,8 @@ def _copy_devices(config, sampler, dtype: str, host, chip: Chip) -> list:
     weights = sum(math.prod(x.shape) * x.dtype.itemsize for x in shapes)
     # Bytes of a token's keys and values.
     token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * shapes[0].dtype.itemsize
-    needed = 1.1 * (weights + _num_pages(sampler) * sampler.page_size * token)
+    pages = _engine_config(sampler).pool_pages
+    needed = 1.1 * (weights + pages * sampler.page_size * token)
     sizes = [n for n in (1, 2, 4, 8) if config.num_kv_heads % n == 0 and n <= len(host)]
     return host[: next((n for n in sizes if needed / n <= chip.memory), sizes[-1])]
 
@@ -444,17 +452,14 @@ def main(argv: list[str]) -> int:
 
     try:
         model = find_model(values["model"].value or config.model.path)
-        s = config.sampler
-        check_sizes(  # before minutes of compiling
-            model, num_slots=s.num_slots, max_len=s.max_len, turn_chunk=s.turn_chunk,
-            prefill_chunk=s.prefill_chunk, max_new_tokens=_longest(s), page_size=s.page_size,
-        )  # fmt: skip
+        check_sizes(model, _engine_config(config.sampler))  # before minutes of compiling
+        train = build(TrainConfig, config.distill.train, "distill.train")
         devices, chip = _devices(kind, shape, count)
         result = {
             "topology": values["topology"].value,
             "chips": count,
             "memory_per_chip": chip.memory,
-            "train": plan_training(model, config.distill.train, devices, chip),
+            "train": plan_training(model, train, devices, chip),
             "decode": plan_decoding(
                 model, config.sampler, config.model.dtype, *_host(kind, devices), chip
             ),

@@ -62,7 +62,9 @@ class Objective:
 
     def __post_init__(self) -> None:
         if self.denominator is not None and not 0 < self.denominator < math.inf:
-            raise UserError(f"objective: denominator = {self.denominator}: must be finite and above 0")
+            raise UserError(
+                f"objective: denominator = {self.denominator}: must be finite and above 0"
+            )
 
 
 def sft() -> Objective:
@@ -180,4 +182,3 @@ def _k3(columns: Columns, logprobs: Array) -> Array:
     """k3 estimate of KL(model || reference); http://joschu.net/blog/kl-approx.html"""
     gap = _gap(columns, REFERENCE, logprobs)
     return jnp.minimum(jnp.exp(gap) - gap - 1, _MOST_KL)
-

@@ -87,7 +87,9 @@ class TrainConfig:
         for names, least in ((_AT_LEAST_ONE, 1), (("warmup_steps",), 0)):
             for name in names:
                 if getattr(self, name) < least:
-                    raise UserError(f"train.{name} = {getattr(self, name)}: must be at least {least}")
+                    raise UserError(
+                        f"train.{name} = {getattr(self, name)}: must be at least {least}"
+                    )
         for name, fits, text in (
             ("learning_rate", 0 <= self.learning_rate < math.inf, "at least 0"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),

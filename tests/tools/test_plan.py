@@ -17,7 +17,9 @@ import trainer
 from leafe_jax.errors import UserError
 from leafe_jax.models import decoder, lora
 from leafe_jax.models.attention import segment_attend
+from leafe_jax.models.settings import TARGETS
 from leafe_jax.tools import hardware, plan
+from leafe_jax.training.objectives import sft
 from leafe_jax.training.step import loss_sums
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +63,7 @@ def test_train_flops_are_the_compilers(rank, remat):
         trainer.CONFIG, hidden_size=128, intermediate_size=384, vocab_size=512, num_layers=6,
         num_heads=8, num_kv_heads=4, head_dim=16,
     )  # fmt: skip
-    adapters = dict(rank=rank, targets=lora.TARGETS)
+    adapters = dict(rank=rank, targets=TARGETS)
     config = lora.with_adapters(config, trainer.train_config(lora=adapters).lora)
     options = trainer.options(config, remat=remat)
     base, frozen = decoder.abstract_params(dataclasses.replace(config, lora=None)), {}
@@ -76,7 +78,7 @@ def test_train_flops_are_the_compilers(rank, remat):
 
     def loss(trained, frozen, batch):
         params = lora.join(frozen, trained)
-        return loss_sums(config, params, batch, jnp.ones(2), options, trainer.one_device())[0]
+        return loss_sums(config, params, batch, jnp.ones(2), sft(), options)[0]
 
     compiled = jax.jit(jax.grad(loss)).lower(trained, frozen, batch).compile()
     counted = compiled.cost_analysis()["flops"]

@@ -275,7 +275,10 @@ def test_schedules():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(schedule="sudden"), "train.schedule = 'sudden': must be one of constant, linear, cos"),
+        (
+            dict(schedule="sudden"),
+            "train.schedule = 'sudden': must be one of constant, linear, cos",
+        ),
         (dict(num_epochs=0), "train.num_epochs = 0: must be at least 1"),
         (dict(seq_len=0), "train.seq_len = 0: must be at least 1"),
         (dict(remat="some"), "train.remat = 'some': must be one of none, dots, full"),
