@@ -115,10 +115,10 @@ def save_adapter(path: str | Path, config: ModelConfig, adapters: dict, base: st
         *parts, _, matrix = [str(k.key) for k in where]
         name, _ = hf.hub_name("/".join([*parts, "kernel"]))
         letter = matrix[-1].upper()
-        matrix = hf.to_host(leaf)
-        if matrix is not None:
+        values = hf.to_host(leaf)
+        if values is not None:
             tensors[f"base_model.model.{name.removesuffix('weight')}lora_{letter}.weight"] = (
-                np.ascontiguousarray(matrix.T)  # [out, in], as torch's linear layers
+                np.ascontiguousarray(values.T)  # [out, in], as torch's linear layers
             )
     if not tensors:  # another process writes
         return

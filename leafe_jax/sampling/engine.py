@@ -150,7 +150,7 @@ class Engine(Scheduler):
             for number in layout.numbers:
                 jobs[number].done += min(chunk, jobs[number].rest - 1)
         for job in jobs:
-            if job.request is None and job.rest == 1:
+            if job.asked is None and job.rest == 1:
                 self._running.remove(job)
                 self._leave(job)
 

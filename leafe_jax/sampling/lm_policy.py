@@ -40,8 +40,8 @@ class LMPolicy:
         session = request.session
         ids = self._turn(session, request.text)
         # Before generating: the plain rendering depends on the ids that the session has now.
-        plain = request.plain_text
-        plain = None if plain is None else self._turn(session, plain)
+        text = request.plain_text
+        plain = None if text is None else self._turn(session, text)
         sampling = request.sampling
         stop = self._stop_after(sampling.stop_strings) if sampling.stop_strings else None
         ticket = self.engine.submit(

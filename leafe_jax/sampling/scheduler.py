@@ -33,7 +33,7 @@ class Job(Row):
 
     Attributes:
       ticket: order of arrival.
-      request: None for a trunk, a prefix that several waiting requests have in common and that is
+      asked: None for a trunk, a prefix that several waiting requests have in common and that is
         computed once for all of them.
       prompt: length of session and prompt.
       logprobs, sampled_logprobs: of the tokens sampled so far.
@@ -41,7 +41,7 @@ class Job(Row):
     """
 
     ticket: int = 0
-    request: Request | None = None
+    asked: Request | None = None
     prompt: int = 0
     logprobs: list[float] = dataclasses.field(default_factory=list)
     sampled_logprobs: list[float] = dataclasses.field(default_factory=list)
@@ -52,9 +52,15 @@ class Job(Row):
         return self.ticket < other.ticket
 
     @property
+    def request(self) -> Request:
+        """What a row was asked for; a trunk has none."""
+        assert self.asked is not None
+        return self.asked
+
+    @property
     def end(self) -> int:
         """Positions it may come to have; max_len is the turn program's to watch."""
-        return self.prompt + (self.request.max_new_tokens if self.request else 0)
+        return self.prompt + (self.asked.max_new_tokens if self.asked else 0)
 
 
 class Scheduler:
@@ -172,7 +178,7 @@ class Scheduler:
     # -- pages ---------------------------------------------------------------------------------
     def _reach(self, job: Job) -> int:
         """Positions that the next burst may write."""
-        burst = self.shapes.burst if job.request else 0
+        burst = self.shapes.burst if job.asked else 0
         return min(len(job.ids) + burst, job.end, self.max_len)
 
     def _take(self, job: Job) -> bool:
@@ -195,7 +201,7 @@ class Scheduler:
     def _preempt(self, job: Job) -> None:
         self.num_preemptions += 1
         self._running.remove(job)
-        if job.request is None:
+        if job.asked is None:
             self._charged[job.ticket] -= job.rest - 1  # what it was to compute and has not
         else:
             heapq.heappush(self._waiting, job)
@@ -209,12 +215,12 @@ class Scheduler:
 
     def _admit_waiting(self) -> None:
         """Admits in the order of arrival, as far as there are places and pages."""
-        room = self.num_slots - sum(job.request is not None for job in self._running)
+        room = self.num_slots - sum(job.asked is not None for job in self._running)
         if not room or not self._waiting:
             return
         candidates = heapq.nsmallest(room, self._waiting)
         self._plant_trunks(candidates)
-        trunks = [job.ids for job in self._running if job.request is None]
+        trunks = [job.ids for job in self._running if job.asked is None]
         for job in candidates:
             # Its prefix is being computed; younger ones may well go ahead meanwhile.
             if any(job.ids[: len(t) - 1] == t[:-1] for t in trunks):
@@ -255,7 +261,7 @@ class Scheduler:
             length -= length % size
             if length > max(cached[left], cached[right]):
                 shared.setdefault(tuple(a[:length]), candidates[left])
-        growing = [tuple(j.ids[:-1]) for j in self._running if j.request is None]
+        growing = [tuple(j.ids[:-1]) for j in self._running if j.asked is None]
         for ids, job in sorted(shared.items(), key=lambda item: len(item[0])):
             if any(ids[: len(other)] == other or other[: len(ids)] == ids for other in growing):
                 continue
@@ -281,8 +287,8 @@ class Scheduler:
     def _sort(self) -> tuple[list[Job], list[Job]]:
         """(rows that can decode, rows whose prompts come first), each oldest first."""
         jobs = sorted(self._running)
-        behind = [j for j in jobs if j.request is None or j.rest > self.settings.turn_chunk]
-        ready = [j for j in jobs if j.request is not None and j.rest <= self.settings.turn_chunk]
+        behind = [j for j in jobs if j.asked is None or j.rest > self.settings.turn_chunk]
+        ready = [j for j in jobs if j.asked is not None and j.rest <= self.settings.turn_chunk]
         fresh = [j for j in ready if j.rest > 1]
         # A prompt that rides along makes every row as wide as it: worth it when most have one.
         if 1 in self.shapes.turns and 2 * len(fresh) < len(ready):

@@ -165,7 +165,7 @@ def survey(
             )
         lengths.append(len(example.ids) - 1)
         masses[example.source] += float(example.mass.sum(dtype=np.float64))
-        digest.update(np.int32([example.source, len(example.ids)]).tobytes())
+        digest.update(np.array([example.source, len(example.ids)], np.int32).tobytes())
         digest.update(example.ids.tobytes() + example.mass.tobytes())
         for name in sorted(example.columns):
             digest.update(name.encode() + example.columns[name].tobytes())

@@ -451,5 +451,6 @@ def _own_rows(sharding: NamedSharding, shape: tuple[int, int]) -> list[int]:
     """Rows of a batch that this process's devices hold, ascending."""
     rows: set[int] = set()
     for index in sharding.addressable_devices_indices_map(shape).values():
+        assert index is not None, "every device holds rows"
         rows |= set(range(*index[0].indices(shape[0])))
     return sorted(rows)
