@@ -1,4 +1,4 @@
-"""Settings of the mesh and of adapters. This module does not import jax."""
+"""Settings of the mesh and of adapters; no jax."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class MeshConfig:
     """Devices along each axis of the training mesh.
 
     Attributes:
-      data: number of copies of the weights; each copy computes its own rows.
-      fsdp: devices over which a copy's weights and rows are sharded.
-      tensor: devices over which each matrix is sharded; must divide the model's heads.
-        One of the three may be -1, which means all remaining devices.
+      data: copies of the weights; each has its own rows.
+      fsdp: devices that divide a copy's weights, and its rows.
+      tensor: devices that divide each matrix; must divide the model's heads.
+        Of one of the three -1 takes the devices that are left.
 
     Raises:
       UserError: a size is out of range.
@@ -39,12 +39,12 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Adapters that are trained instead of the weights (arXiv 2106.09685).
+    """Adapters trained in place of the weights (arXiv 2106.09685).
 
     Attributes:
-      rank: a larger rank learns more and costs more; 0 trains the weights themselves.
-      alpha: scale of the adapters, before the division by the rank.
-      targets: projections that get an adapter, some of TARGETS.
+      rank: larger adapters learn more and cost more; 0 trains the weights.
+      alpha: scale of the adapters, divided by the rank.
+      targets: projections that get one, of TARGETS.
 
     Raises:
       UserError: a value is out of range.

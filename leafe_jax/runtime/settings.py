@@ -1,13 +1,12 @@
-"""Turns a section of a config, a nested mapping, into a frozen dataclass with typed fields.
+"""Frozen dataclasses from nested mappings: how a section of a config becomes typed settings.
 
-The dataclass is the only place that defines fields, types, defaults and checks. `build` reads its
-annotations, so an error has the full name of a field, e.g. `leafe.train.seq_len`.
+A section's dataclass is the one place that has its fields, types, defaults and checks. `build` reads the
+annotations, so a wrong value is refused by its full name, e.g. `leafe.train.seq_len`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 import typing
 from collections.abc import Callable
@@ -22,8 +21,8 @@ def build(kind: type[T], values: Any, where: str) -> T:
     """An instance of the dataclass `kind` with the values of a mapping.
 
     Fields may be bool, int, float, str, Any, Literal, another dataclass, `tuple[X, ...]`,
-    `tuple[X, Y]`, `list[X]`, `dict[str, X]`, or a union of those. An int is accepted for a float and a list
-    for a tuple; both are converted. True is not an int. A field with a default may be missing.
+    `tuple[X, Y]`, `list[X]`, `dict[str, X]`, or a union of those. An int is taken for a float and becomes
+    one, a list for a tuple; True is no int. A field with a default may be missing.
 
     Args:
       kind: the dataclass; its own checks run in __post_init__.
@@ -44,7 +43,7 @@ def build(kind: type[T], values: Any, where: str) -> T:
             raise UserError(
                 f"{_join(where, name)}: no such field; there are {', '.join(sorted(fields))}"
             )
-    hints = _hints(kind)
+    hints = typing.get_type_hints(kind)
     found = {}
     for name, field in fields.items():
         if name in given:
@@ -52,11 +51,6 @@ def build(kind: type[T], values: Any, where: str) -> T:
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{_join(where, name)}: missing; must be {_allowed(hints[name])}")
     return kind(**found)
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
 
 
 def _join(where: str, name: Any) -> str:
@@ -69,9 +63,9 @@ def _short(value: Any) -> str:
 
 
 def _allowed(hint: Any) -> str:
-    """What a type allows, as text for a message."""
+    """What a type asks for, in the words of a message."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    plain = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
+    plain = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
     if hint in plain:
         return plain[hint]
     if hint is type(None):
@@ -90,7 +84,7 @@ def _allowed(hint: Any) -> str:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` converted to the type. Raises UserError if that is not possible."""
+    """`value` as the type asks for it, or UserError."""
     if hint is Any:
         return value
     if dataclasses.is_dataclass(hint):
@@ -119,10 +113,7 @@ def _refusal(hint: Any, value: Any, where: str) -> UserError:
 
 
 def _union(hint: Any, arguments: tuple[Any, ...], value: Any, where: str) -> Any:
-    """`value` converted to the first member that accepts it.
-
-    If the value is a section and one member is a dataclass, the error is that dataclass's own.
-    """
+    """The first member that takes the value; a section's own message where only it can be meant."""
     exact = [one for one in arguments if type(value) is one]
     refusals = []
     for one in exact or arguments:
@@ -159,6 +150,6 @@ def _dict(hint: Any, arguments: tuple[Any, ...], value: Any, where: str) -> dict
     found = {}
     for name, item in value.items():
         if type(name) is not str:
-            raise UserError(f"{where}: field {name!r}: must be a string")
+            raise UserError(f"{where}: field {name!r}: must be a text")
         found[name] = _convert(arguments[1], item, _join(where, name))
     return found

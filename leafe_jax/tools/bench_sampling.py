@@ -118,14 +118,16 @@ class BenchEngine(Engine):
         super().__init__(*args, **kwargs)
         from leafe_jax.models import hf
         from leafe_jax.sampling.engine import Engine as Sampler
+        from leafe_jax.sampling.requests import EngineConfig
 
         self.config = hf.read_config(str(self.path))
         params = hf.load_params(str(self.path), self.config, self.dtype)
         slots, max_len, gen, turn_chunk = self._sizes()
-        self.sampler = Sampler(
-            self.config, params, num_slots=slots, max_len=max_len, max_new_tokens=gen,
-            turn_chunk=turn_chunk, prefill_chunk=128, stop_ids=(),
+        sizes = EngineConfig(
+            num_slots=slots, max_len=max_len, max_new_tokens=gen, turn_chunk=turn_chunk,
+            prefill_chunk=128, stop_ids=(),
         )  # fmt: skip
+        self.sampler = Sampler(self.config, params, sizes)
 
     def _sizes(self) -> tuple[int, int, int, int]:
         """(slots, most tokens of a session, most tokens of a reply, turn chunk)."""
@@ -147,7 +149,7 @@ class BenchEngine(Engine):
         return super().run(x)
 
     def _submit(self, context: list[int], count: int) -> int:
-        from leafe_jax.sampling.engine import Request, Session
+        from leafe_jax.sampling.requests import Request, Session
         from leafe_jax.types import Sampling
 
         sampling = Sampling(1.0 if self.do_sample else 0.0)

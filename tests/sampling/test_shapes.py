@@ -9,6 +9,7 @@ import pytest
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.sampling.engine import Engine, Request
 from leafe_jax.sampling.prefix_tree import Match
+from leafe_jax.sampling.requests import EngineConfig
 from leafe_jax.sampling.shapes import Row, Shapes
 from leafe_jax.types import Sampling
 
@@ -61,14 +62,14 @@ def test_layouts_use_listed_programs_only(sizes):
 
 
 CONFIG = ModelConfig("llama", 64, 16, 16, 1, 2, 1, 8, 1e4, 1e-6, True, 8192)
+SIZES = EngineConfig(
+    num_slots=1, max_len=32, turn_chunk=8, prefill_chunk=8, max_new_tokens=8, stop_ids=(0,)
+)
 
 
 @pytest.fixture
 def engine():
-    return Engine(
-        CONFIG, drawn.params(CONFIG), num_slots=1, max_len=32,
-        turn_chunk=8, prefill_chunk=8, max_new_tokens=8, stop_ids=(0,),
-    )  # fmt: skip
+    return Engine(CONFIG, drawn.params(CONFIG), SIZES)
 
 
 def test_a_failure_to_compile_ahead_ends_the_run(engine, monkeypatch, capfd):
@@ -100,10 +101,7 @@ def test_ids_that_the_model_does_not_have(engine):
 def test_log_probabilities_that_are_not_finite_end_the_run():
     params = drawn.params(CONFIG)
     params["final_norm"]["scale"] = params["final_norm"]["scale"] * float("inf")
-    broken = Engine(
-        CONFIG, params, num_slots=1, max_len=32, turn_chunk=8, prefill_chunk=8, max_new_tokens=8,
-        stop_ids=(0,),
-    )  # fmt: skip
+    broken = Engine(CONFIG, params, SIZES)
     broken.submit(Request(broken.start(), [1, 2], 4, Sampling(), 0))
     with pytest.raises(ValueError, match="log-probabilities are not finite"):
         broken.collect()
