@@ -1,25 +1,29 @@
-"""Small random checkpoints made with transformers: every switch of the architecture, in the shapes of
-the families, and what torch makes of them."""
+"""Small random checkpoints made with transformers, for every switch of the architecture and every model
+family, and their logits in torch."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-import transformers
+from lazily import torch, transformers
 
 from leafe_jax.models import decoder
 from leafe_jax.models.attention import segment_attend
 
 jax.config.update("jax_default_matmul_precision", "float32")
-# More threads spin, and starve whatever else runs on the machine; these models need none.
-torch.set_num_threads(1)
 
 VOCAB = 97
 SIZES = dict(
     vocab_size=VOCAB, hidden_size=48, intermediate_size=80, num_hidden_layers=3,
     num_attention_heads=6, max_position_embeddings=512, bos_token_id=None, eos_token_id=None,
 )  # fmt: skip
-QWEN2, QWEN3, LLAMA = transformers.Qwen2Config, transformers.Qwen3Config, transformers.LlamaConfig
+
+
+def config_class(name: str):
+    """A config class of transformers, which is imported when it is called."""
+    return lambda **fields: getattr(transformers, name)(**fields)
+
+
+QWEN2, QWEN3, LLAMA = map(config_class, ("Qwen2Config", "Qwen3Config", "LlamaConfig"))
 
 
 def rope(kind: str, theta: float = 1e4, **fields) -> dict:
@@ -45,7 +49,7 @@ CASES = {
             ),
         ),
     ),
-    "qwen2-window-out-of-use": (
+    "qwen2-window-disabled": (
         QWEN2,
         dict(num_key_value_heads=6, use_sliding_window=True, sliding_window=4, max_window_layers=3),
     ),
@@ -72,7 +76,7 @@ CASES = {
 
 
 def make_torch(case: str, seed: int = 0):
-    """A random model; norms, biases and all: what is lost on the way must show."""
+    """A random model. Norms and biases are random too, so that a lost one shows in the logits."""
     kind, changes = CASES[case]
     torch.manual_seed(seed)
     # A deep copy of the rotary settings: the config class writes into them.
@@ -89,7 +93,7 @@ def tokens(seed: int, length: int = 29, rows: int = 2) -> np.ndarray:
 
 
 def logits(config, params, ids, positions=None, segment_ids=None) -> np.ndarray:
-    """Ours, by the training path; float32 [B, T, V]."""
+    """Our logits, from the training path; float32 [B, T, V]."""
     ids = jnp.asarray(ids)
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
@@ -99,9 +103,9 @@ def logits(config, params, ids, positions=None, segment_ids=None) -> np.ndarray:
     return np.asarray(decoder.head(config, params, states))
 
 
-@torch.no_grad()
 def torch_logits(model, ids, positions=None) -> np.ndarray:
-    """transformers'; without a mask, jumps of the positions would be taken for new sequences."""
+    """Logits of transformers. Without a mask it would take a jump in positions for a new sequence."""
     more = {} if positions is None else {"position_ids": torch.tensor(positions)}
     mask = torch.ones(ids.shape, dtype=torch.long)
-    return model(torch.tensor(ids), attention_mask=mask, **more).logits.float().numpy()
+    with torch.no_grad():
+        return model(torch.tensor(ids), attention_mask=mask, **more).logits.float().numpy()
