@@ -30,7 +30,6 @@ def evaluate(
     tasks: Sequence[Task],
     num_samples: int,
     rollout_config: RolloutConfig,
-    max_active: int,
     on_episode: Callable[[], None],
 ) -> tuple[list[dict[str, Any]], Budget]:
     """Plays every task `num_samples` times.
@@ -40,7 +39,6 @@ def evaluate(
       tasks: held-out tasks.
       num_samples: n of the Pass@k estimator.
       rollout_config: how turns are rendered and sampled.
-      max_active: most episodes in flight.
       on_episode: called after each episode, for progress.
 
     Returns:
@@ -74,7 +72,7 @@ def evaluate(
             record["transcript"] = [[t.observation, t.text] for t in episode.turns]
         on_episode()
 
-    rollout = Rollout(policy, env, prompts, rollout_config, max_active)
+    rollout = Rollout(policy, env, prompts, rollout_config)
     for task in tasks:
         state, observation = env.reset(task.task_id)
         for number in range(num_samples):

@@ -64,7 +64,12 @@ class Policy(Protocol):
 
     `submit` queues a request and returns its ticket; `collect` waits until requests have ended and returns
     (ticket, completion) pairs, [] when none is queued; `launch` lets the device go on meanwhile.
+
+    Attributes:
+      num_slots: requests that are served together; as many episodes keep the policy busy.
     """
+
+    num_slots: int
 
     def start(self) -> Any: ...
 

@@ -100,20 +100,15 @@ class Hooks:
 
 
 class Rollout:
-    """Plays episodes from a FIFO queue, at most `max_active` at once.
+    """Plays episodes from a FIFO queue, at most `policy.num_slots` at once.
 
     Args:
       policy, env, prompts: who plays, what is played, and how it is put into words.
       config: how turns are rendered and sampled.
-      max_active: most episodes in flight.
     """
 
-    def __init__(
-        self, policy: Policy, env: Environment, prompts: Prompts, config: RolloutConfig,
-        max_active: int,
-    ):  # fmt: skip
-        self.policy, self.env, self.prompts = policy, env, prompts
-        self.config, self.max_active = config, max_active
+    def __init__(self, policy: Policy, env: Environment, prompts: Prompts, config: RolloutConfig):
+        self.policy, self.env, self.prompts, self.config = policy, env, prompts, config
         self.queue: collections.deque[Episode] = collections.deque()
 
     def run(self, hooks: Hooks) -> None:
@@ -125,7 +120,7 @@ class Rollout:
         flying: dict[int, Episode] = {}
         asking: list[Episode] = []
         while True:
-            while self.queue and len(flying) + len(asking) < self.max_active:
+            while self.queue and len(flying) + len(asking) < self.policy.num_slots:
                 asking.append(self.queue.popleft())
             for episode in asking:
                 flying[self.policy.submit(self._request(episode))] = episode

@@ -63,6 +63,7 @@ def train_mesh(sizes: dict[str, int], devices=None) -> Mesh:
       UserError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    sizes = sizes if isinstance(sizes, dict) else dict(vars(sizes))  # until TrainConfig is merged
     shape = _mesh_shape(sizes, len(devices))
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if devices[0].platform != "tpu" or shape[0] % slices:

@@ -31,7 +31,7 @@ from leafe_jax.sampling import draw as methods
 from leafe_jax.sampling.gathered import Gathered
 from leafe_jax.sampling.paged import Paged
 from leafe_jax.sampling.prefix_tree import Match, PageTree, common_length
-from leafe_jax.sampling.programs import Programs, Statics
+from leafe_jax.sampling.programs import Burst, Programs, Statics
 from leafe_jax.sampling.requests import Generation, Request, Session, refusal, strange_token
 from leafe_jax.sampling.shapes import Layout, Row, Shapes
 from leafe_jax.types import Sampling
@@ -440,8 +440,9 @@ class Engine:
         pages = self.shapes.tables(layout, jobs, chunk + self.shapes.burst)
         leave = np.int32(max(1, len(layout.numbers) // _LEAVE))
         self._pool, *results = self.programs.get(layout.program)(
-            self.params, self._pool, pages, tokens, num_tokens, budget, options, seeds, leave
-        )
+            self.params, self._pool, pages,
+            Burst(tokens, num_tokens, budget, options, seeds, leave),
+        )  # fmt: skip
         return results
 
     def land(self) -> None:

@@ -361,9 +361,9 @@ def test_the_instruct_configs_run_on_a_checkpoint(name, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", arguments)
     assert main(arguments) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["explore"]["budget"]["env_steps"] > 0
+    assert results["searches"]["tree"]["budget"]["env_steps"] > 0
     assert results["methods"]["base"]["families"]["all"]["samples"] == 2
-    lines = (tmp_path / "run" / "explore" / "trees" / "0000.jsonl").read_text().splitlines()
+    lines = (tmp_path / "run" / "trees" / "tree" / "0000.jsonl").read_text().splitlines()
     trees = [json.loads(line) for line in lines]
     mode = "dialogue" if name.startswith(("household", "codecontests")) else "window"
     assert {t["mode"] for t in trees} == {mode}

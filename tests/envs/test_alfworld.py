@@ -572,7 +572,7 @@ def test_configs_make_the_environment(name):
     for mode in ("full", "smoke"):
         c = runpy.run_path(str(path))["get_config"](mode)
         env = envs.make(c.env.name, horizon=c.env.horizon, **c.env.options.to_dict())
-        assert {c.explore.split, c.evaluate.split} <= set(env.splits)
+        assert {c.search.tree.split, c.evaluate.split} <= set(env.splits)
         if mode == "full" and name != "alfworld":
             assert (env.horizon, c.context.mode, c.context.window) == (50, "window", 2)
-            assert c.distill.train.learning_rate == 1e-6 and c.distill.train.num_epochs == 2
+            assert c.leafe.train.learning_rate == 1e-6 and c.leafe.train.num_epochs == 2

@@ -10,7 +10,8 @@ import envs
 from envs.base import EnvDataError
 from envs.prompts import Prompts, PromptsConfig
 from envs.science import world as science_world
-from envs.science.tasks import FAMILIES, TASKS_PER_FAMILY, variations
+from envs.science.tasks import TASKS_PER_FAMILY, variations
+from envs.science.worlds import FAMILIES
 
 ENV = envs.make("science", horizon=60)
 

@@ -50,7 +50,7 @@ def make_workdir(tmp_path, trees=3):
         "distill": {"counterfactual_examples": 1, "rehearsal_examples": 2, "target_tokens": 3},
     }  # fmt: skip
     (tmp_path / "results.json").write_text(json.dumps(results))
-    directory = tmp_path / "explore" / "trees"
+    directory = tmp_path / "trees" / "tree"
     directory.mkdir(parents=True)
     lines = [json.dumps(hostile_tree(i).to_json()) for i in range(trees)]
     (directory / "0000.jsonl").write_text("\n".join(lines) + "\n")
@@ -143,7 +143,7 @@ def test_lines_that_are_no_trees_are_counted(tmp_path):
         good,
     ]
     raw = "\n".join(lines).encode("utf-8", "surrogatepass") + b"\n\xff\xfe torn"
-    (tmp_path / "explore" / "trees" / "0002.jsonl").write_bytes(raw)
+    (tmp_path / "trees" / "tree" / "0002.jsonl").write_bytes(raw)
     trees, number, broken = report.read_tree_lines(tmp_path)
     assert len(trees) == number == 5 and broken == 1 + 5 + 1
     parsed(tmp_path)
@@ -161,7 +161,7 @@ def record(workdir, *blocks):
 def test_only_blocks_are_on_the_page(tmp_path, listed):
     """Stray copies are no blocks, with or without a list of blocks; a FIFO does not stop the page."""
     make_workdir(tmp_path)
-    trees = tmp_path / "explore" / "trees"
+    trees = tmp_path / "trees" / "tree"
     strays = ["0000 (copy).jsonl", "0000.jsonl.bak", "copy.jsonl.partial", "0000.jsonl.damaged"]
     for name in strays + ["0007.jsonl"] * listed:
         (trees / name).write_bytes((trees / "0000.jsonl").read_bytes())
@@ -179,7 +179,7 @@ def test_very_long_text_is_cut_on_the_page_and_says_so(tmp_path):
     make_workdir(tmp_path)
     tree = hostile_tree(0).to_json()
     tree["nodes"][0]["turns"][0]["observation"] = "o" * 2_000_000
-    (tmp_path / "explore" / "trees" / "0000.jsonl").write_text(json.dumps(tree) + "\n")
+    (tmp_path / "trees" / "tree" / "0000.jsonl").write_text(json.dumps(tree) + "\n")
     shown = json.loads(parsed(tmp_path).data)[0]["nodes"][0]["turns"][0]["observation"]
     assert shown.endswith("[... 1,990,000 more characters in the tree file]")
     assert shown.count("o") < 10_020
@@ -240,7 +240,7 @@ def test_parts_of_a_run(tmp_path):
             any(row[1] == method for row in rows if len(row) > 1) for method in change["methods"]
         )
         assert table.console_table({**results, **change})
-    for tree in (tmp_path / "explore" / "trees").iterdir():
+    for tree in (tmp_path / "trees" / "tree").iterdir():
         tree.unlink()
     edit(tmp_path, {k: v for k, v in results.items() if k not in ("explore", "distill")})
     assert "Exploration" not in (parsed(tmp_path), (tmp_path / "report/index.html").read_text())[1]
@@ -303,7 +303,7 @@ def test_no_line_direction_or_control_character_reaches_the_page(tmp_path):
     edit(tmp_path, results)
     tree = hostile_tree(0).to_json()
     tree["family"] = tree["nodes"][0]["turns"][0]["text"] = hostile
-    (tmp_path / "explore" / "trees" / "0000.jsonl").write_text(json.dumps(tree) + "\n")
+    (tmp_path / "trees" / "tree" / "0000.jsonl").write_text(json.dumps(tree) + "\n")
     shown = json.loads(parsed(tmp_path).data)[0]
     assert shown["family"] == shown["nodes"][0]["turns"][0]["text"] == visible(hostile)
     page = (tmp_path / "report" / "index.html").read_text()
@@ -327,7 +327,7 @@ def test_a_tree_that_would_stop_the_script_is_left_out(tmp_path, spoil):
     make_workdir(tmp_path)
     tree = hostile_tree(0).to_json()
     spoil(tree)
-    path = tmp_path / "explore" / "trees" / "0002.jsonl"
+    path = tmp_path / "trees" / "tree" / "0002.jsonl"
     path.write_text(json.dumps(tree) + "\n" + "[" * 100_000 + "\n")
     trees, number, broken = report.read_tree_lines(tmp_path)
     assert number == 4 and broken == 3

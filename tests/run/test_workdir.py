@@ -127,7 +127,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with locked(tmp_path, f"--workdir={tmp_path}"):
         pass
-    assert "has no locks (No locks available): make sure that no other run" in caplog.text
+    assert "has no locks (No locks available); make sure that no other run" in caplog.text
 
 
 def test_what_cannot_be_locked(tmp_path):
@@ -164,7 +164,7 @@ def test_another_directory_is_seen_though_a_killed_run_has_been_in_it(tmp_path, 
         return decide([value, "0" * len(value)] if what == "workdir" else [value])
 
     monkeypatch.setattr(processes, "together", together)
-    with pytest.raises(UserError, match="process 1 writes elsewhere than process 0"):
+    with pytest.raises(UserError, match="not the same directory in process 1 as in process 0"):
         with opened(str(tmp_path)):
             pass
 

@@ -53,7 +53,7 @@ def test_every_outlet_writes_them_out(capsys):
 
 CHILD = """
 import sys
-from leafe_jax import console
+from leafe_jax.runtime import console
 console.set_up()
 console.say("\\u017b\\xf3\\u0142\\u0107 " * 3)
 console.say("more " * 20000)
@@ -104,7 +104,7 @@ def test_a_terminal_that_knows_no_other_letters(settings):
 
 def test_nothing_is_printed_into_a_file_that_is_opened_later(tmp_path):
     code = (
-        "import os; from leafe_jax import console; console.set_up();"
+        "import os; from leafe_jax.runtime import console; console.set_up();"
         f" f = open({str(tmp_path / 'data')!r}, 'w'); os.write(1, b'x'); os.write(2, b'x'); f.close()"
     )
     command = f'{sys.executable} -c "$0" <&- >&- 2>&-'

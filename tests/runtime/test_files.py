@@ -34,8 +34,8 @@ def test_paths_are_absolute(text, expected, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gs://bucket/run", "--workdir=gs://bucket/run: must be a directory; a bucket"),
-        ("file://runs/a", "names the host 'runs'"),
+        ("gs://bucket/run", "--workdir=gs://bucket/run: must be a local directory; mount a bucket"),
+        ("file://runs/a", "has a host, 'runs'"),
         ("", "--workdir='': must be a directory"),
         ("a\0b", "must be a directory"),
         ("~nobody-of-this-name/run", "--workdir=~nobody-of-this-name/run: "),

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 CHILD = """
 import os, sys, time
-from leafe_jax import processes
+from leafe_jax.runtime import processes
 from leafe_jax.errors import UserError
 how = sys.argv[1]
 flags = (sys.argv[2], int(sys.argv[3]), int(sys.argv[4])) if len(sys.argv) > 2 else ()
@@ -142,7 +142,7 @@ def test_one_that_has_left_is_not_waited_for():
 # One child imports the module, and forks for each message.
 PEERS = """
 import json, os, socket, subprocess, sys
-from leafe_jax import processes
+from leafe_jax.runtime import processes
 def connected():
     with socket.create_server(("127.0.0.1", 0)) as server:
         return socket.create_connection(server.getsockname()), server.accept()[0]
@@ -196,7 +196,7 @@ def test_a_malformed_message_is_one_line():
     for (number, sent, _), (code, said) in zip(cases, found):
         assert (code, said) == (
             2,
-            f"error: process {1 - number} of 2 has sent something that is no message of this program;"
+            f"error: process {1 - number} of 2 has sent an invalid message;"
             " start all of them again with the same command: finished work is kept\n",
         ), sent
 
@@ -217,8 +217,8 @@ def test_the_port_is_taken():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("host:1", None, None), "belong together: all three or none"),
-        ((None, 2, 0), "belong together: all three or none"),
+        (("host:1", None, None), "must be given all three, or none"),
+        ((None, 2, 0), "must be given all three, or none"),
         (("host", 2, 0), "--coordinator=host: must be host:port"),
         (("host:port", 2, 0), "--coordinator=host:port: must be host:port"),
         (("host:70000", 2, 0), "must be host:port"),

@@ -112,22 +112,22 @@ def test_more_silent_callers_than_there_is_room_for(monkeypatch):
 
 def test_a_process_of_another_run_is_sent_away():
     found = hold(2, [(1, 2, "other"), (1, 2, "mine")], in_turn=True)
-    assert found == {"first": None, 0: "another run is there: mine", 1: None}
+    assert found == {"first": None, 0: "belongs to another run: mine", 1: None}
     found = hold(2, [(1, 2, "other")], seconds=2.0)
     assert found["first"] == (
-        "process 1 of 2 did not come within 2 s; a process of another run called: other"
+        "process 1 of 2 did not join within 2 s; a process of another run called: other"
     )
 
 
 def test_who_is_missing_is_named_to_all():
-    text = "processes 1, 3 of 4 did not come within 1 s"
+    text = "processes 1, 3 of 4 did not join within 1 s"
     assert hold(4, [(2, 4, "mine")], seconds=1.0) == {"first": text, 0: text}
 
 
 def test_one_that_is_there_twice(monkeypatch):
     monkeypatch.setattr(roll, "_LINGER_SECONDS", 0.5)
     found = hold(3, [(1, 3, "mine"), (1, 3, "mine")])
-    assert set(found.values()) == {"process 1 of 3 occurs twice"} and len(found) == 3
+    assert set(found.values()) == {"process 1 of 3 was started twice"} and len(found) == 3
 
 
 def test_another_number_of_processes():
@@ -152,10 +152,10 @@ def test_somebody_else_answers(said):
 
         threading.Thread(target=speak).start()
         place = server.getsockname()
-        with pytest.raises(UserError, match="something else than process 0 answers there"):
+        with pytest.raises(UserError, match="another program answers there, not process 0"):
             roll.answer(place, 2, 1, "mine", 1.0)
 
 
 def test_nobody_answers():
-    with pytest.raises(UserError, match=r"process 0 cannot be reached within 1 s \(.*refused"):
+    with pytest.raises(UserError, match=r"process 0 was not reached within 1 s \(.*refused"):
         roll.answer(("127.0.0.1", free_port()), 2, 1, "mine", 1.0)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Frees and asks for 64 MB ten times; prints how many pages came fresh from the system.
 CODE = """
 import resource, sys
-from leafe_jax.startup import keep_freed_memory
+from leafe_jax.runtime.startup import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 import numpy as np
@@ -83,7 +83,7 @@ def test_the_record_reader_is_not_started_without_room():
         [sys.executable, "-c", READER], capture_output=True, text=True, timeout=120,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert done.stdout.startswith("train: the examples' reader needs 66 threads and 2 GiB"), done
+    assert done.stdout.startswith("train: reading examples needs 66 threads and 2 GiB"), done
 
 
 @pytest.mark.parametrize(

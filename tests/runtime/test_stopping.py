@@ -15,7 +15,7 @@ RESUME = "finished work is kept: run the same command again to resume"
 
 CHILD = """
 import hashlib, os, signal, sys, threading, time
-from leafe_jax import console, stopping
+from leafe_jax.runtime import console, stopping
 
 def end(line, code):
     console.tell(line)
@@ -104,7 +104,8 @@ def test_a_thread_that_dies_is_the_run_s_failure():
 
 SWALLOWED = """
 import os, signal, sys
-from leafe_jax import experiment, main
+from leafe_jax import main
+from leafe_jax.run import experiment
 from leafe_jax.errors import UserError
 
 def run(*_):
@@ -161,10 +162,10 @@ def seen(child, text):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_in_every_phase_and_then_to_the_end(tmp_path, number, code):
     training = (
-        "--config.distill.train.num_epochs=60",
-        "--config.distill.train.checkpoint_every=20",
+        "--config.leafe.train.num_epochs=60",
+        "--config.leafe.train.checkpoint_every=20",
     )
-    for text in ("attention", "explore: 1/", "distill: 0/", "evaluate base: 1/", "leafe: 1/"):
+    for text in ("attention", "explore tree: 1/", "leafe: 0/", "evaluate base: 1/", "leafe: 1/"):
         child = run(tmp_path, *training)
         seen(child, text)
         os.killpg(child.pid, number)

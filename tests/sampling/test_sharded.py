@@ -1,4 +1,4 @@
-"""Sampling on several devices: the same tokens as on one, and programs for TPU topologies."""
+"""Sampling on several devices: same tokens as on one device, and programs that compile for TPUs."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ params = jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, drawn)
 sizes = dict(num_slots=4, stop_ids=(t.STOP,), **t.LONG)
 
 def outcome(engine):
-    # The same sessions as mixed_load's, asked all at once, twice.
+    # Nine sessions, two requests each; all requests of a turn are submitted at once.
     sessions = [engine.start() for _ in range(9)]
     found = []
     for turn in range(2):
@@ -56,8 +56,8 @@ for copies, tensor, attention in ((4, 2, "gather"), (1, 2, "paged"), (2, 1, "gat
         t.check_no_leak(e)
         devices = {d.id for x in jax.tree.leaves(e._pool) for d in x.devices()}
         assert devices == set(range(number * tensor, (number + 1) * tensor))
-        assert e.programs.num_compiled > 0  # every copy had something to do
-        if tensor == 2:  # the heads are divided, not repeated
+        assert e.programs.num_compiled > 0  # every copy served requests
+        if tensor == 2:  # heads are sharded, not replicated
             whole, part = e._pool[0][0] if attention == "gather" else e._pool[0], None
             part = whole.addressable_shards[0].data
             assert part.size * 2 == whole.size
@@ -76,8 +76,8 @@ import jax
 from jax.experimental import topologies
 from leafe_jax.models.decoder import ModelConfig, abstract_params
 from leafe_jax.sampling.engine import plan_programs
-from leafe_jax.sampling.storage import Paged
-from leafe_jax.training.sharding import make_mesh, shardings_for
+from leafe_jax.sampling.paged import Paged
+from leafe_jax.models.sharding import make_mesh, shardings_for
 import jax.numpy as jnp
 
 # Qwen2.5-7B's heads, four layers of it: 64 sessions of 8k on four chips.
@@ -111,7 +111,7 @@ assert set(kinds) == {
 }, kinds
 for key, memory in kinds.items():
     print(*key, memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.alias_size_in_bytes)
-    # The pool is written in place: nothing of its size is allocated beside it.
+    # The pool is written in place: no other buffer of its size is allocated.
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool)) // 4
     assert memory.alias_size_in_bytes >= held and memory.temp_size_in_bytes < held / 2, key
 print("compiled")
@@ -127,7 +127,7 @@ def child(code: str, **env) -> str:
     return done.stdout
 
 
-def test_copies_and_divided_models_sample_the_same_tokens():
+def test_copies_and_tensor_parallel_models_sample_the_same_tokens():
     flags = "--xla_force_host_platform_device_count=8"
     assert child(SAMPLE, XLA_FLAGS=flags).endswith("same\n")
 

@@ -94,7 +94,9 @@ def test_bad_topologies(text):
 def test_topologies_and_models():
     assert plan.parse_topology("v5p:4x4x4") == ("v5p", "4x4x4", 64)
     assert plan.parse_topology("cpu:8") == ("cpu", "8", 8)
-    with pytest.raises(UserError, match="--model=GPT-2: no directory with config.json, nor one of"):
+    with pytest.raises(
+        UserError, match="--model=GPT-2: must be a directory with config.json, or one of"
+    ):
         plan.find_model("GPT-2")
     assert plan.find_model(str(ROOT / "leafe_jax/assets/base")).num_layers == 4
 
@@ -111,8 +113,8 @@ QUICKSTART = ("--config=configs/quickstart.py", "--model=leafe_jax/assets/base",
 
 
 def test_plan_on_fake_devices():
-    flags = ("--topology=cpu:2", "--config.distill.train.mesh.data=1",
-             "--config.distill.train.mesh.fsdp=2")  # fmt: skip
+    flags = ("--topology=cpu:2", "--config.leafe.train.mesh.data=1",
+             "--config.leafe.train.mesh.fsdp=2")  # fmt: skip
     done = run(*QUICKSTART, *flags)
     assert done.returncode == 0, done.stderr[-2000:]
     plans = json.loads(done.stdout)
@@ -135,7 +137,7 @@ def test_plan_on_fake_devices():
     assert told.returncode == 0, told.stderr[-2000:]
     first, *lines = told.stdout.splitlines()
     assert first.startswith("cpu:2: 2 chips of ")
-    at = lines.index("sampler's turn, of one copy of the model")
+    at = lines.index("sampler's turn, one copy of the model")
     assert lines[0] == "train step"
     for part, rows in ((figures, lines[1:at]), (decode, lines[at + 1 :])):
         said = {row.split()[0]: row.split()[1:] for row in rows}
@@ -148,7 +150,7 @@ def test_plan_on_fake_devices():
 _LIMITS = """
 import re
 import jax, jax.numpy as jnp
-from leafe_jax import plan
+from leafe_jax.tools import plan
 
 for kind, shape, count in (("v4", "2x2x1", 4), ("v5e", "2x2", 4), ("v5p", "2x2x1", 4), ("v6e", "2x2", 4)):
     devices, chip = plan._devices(kind, shape, count)
@@ -178,7 +180,7 @@ def test_errors_are_one_line():
     for arguments, message in (
         (("--topology=v5e:4x4",), "--config and --topology are needed"),
         ((*QUICKSTART, "--topology=v5e"), "--topology=v5e: must be"),
-        ((*QUICKSTART, "--topology=cpu:2", "--config.distill.train.mesh.data=3"), "train.mesh: data = 3"),
+        ((*QUICKSTART, "--topology=cpu:2", "--config.leafe.train.mesh.data=3"), "train.mesh: data = 3"),
         ((*QUICKSTART, "--topology=cpu:2", "--config.sampler.max_len=4096"), "sampler.max_len = 4096: must be"),
         ((*QUICKSTART, "--topology=v5e:3x5"), "--topology=v5e:3x5: "),
     ):  # fmt: skip
@@ -247,7 +249,7 @@ def test_plan_on_a_small_tpu():
 )
 def test_the_papers_models_fit(model, topology, rows, sessions):
     done = run("--config=configs/household_instruct.py", f"--model={model}", f"--topology={topology}",
-               "--config.distill.train.seq_len=4096", f"--config.distill.train.batch_size={rows}",
+               "--config.leafe.train.seq_len=4096", f"--config.leafe.train.batch_size={rows}",
                f"--config.sampler.num_slots={sessions}", "--json", timeout=3000)  # fmt: skip
     figures = json.loads(done.stdout)
     assert figures["train"]["fits"] and figures["decode"]["fits"], figures

@@ -14,8 +14,8 @@ import trainer
 trainer.join_processes()
 import jax, numpy as np
 from leafe_jax.sampling.replicas import make_engines
-from leafe_jax.training import sharding
-from leafe_jax.training.sharding import cast, hand_over, make_mesh, shardings_for
+from leafe_jax.models import sharding
+from leafe_jax.models.sharding import cast, hand_over, make_mesh, shardings_for
 
 expected = jax.tree.map(np.asarray, trainer.params())
 devices = jax.devices()

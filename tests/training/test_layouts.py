@@ -177,7 +177,7 @@ trainer.join_processes()
 import jax, jax.numpy as jnp
 from pathlib import Path
 from leafe_jax.training import checkpoint
-from leafe_jax.training.sharding import make_mesh
+from leafe_jax.models.sharding import make_mesh
 
 first = jax.process_index() == 0
 mesh = make_mesh(dict(data=4, fsdp=1, tensor=1))
@@ -279,7 +279,7 @@ def test_wrong_meshes(tmp_path, changes, message):
 _SLICES = """
 import jax
 from jax.experimental import topologies
-from leafe_jax.training.sharding import AXES, train_mesh
+from leafe_jax.models.sharding import AXES, train_mesh
 
 def described(name, **options):
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
