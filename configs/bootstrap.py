@@ -62,7 +62,7 @@ def get_config(mode: str = "full"):
         b.num_conversations = int(b.games[mode].weight)
         if mode != "household":  # habits are measured on the game as its laptop config plays it
             laptop = load_config(mode)
-            c.env, c.sampler = laptop.env, laptop.sampler
+            c.env, c.sampler, c.prompts = laptop.env, laptop.sampler, laptop.prompts
             c.habits.reflect_every = laptop.search.tree.reflect_every
             c.evaluate.split = "valid_seen" if mode == "alfworld" else "valid"
             c.evaluate.num_tasks = 24

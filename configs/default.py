@@ -9,5 +9,7 @@ methods in leafe_jax/methods/, and of training in leafe_jax/training/settings.py
 from leafe_jax.run.config import default_config
 
 
-def get_config():
+def get_config(mode: str = "full"):
+    if mode != "full":
+        raise ValueError(f"--config=configs/default.py:{mode}: the only mode is full")
     return default_config()

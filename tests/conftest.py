@@ -3,6 +3,8 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# torch's threads spin while they wait, and starve whatever else runs on the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Compiled programs are kept between runs, as main.py does.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "leafe_jax" / "xla")

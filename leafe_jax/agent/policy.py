@@ -42,10 +42,12 @@ class Completion:
       text: decoded reply.
       prompt_ids: ids that were appended for the user turn.
       plain_prompt_ids: the ids of `plain_text`, or None.
-      ids, logprobs: sampled ids (stop token included) and their log-probabilities.
+      ids, logprobs: sampled ids (stop token included) and their log-probabilities under the model.
       finish_reason: "stop", "length", "context" or "error".
       prefilled, cached: prompt tokens computed, and found in the cache.
-      error: what is wrong with the request, where finish_reason is "error".
+      error: what is wrong with the request, if finish_reason is "error".
+      sampled_logprobs: log-probabilities under the distribution sampled from; None if that is the
+        model's own, so that they equal `logprobs`.
     """
 
     text: str
@@ -57,6 +59,7 @@ class Completion:
     prefilled: int
     cached: int
     error: str = ""
+    sampled_logprobs: tuple[float, ...] | None = None
 
 
 class Policy(Protocol):

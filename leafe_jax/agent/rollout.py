@@ -304,6 +304,7 @@ class Rollout:
             action=action,
             valid=well_formed and bool(result.info.get("valid", True)),
             reward=result.reward,
+            sampled_logprobs=_list(completion.sampled_logprobs),
         )
         episode.states.append(episode.state)
         episode.turns.append(turn)
@@ -320,6 +321,10 @@ class Rollout:
         node.success, node.done = state.success, state.done
         if state.done:
             node.stop = "success" if state.success else "failure"
+
+
+def _list(values: Sequence[float] | None) -> list[float] | None:
+    return None if values is None else list(values)
 
 
 def branch(policy: Policy, parent: Episode, tau: int, node: Node, name: str) -> Episode:

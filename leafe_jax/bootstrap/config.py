@@ -12,15 +12,15 @@ from leafe_jax.training.settings import TrainConfig
 class GameConfig:
     """One game of the corpus; environment and horizon as in the game's laptop config."""
 
-    weight: float = 1.0  # of the game among all conversations
+    weight: float = 1.0  # share of the conversations, relative to the other games' weights
     horizon: int = 20  # environment steps per episode
     prompt_style: str = "plain"
-    slip_rate: float = 0.02  # random wrong turns per step; they carry no loss
-    # How often a player does unasked what it should: one rate per habit, graded.
+    slip_rate: float = 0.02  # probability per step of a random wrong action; not trained on
+    # Probability that a player avoids a habit without being told: one per habit.
     unaided_rates: dict[str, float] = dataclasses.field(default_factory=dict)
-    # Of task families whose weight is not 1.
+    # Weights of task families; 1 for families that are not listed.
     family_weights: dict[str, float] = dataclasses.field(default_factory=dict)
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # the environment's
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # options of the environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +40,17 @@ class ShapeConfig:
 class BootstrapConfig:
     """Corpus, tokenizer, model and gate."""
 
-    from_scratch: bool = True  # False: train on from the model of model.path, with its tokenizer
+    from_scratch: bool = True  # False continues training from model.path, with its tokenizer
     games: dict[str, GameConfig] = dataclasses.field(default_factory=dict)
     num_conversations: int = 1000  # of all games together
-    min_count: int = 5  # occurrences of a phrase that make it a token
-    # Share of conversations with 0, 1, ... pieces of experience.
+    min_count: int = 5  # occurrences that a phrase needs to become a token
+    # Relative frequency of conversations with up to 0, 1, ... pieces of experience.
     levels: tuple[float, ...] = (0.3, 0.28, 0.22, 0.12, 0.08)
-    reflect_rate: float = 0.6  # failed conversations that end with a reflection
+    reflect_rate: float = 0.6  # share of failed conversations that end with a reflection
     tail: int = 6  # steps of a failed episode that may follow its first repeated action
-    observation_mass: float = 0.2  # loss on tokens that are not replies
+    observation_mass: float = 0.2  # weight in the loss of tokens that are not replies
     rate_scale: float = 1.0  # multiplies all unaided rates (configs/unaided_sweep.py)
     model: ShapeConfig = ShapeConfig()
     train: TrainConfig = TrainConfig()
-    # Least rates per family, measured by the phase habits; a model below them is refused.
+    # Minimum rates per family, measured by the phase habits; a model below them is refused.
     gate: dict[str, float] = dataclasses.field(default_factory=dict)

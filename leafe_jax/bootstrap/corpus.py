@@ -57,8 +57,7 @@ class Game:
 
 @contextlib.contextmanager
 def open_games(config: BootstrapConfig) -> Iterator[list[Game]]:
-    """A context with the games that have a weight above 0. Leaving it closes their
-    environments.
+    """A context with the games that have a weight above 0. Leaving it closes their environments.
 
     Raises:
       UserError: a field in a game's section is invalid.
@@ -151,7 +150,10 @@ def write_conversation(
     return _render(game, task_id, played, told, slips, config, rng)
 
 
-def _render(game: Game, task_id: str, played: Played, told, slips, config, rng) -> list[Turn]:
+def _render(
+    game: Game, task_id: str, played: Played, told: dict[int, str], slips: set[int],
+    config: BootstrapConfig, rng: random.Random,
+) -> list[Turn]:  # fmt: skip
     """The turns of an episode, cut where the conversation ends, and a reflection if one was drawn."""
     prompts, actions, observations = game.prompts, played.actions, played.observations
     last, reflect_at = len(actions), None

@@ -30,14 +30,15 @@ from leafe_jax.runtime import processes
 from leafe_jax.runtime.files import read_json_lines, whole
 from leafe_jax.runtime.memory import DIVIDE, needed_for
 from leafe_jax.runtime.progress import Progress
+from leafe_jax.training.objectives import sft
 from leafe_jax.training.records import ExampleFile, write_examples
-from leafe_jax.training.trainer import check, fit, place
+from leafe_jax.training.trainer import Data, Start, check, fit, place
 
 _ANY_VOCABULARY = 4096  # vocabulary size for checks that run before there is a tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class Checkpoint:
     """A model to continue training from, with its tokenizer.
 
     Attributes:
@@ -104,7 +105,7 @@ def run(
     config: BootstrapConfig,
     seed: int,
     max_len: int,
-    start: Start | None,
+    start: Checkpoint | None,
     directory: Path,
     begin: Callable[[], None],
     log: Callable[[int, dict[str, float]], None],
@@ -160,12 +161,10 @@ def run(
     records = directory / "examples.array_record"
     write_examples(records, [to_example(turns, chat, mass, max_len) for turns in conversations])
     params = fit(
-        model_config=model_config,
-        load_params=load_params,
-        examples=ExampleFile(records),
-        train_config=config.train,
-        sources=("corpus",),
-        source_weights=(1.0,),
+        Start(model_config, load_params),
+        Data(ExampleFile(records), {"corpus": 1.0}),
+        config.train,
+        sft(),
         directory=directory / "checkpoints",
         seed=seed_for(seed, "bootstrap", "data"),
         log=log,

@@ -18,7 +18,7 @@ from envs.prompts import Prompts
 from leafe_jax.agent.policy import Completion, Policy
 from leafe_jax.agent.rollout import Episode, Hooks, Rollout, RolloutConfig, branch
 from leafe_jax.errors import UserError
-from leafe_jax.types import Node, ReflectionRecord, Tree
+from leafe_jax.types import Budget, Node, ReflectionRecord, Tree
 
 METHODS = ("tree", "independent", "refine")
 SPANS = ("branch", "step")
@@ -133,15 +133,9 @@ class _Explorer(Hooks):
         roots = self._growing[tree.task_id].roots_left
         return self.config.max_attempts - len(tree.nodes) - roots
 
-    def _spent(self, tree: Tree) -> bool:
-        limits, spent = self.config, tree.budget
-        return (0 < limits.max_env_steps <= spent.env_steps) or (
-            0 < limits.max_generated_tokens <= spent.generated_tokens
-        )
-
     # -- hooks ---------------------------------------------------------------------------------
     def exhausted(self, episode: Episode) -> bool:
-        return self._spent(episode.owner)
+        return episode.budget.spent
 
     def reflect_now(self, episode: Episode) -> bool:
         config, node = self.config, episode.node
@@ -172,6 +166,9 @@ class _Explorer(Hooks):
             status=parsed.status,
             tau=parsed.tau,
             experience=parsed.experience,
+            sampled_logprobs=(
+                None if completion.sampled_logprobs is None else list(completion.sampled_logprobs)
+            ),
         )
         if parsed.status == "ok":
             record.status = self._judge(episode, parsed.tau, parsed.experience)
@@ -203,7 +200,7 @@ class _Explorer(Hooks):
 
     def finished(self, episode: Episode) -> None:
         tree = episode.owner
-        following = None if self._spent(tree) else self._next(tree)
+        following = None if tree.budget.spent else self._next(tree)
         if following is not None:
             self.queue.append(following)
             return
@@ -236,6 +233,12 @@ def explore(
     rollout = Rollout(policy, env, prompts, rollout_config)
     explorer = _Explorer(policy, prompts, config, rollout.queue, on_tree, adviser)
     for task in tasks:
-        tree = Tree(env.name, task.task_id, task.family, rollout_config.seed, rollout_config.mode)
+        budget = Budget.within(
+            max_env_steps=config.max_env_steps, max_generated_tokens=config.max_generated_tokens
+        )
+        tree = Tree(
+            env.name, task.task_id, task.family, rollout_config.seed, rollout_config.mode,
+            budget=budget,
+        )  # fmt: skip
         explorer.plant(tree, env)
     rollout.run(explorer)

@@ -298,9 +298,8 @@ def _host_tensor(leaf: _Leaf) -> np.ndarray | None:
 def write_tensors(tensors: dict[str, np.ndarray], path: Path) -> None:
     """Writes a safetensors file with the permissions of its directory."""
     save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(
-        path.parent.stat().st_mode & 0o666
-    )  # safetensors 0.8 makes it readable by its owner only
+    # safetensors 0.8 makes the file readable by its owner only.
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def _write_weights(directory: Path, params, max_bytes: int) -> str:

@@ -72,9 +72,8 @@ class WeightFile:
         """Drops a tensor's pages, which count as this process's memory once they have been read."""
         if hasattr(mmap, "MADV_DONTNEED"):
             begin, end = (self._begin + x for x in self.header[name]["data_offsets"])
-            begin = (
-                -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
-            )  # keep the page shared with a neighbour
+            # Keep the page that is shared with the tensor before.
+            begin = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
             if begin < end:
                 self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 

@@ -59,11 +59,12 @@ from leafe_jax.run.weights import (
 )
 from leafe_jax.run.workdir import opened
 from leafe_jax.runtime import console, processes
-from leafe_jax.runtime.files import fingerprint, to_json, whole, write_json
+from leafe_jax.runtime.files import fingerprint, make_directory, to_json, whole, write_json
 from leafe_jax.runtime.metrics import Metrics
 from leafe_jax.runtime.progress import Progress
+from leafe_jax.training.objectives import sft
 from leafe_jax.training.records import ExampleFile, write_examples
-from leafe_jax.training.trainer import fit
+from leafe_jax.training.trainer import Data, Start, fit
 from leafe_jax.types import Example, Tree
 
 _LOG = logging.getLogger("leafe_jax")
@@ -114,7 +115,9 @@ class Experiment:
         assert settings is not None, "validate refuses the phase without its section"
         start = None
         if not settings.from_scratch:
-            start = bootstrap.Start(given_model(model), model.chat_template, model.enable_thinking)
+            start = bootstrap.Checkpoint(
+                given_model(model), model.chat_template, model.enable_thinking
+            )
         with _progress(1, "step", "bootstrap") as bar:
             bootstrap.run(
                 settings, self.seed, self.config.sampler.max_len, start, Path(phase.directory),
@@ -255,12 +258,10 @@ class Experiment:
         write_examples(records, examples)
         with _progress(1, "step", method.name) as bar:
             params = fit(
-                model_config=model_config,
-                load_params=functools.partial(hf.load_params, start, model_config),
-                examples=ExampleFile(records),
-                train_config=train,
-                sources=method.sources,
-                source_weights=method.weights,
+                Start(model_config, functools.partial(hf.load_params, start, model_config)),
+                Data(ExampleFile(records), dict(zip(method.sources, method.weights, strict=True))),
+                train,
+                sft(),
                 directory=directory / "checkpoints",
                 # One name for all methods: their differences are not those of the data's order.
                 seed=seed_for(self.seed, "distill"),

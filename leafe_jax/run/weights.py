@@ -25,6 +25,7 @@ from leafe_jax.runtime.files import checksum, fingerprint, remove
 from leafe_jax.runtime.memory import DIVIDE, needed_for
 from leafe_jax.sampling.lm_policy import LMPolicy
 from leafe_jax.sampling.replicas import make_engines
+from leafe_jax.sampling.requests import EngineConfig
 from leafe_jax.training.settings import TrainConfig
 
 BASE_MODEL = Path(__file__).parents[1] / "assets" / "base"
@@ -120,11 +121,7 @@ class Weights:
                 load_params = hand_over(trained, sampler.tensor)
             del trained  # a second copy
         # Made here, so that wrong sizes are refused before any directory is claimed.
-        engine = make_engines(
-            model_config,
-            load_params,
-            copies=sampler.copies,
-            tensor=sampler.tensor,
+        settings = EngineConfig(
             num_slots=sampler.num_slots,
             page_size=sampler.page_size,
             num_pages=sampler.num_pages,
@@ -135,6 +132,9 @@ class Weights:
             stop_ids=chat.stop_ids,
             attention=sampler.attention,
             options=not sampler.sampling(1.0).plain,
+        )
+        engine = make_engines(
+            model_config, load_params, settings, copies=sampler.copies, tensor=sampler.tensor
         )
         for one in getattr(engine, "engines", [engine]):
             programs = one.programs

@@ -6,13 +6,15 @@ import json
 import math
 import os
 import re
+import sys
 from pathlib import Path
-from typing import Any
-
-from tensorboardX import SummaryWriter
+from typing import TYPE_CHECKING, Any
 
 from leafe_jax.runtime.console import visible
 from leafe_jax.runtime.files import make_directory, readable, whole
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 def _prefixes(line: dict[str, Any]) -> set[str]:
@@ -28,6 +30,23 @@ def code_block(text: str) -> str:
     """
     lines = re.split("\r\n|\r|\n", text)
     return "".join(f"    {visible(line)}\n" for line in lines)
+
+
+def _summary_writer(directory: str) -> SummaryWriter:
+    """A writer of TensorBoard's event files.
+
+    tensorboardX imports torch where it is installed: seconds of every start and 200 MB, for tensors that
+    we never hand it. None in sys.modules makes that import fail, which tensorboardX expects.
+    """
+    loaded = "torch" in sys.modules
+    if not loaded:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if not loaded:
+            del sys.modules["torch"]
+    return SummaryWriter(directory)
 
 
 class Metrics:
@@ -77,7 +96,7 @@ class Metrics:
         return self._last.get(prefix, -1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes the values of a step, whose names share a prefix, e.g. {"distill/loss": 0.3}.
+        """Writes the values of a step, whose names share a prefix, e.g. {"leafe/loss": 0.3}.
 
         A value that is not finite is null in metrics.jsonl, because JSON cannot represent it, and is left
         out of TensorBoard's curve.
@@ -145,5 +164,5 @@ class Metrics:
 
     def _tensorboard(self) -> SummaryWriter:
         if self._writer is None:
-            self._writer = SummaryWriter(str(self._events))
+            self._writer = _summary_writer(str(self._events))
         return self._writer

@@ -224,9 +224,8 @@ def _explain_aborts() -> None:
             )
         os._exit(2)
 
-    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(
-        explain
-    )  # global: must not be garbage-collected
+    # Global, because it must not be garbage-collected.
+    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(explain)
     ctypes.CDLL(None).signal(signal.SIGABRT, _handler)
 
 
@@ -377,9 +376,8 @@ def _decide(decide, values: list[Any]) -> dict[str, Any]:
         decision = decide(values) if decide is not None else None
     except UserError as error:
         return {"error": str(error)}
-    return {
-        "decision": json.loads(json.dumps(decision))
-    }  # so that all processes get the same types
+    # Through JSON in process 0 as well, so that all processes get the same types.
+    return {"decision": json.loads(json.dumps(decision))}
 
 
 def _keep_alive(connection: socket.socket) -> None:

@@ -7,7 +7,6 @@ annotations, so a wrong value is refused by its full name, e.g. `leafe.train.seq
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 import typing
 from collections.abc import Callable
@@ -44,7 +43,7 @@ def build(kind: type[T], values: Any, where: str) -> T:
             raise UserError(
                 f"{_join(where, name)}: no such field; there are {', '.join(sorted(fields))}"
             )
-    hints = _hints(kind)
+    hints = typing.get_type_hints(kind)
     found = {}
     for name, field in fields.items():
         if name in given:
@@ -52,11 +51,6 @@ def build(kind: type[T], values: Any, where: str) -> T:
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{_join(where, name)}: missing; must be {_allowed(hints[name])}")
     return kind(**found)
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
 
 
 def _join(where: str, name: Any) -> str:

@@ -1,18 +1,20 @@
 """The sampler's device programs, and the list of those that a run may use.
 
-Static shapes throughout: which shapes there are is settled when the engine is made
-(`leafe_jax.sampling.shapes`), each is compiled once, ahead of its first use if there is time, and none is
-added afterwards.
+All shapes are static. The list is complete when the engine is made (`leafe_jax.sampling.shapes`); each
+program is compiled once, ahead of its first use if there is time. Engines that differ in nothing but the
+values of their weights share the compiled programs, so that a run which evaluates several methods compiles
+for the first of them only.
 """
 
 from __future__ import annotations
 
 import atexit
+import collections
 import dataclasses
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -182,6 +184,65 @@ def _placed(storage, pool):
     return jax.lax.with_sharding_constraint(pool, NamedSharding(storage.mesh, storage.spec))
 
 
+_KEPT = 1  # sets of compiled programs that outlive their engines; on a TPU their code occupies HBM
+
+
+class _Compiled:
+    """The compiled programs of all engines with one key (see `_shared`).
+
+    Attributes:
+      programs: what is compiled by now.
+      locks: one a program, so that no two threads compile the same one.
+    """
+
+    def __init__(self) -> None:
+        self.programs: dict[Program, Callable] = {}
+        self.locks: dict[Program, threading.Lock] = {}
+
+    def get(self, program: Program, compile: Callable[[Program], Callable]) -> Callable:
+        """The program, from `compile` if it is not there."""
+        if program not in self.programs:
+            with self.locks.setdefault(program, threading.Lock()):
+                if program not in self.programs:
+                    self.programs[program] = compile(program)
+        return self.programs[program]
+
+
+_sets: weakref.WeakValueDictionary[Hashable, _Compiled] = weakref.WeakValueDictionary()
+_latest: collections.deque[_Compiled] = collections.deque(maxlen=_KEPT)
+_sets_lock = threading.Lock()
+
+
+def _shared(statics: Statics, avals: Any) -> _Compiled:
+    """The compiled programs for these statics and these parameters and pool.
+
+    The key holds everything that a program is compiled from: the statics (with model and mesh), the tree
+    of parameters and pool with every array's shape, dtype and sharding, and the settings of jax that
+    change what it traces. It holds no array. A set lives as long as an engine uses it or it is one of the
+    last `_KEPT` that an engine asked for.
+
+    Args:
+      statics: of the engine.
+      avals: parameters and pool as ShapeDtypeStructs.
+    """
+    leaves, tree = jax.tree.flatten(avals)
+    traced = (
+        jax.config.jax_default_device,
+        jax.config.jax_default_matmul_precision,
+        jax.config.jax_enable_x64,
+        jax.sharding.get_abstract_mesh(),
+    )
+    key = (statics, tree, tuple((x.shape, x.dtype, x.sharding) for x in leaves), traced)
+    with _sets_lock:
+        found = _sets.get(key)
+        if found is None:
+            found = _sets[key] = _Compiled()
+        if found in _latest:
+            _latest.remove(found)
+        _latest.append(found)
+    return found
+
+
 class Programs:
     """The programs of an engine: listed when the engine is made, each compiled once, none added later.
 
@@ -192,19 +253,19 @@ class Programs:
 
     Attributes:
       listed: as given.
-      num_compiled: how many are compiled by now; never more than are listed.
+      num_compiled: how many of them are compiled by now, by this engine or by one that shares them.
     """
 
     def __init__(self, statics: Statics, params, pool, listed: Sequence[Program]):
         self.statics, self.listed = statics, tuple(dict.fromkeys(listed))
         self._avals = jax.tree.map(_aval, (params, pool))
-        self._compiled: dict[Program, Callable] = {}
-        self._locks = {program: threading.Lock() for program in self.listed}
+        self._compiled = _shared(statics, self._avals)
+        self._listed = frozenset(self.listed)
         self._failure: Exception | None = None  # of the thread that compiles ahead
 
     @property
     def num_compiled(self) -> int:
-        return len(self._compiled)
+        return sum(program in self._compiled.programs for program in self.listed)
 
     def get(self, program: Program) -> Callable:
         """The compiled program. If it is not ready, it is compiled now.
@@ -215,11 +276,9 @@ class Programs:
         """
         if self._failure is not None:
             raise self._failure
-        if program not in self._compiled:
-            with self._locks[program]:
-                if program not in self._compiled:
-                    self._compiled[program] = self._compile(program)
-        return self._compiled[program]
+        if program not in self._listed:
+            raise KeyError(program)
+        return self._compiled.get(program, self._compile)
 
     def _compile(self, program: Program) -> Callable:
         try:

@@ -11,7 +11,7 @@ prints one JSON line per engine. Engines run interleaved, and times are medians.
     branches   8 histories of 512 tokens, 16 branches each, 32-token suffix, 32 generated
     ragged     128 live sequences: histories of 100 to 800 tokens, forked at unequal steps; 3 turns of 5
                to 80 observation tokens and 4 to 64 generated; each starts its next turn as soon as one ends
-    leafe      a recorded exploration (--trees=WORKDIR/explore/trees): its forks, turns and reflections
+    leafe      a recorded exploration (--trees=WORKDIR/trees/tree): its forks, turns and reflections
     step       one decode step with pages against a plain jitted step without, at the same batch size
 
 Tokens are random, decoding is greedy, and the workload fixes the length of each reply. So every engine does
@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import abc
 import argparse
-import functools
 import json
 import resource
 import statistics
@@ -119,14 +118,16 @@ class BenchEngine(Engine):
         super().__init__(*args, **kwargs)
         from leafe_jax.models import hf
         from leafe_jax.sampling.engine import Engine as Sampler
+        from leafe_jax.sampling.requests import EngineConfig
 
         self.config = hf.read_config(str(self.path))
         params = hf.load_params(str(self.path), self.config, self.dtype)
         slots, max_len, gen, turn_chunk = self._sizes()
-        self.sampler = Sampler(
-            self.config, params, num_slots=slots, max_len=max_len, max_new_tokens=gen,
-            turn_chunk=turn_chunk, prefill_chunk=128, stop_ids=(),
+        sizes = EngineConfig(
+            num_slots=slots, max_len=max_len, max_new_tokens=gen, turn_chunk=turn_chunk,
+            prefill_chunk=128, stop_ids=(),
         )  # fmt: skip
+        self.sampler = Sampler(self.config, params, sizes)
 
     def _sizes(self) -> tuple[int, int, int, int]:
         """(slots, most tokens of a session, most tokens of a reply, turn chunk)."""
@@ -148,7 +149,7 @@ class BenchEngine(Engine):
         return super().run(x)
 
     def _submit(self, context: list[int], count: int) -> int:
-        from leafe_jax.sampling.engine import Request, Session
+        from leafe_jax.sampling.requests import Request, Session
         from leafe_jax.types import Sampling
 
         sampling = Sampling(1.0 if self.do_sample else 0.0)
@@ -301,110 +302,6 @@ class _Ids:
 ENGINES = {e.name: e for e in (BenchEngine, Transformers, Tunix)}
 
 
-# -- one decode step -------------------------------------------------------------------------------
-def decode_step(engine: BenchEngine, rows: int, context: int, repeats: int) -> dict[str, float]:
-    """Seconds of a decode step with pages and without.
-
-    With pages: the time of a turn of a whole burst minus that of a single token, divided by the number
-    of steps between them. Gathering and writing back happen once per burst and are reported separately.
-    Without pages: the same layers on contiguous buffers, jitted alone, with an argmax for sampling.
-
-    Args:
-      engine: made for a workload with room for `rows` sessions of `context` tokens.
-      rows: batch size.
-      context: tokens in each row's context.
-      repeats: number of measurements that the medians are taken of.
-    """
-    sampler = engine.sampler
-    statics = sampler.programs.statics
-    program = next(
-        p
-        for p in reversed(sampler.programs.listed)
-        if (p.kind, p.rows, p.groups) == ("turn", rows, 0)
-        and p.pages * statics.page_size >= context + p.tokens + statics.burst
-    )
-    turn = _paged_turn(sampler, program, context)
-    loop = _plain_loop(sampler, program, context)
-    times: dict[str, list[float]] = {"whole": [], "single": [], "plain": []}
-    for number in range(repeats + 1):  # the first one compiles
-        for name, work in (
-            ("whole", lambda: turn(statics.burst)),
-            ("single", lambda: turn(1)),
-            ("plain", lambda: loop(statics.burst)),
-        ):
-            begin = time.perf_counter()
-            work()
-            if number:
-                times[name].append(time.perf_counter() - begin)
-    whole, single, bare = (statistics.median(times[k]) for k in ("whole", "single", "plain"))
-    step = (whole - single) / (statics.burst - 1)
-    return {
-        "rows": rows,
-        "context": context,
-        "burst": statics.burst,
-        "step_s": step,
-        "plain_step_s": bare / statics.burst,
-        "step_ratio": step / (bare / statics.burst),
-        "burst_ratio": whole / bare,  # includes gathering, the prompt chunk and writing back
-        "once_a_burst_s": whole - step * statics.burst,
-    }
-
-
-def _paged_turn(sampler, program, context: int) -> Callable[[int], None]:
-    """A function that samples `count` tokens per row with the sampler's program, and waits for them."""
-    import jax
-
-    from leafe_jax.sampling.cache import Pages
-
-    compiled = sampler.programs.get(program)
-    pages, burst = sampler.programs.zeros(program)
-    pages = Pages(*pages[:3], np.full(program.rows, context, np.int32), pages.target)
-    ones = np.ones(program.rows, np.int32)
-    burst = burst._replace(num_tokens=ones, leave=np.int32(program.rows))
-
-    def turn(count: int) -> None:
-        sampler._pool, *out = compiled(
-            sampler.params, sampler._pool, pages, burst._replace(budget=ones * count)
-        )
-        jax.block_until_ready(out)
-
-    return turn
-
-
-def _plain_loop(sampler, program, context: int) -> Callable[[int], None]:
-    """A function that runs `count` decode steps of the program's batch without pages, and waits."""
-    import jax
-    import jax.numpy as jnp
-
-    from leafe_jax.models import decoder
-    from leafe_jax.sampling.cache import KVCache
-    from leafe_jax.sampling.gathered import Gathered
-
-    storage, statics, params = Gathered(), sampler.programs.statics, sampler.params
-    rows, length = program.rows, program.pages * statics.page_size
-
-    @functools.partial(jax.jit, donate_argnums=1)
-    def plain(params, cache, last, start):
-        written: list = []
-        nothing = KVCache(tuple(k[..., :0] for k in cache.k), tuple(v[:, :, :0] for v in cache.v))
-        fixed = (nothing, jnp.zeros_like(start))
-        attend = storage.attend(cache, fixed, start, written)
-        hidden = decoder.hidden(statics.config, params, last[:, None], start[:, None], attend)
-        logits = decoder.head(statics.config, params, hidden[:, 0])
-        return storage.carry(written), jnp.argmax(logits, -1).astype(jnp.int32)
-
-    cache = storage.empty(statics.config, rows, length, jax.tree.leaves(params)[0].dtype)
-    last, start = jnp.zeros(rows, jnp.int32), jnp.full(rows, context, jnp.int32)
-
-    def loop(count: int) -> None:
-        nonlocal cache, last
-        for _ in range(count):
-            cache, last = plain(params, cache, last, start)
-        last.block_until_ready()
-
-    return loop
-
-
 # -- command line ----------------------------------------------------------------------------------
 def measure(engines: Sequence[Engine], x: Inputs, repeats: int, log: Callable) -> list[dict]:
     """One record per engine, times in seconds. The engines run interleaved."""
@@ -477,8 +374,10 @@ def main(argv: Sequence[str]) -> int:
                 f" {', '.join(ENGINES)}, and repeats at least 1"
             )
         if arguments.workload == "step":
+            from leafe_jax.tools.bench_step import decode_step
+
             engine = BenchEngine(arguments.model, arguments.dtype, Branch(gen=64))
-            record = decode_step(engine, 128, 512, arguments.repeats)
+            record = decode_step(engine.sampler, 128, 512, arguments.repeats)
             print(json.dumps({**common, "engine": engine.name, **rounded(record)}), flush=True)
             return 0
         kind = WORKLOADS[arguments.workload]

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import abc
 import argparse
-import dataclasses
 import json
 import statistics
 import sys
@@ -36,9 +35,12 @@ from leafe_jax.errors import UserError
 from leafe_jax.runtime.startup import keep_freed_memory, prefer_cpu
 from leafe_jax.tools.bench_sampling import find_checkpoint, load_tunix, peak_bytes, rounded
 from leafe_jax.tools.hardware import CHIPS, matmul_flops
-from leafe_jax.training.forward import REMAT
+from leafe_jax.training.settings import REMAT, MeshConfig, TrainConfig
 
 LEARNING_RATE, B1, B2, EPS, WEIGHT_DECAY = 1e-4, 0.9, 0.999, 1e-8, 0.01
+NEVER_CLIPPED = (
+    1e9  # the norm is measured and applied as in a run, but never reached: rivals do not clip
+)
 
 # device_kind -> bfloat16 operations per second. GPUs: dense, from NVIDIA's data sheets (SXM).
 PEAKS = {
@@ -97,32 +99,6 @@ class Engine(abc.ABC):
         return peak_bytes()
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The fields of a config's train section that `step_options` and `make_optimizer` read."""
-
-    batch_size: int
-    compute_dtype: str
-    remat: str
-    scan_layers: bool
-    accumulation: int = 1
-    loss_chunk: int = 8192
-    checkpoint_every: int = (
-        1  # this field and the next two belong to the loop, which is not measured
-    )
-    log_every: int = 1
-    max_nonfinite: int = 1
-    attention: str = "auto"
-    learning_rate: float = LEARNING_RATE
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    weight_decay: float = WEIGHT_DECAY
-    b1: float = B1
-    b2: float = B2
-    eps: float = EPS
-    clip_norm: float = 1e9  # computed as in a run but never reached: the other engines do not clip
-
-
 class BenchTrain(Engine):
     """This package's train step, over all devices."""
 
@@ -135,20 +111,27 @@ class BenchTrain(Engine):
         from leafe_jax.models import hf
         from leafe_jax.models.decoder import abstract_params
         from leafe_jax.models.sharding import BATCH, shardings_for, train_mesh
+        from leafe_jax.training.objectives import sft
         from leafe_jax.training.optimizer import make_optimizer
         from leafe_jax.training.step import init_state, make_train_step, step_options
 
         self.num_devices = jax.device_count()
-        settings = Settings(len(self.ids), self.dtype, self.remat, self.scan_layers)
-        mesh = train_mesh({"data": 1, "fsdp": -1, "tensor": 1})
+        rows, seq = self.ids.shape
+        settings = TrainConfig(
+            batch_size=rows, seq_len=seq, compute_dtype=self.dtype, remat=self.remat,
+            scan_layers=self.scan_layers, mesh=MeshConfig(data=1, fsdp=-1, tensor=1),
+            learning_rate=LEARNING_RATE, schedule="constant", warmup_steps=0, b1=B1, b2=B2, eps=EPS,
+            weight_decay=WEIGHT_DECAY, clip_norm=NEVER_CLIPPED,
+        )  # fmt: skip
+        mesh = train_mesh(settings.mesh)
         options = step_options(settings, self.config, mesh)
         places = shardings_for(abstract_params(self.config), mesh)
         params = hf.load_params(str(self.path), self.config, "float32", places)
         tx = make_optimizer(settings, 10**9)
         self.state = init_state(params, tx, mesh)
         self._step = make_train_step(
-            self.config, tx, sources=("sft",), coefficients=np.ones(1, np.float32),
-            options=options, mesh=mesh, state=self.state, frozen={},
+            self.config, tx, objective=sft(), sources={"sft": 1.0}, options=options,
+            state=self.state, frozen={},
         )  # fmt: skip
         self.batch = jax.device_put(_packed(self.ids), NamedSharding(mesh, BATCH))
 
@@ -301,7 +284,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--batch", type=int, default=32, help="rows per batch")
     parser.add_argument("--seq", type=int, default=256, help="tokens per row")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--remat", choices=tuple(REMAT), default="none", help="train.remat")
+    parser.add_argument("--remat", choices=REMAT, default="none", help="train.remat")
     parser.add_argument("--scan_layers", action="store_true", help="train.scan_layers")
     parser.add_argument("--repeats", type=int, default=5, help="steps after the first")
     arguments = parser.parse_args(argv)

@@ -1,10 +1,10 @@
-"""Several runs side by side: Pass@1 and Pass@k of every method, a row per run, as a table and a plot.
+"""Compares runs: Pass@1 and Pass@k of every method, one row per run, as a table and a plot.
 
     python -m leafe_jax.tools.compare runs/unaided_sweep/*/ --out=runs/unaided_sweep
 
-Reads each run's results.json; writes compare.json and compare.png into --out. The x axis of the plot is the
-Pass@1 of the method that --x names. In a sweep over base models that is how often the base does the right
-thing unasked, as measured.
+It reads each run's results.json and writes compare.json and compare.png to --out. The x axis of the plot is
+Pass@1 of the method that --x names. In a sweep over base models this is how often the base model succeeds
+unaided, as measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure  # no pyplot: a notebook's own backend stays as it is
+from matplotlib.figure import Figure  # not pyplot, which would change a notebook's backend
 
 from leafe_jax.errors import UserError
 from leafe_jax.run.report.plot import COLOURS, plot_text
@@ -28,10 +28,10 @@ Row = dict[str, dict[str, dict[str, float]]]
 
 
 def read_row(workdir: Path) -> Row:
-    """Pass@k over all families of each method of a run.
+    """Pass@k over all tasks for each method of a run.
 
     Raises:
-      UserError: there is no readable results.json, or no evaluation in it.
+      UserError: results.json is missing or cannot be read, or has no evaluation.
     """
     methods = read_results(workdir)["methods"]
     if not methods:
@@ -40,7 +40,7 @@ def read_row(workdir: Path) -> Row:
 
 
 def check(rows: dict[str, Row], x: str) -> tuple[list[str], str]:
-    """(methods that all runs have, largest k that all have).
+    """(methods that all runs have, largest k that all of these have).
 
     Raises:
       UserError: a run does not have the method `x`, or the runs have no other in common.
@@ -55,7 +55,7 @@ def check(rows: dict[str, Row], x: str) -> tuple[list[str], str]:
 
 
 def table(rows: dict[str, Row], methods: Sequence[str], largest: str) -> str:
-    """Pass@1 and Pass@`largest` in percent with 95% intervals, a line per run."""
+    """Pass@1 and Pass@`largest` in percent with 95% intervals, one line per run."""
     header = ["run", *[f"{m} @{k}" for m in methods for k in ("1", largest)]]
 
     def cell(value: dict[str, float]) -> str:
@@ -69,7 +69,7 @@ def table(rows: dict[str, Row], methods: Sequence[str], largest: str) -> str:
 
 
 def draw(rows: dict[str, Row], methods: Sequence[str], largest: str, x: str, path: Path) -> None:
-    """Both measures of each method over the Pass@1 of the method `x`."""
+    """Writes a plot of Pass@1 and Pass@`largest` of each method over Pass@1 of the method `x`."""
     ordered = sorted(rows.values(), key=lambda row: row[x]["1"]["value"])
     places = [100 * row[x]["1"]["value"] for row in ordered]
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -92,7 +92,7 @@ def draw(rows: dict[str, Row], methods: Sequence[str], largest: str, x: str, pat
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Compares finished runs; 0, or 2 after one line on stderr for what the user can fix."""
+    """Compares finished runs. Returns 0, or 2 after one line on stderr about an error the user can fix."""
     parser = argparse.ArgumentParser(
         prog="python -m leafe_jax.tools.compare", description=main.__doc__
     )

@@ -26,9 +26,12 @@ from typing import TYPE_CHECKING, Any
 
 from leafe_jax.runtime import console
 from leafe_jax.tools.hardware import CHIPS, GIB, Chip, matmul_flops, train_flops
+from leafe_jax.types import PACKED
 
 if TYPE_CHECKING:  # `main` must set the platform before anything imports jax
     from leafe_jax.models.decoder import ModelConfig
+    from leafe_jax.run.config import RunConfig
+    from leafe_jax.sampling.requests import EngineConfig
     from leafe_jax.training.settings import TrainConfig
 
 _DEPTHS = (4, 8)  # numbers of layers to compile the sampler's program with, if the model has more
@@ -164,11 +167,11 @@ def plan_training(
     """
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
     from leafe_jax.models import lora
     from leafe_jax.models.decoder import abstract_params
     from leafe_jax.models.sharding import shardings_for, train_mesh
+    from leafe_jax.training.objectives import sft
     from leafe_jax.training.optimizer import make_optimizer
     from leafe_jax.training.step import make_train_step, state_shapes, step_options
 
@@ -184,15 +187,14 @@ def plan_training(
     state = state_shapes(trained, tx)
     state = _placed(state, shardings_for(state, mesh))
     shape = (train.batch_size, train.seq_len)
-    names = ("tokens", "targets", "positions", "segment_ids", "source", "mass")
     batch = {
         name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "mass" else jnp.int32)
-        for name in names
+        for name in PACKED
     }
     batch = _placed(batch, shardings_for({"batch": batch}, mesh)["batch"])
     step = make_train_step(
-        config, tx, sources=("a", "b"), coefficients=np.ones(2, np.float32), options=options,
-        mesh=mesh, state=state, frozen=frozen,
+        config, tx, objective=sft(), sources={"a": 1.0, "b": 1.0}, options=options,
+        state=state, frozen=frozen,
     )  # fmt: skip
     tokens = train.batch_size * train.seq_len
     pairs = train.batch_size * train.seq_len * (train.seq_len + 1) // 2
@@ -215,7 +217,7 @@ def plan_training(
     }
 
 
-def decode_program(config: ModelConfig, sampler: Any, dtype: str, mesh: Any):
+def decode_program(config: ModelConfig, settings: RunConfig, dtype: str, mesh: Any):
     """The sampler's `turn` for all rows of one copy of the model at full length, lowered.
 
     It prefills a chunk of the prompt, then decodes token by token. None of the sampler's programs has more
@@ -223,7 +225,7 @@ def decode_program(config: ModelConfig, sampler: Any, dtype: str, mesh: Any):
 
     Args:
       config: the model.
-      sampler: sampler section of the config.
+      settings: of the run.
       dtype: of weights and cache (model.dtype).
       mesh: devices of the copy, along "tensor".
 
@@ -236,40 +238,43 @@ def decode_program(config: ModelConfig, sampler: Any, dtype: str, mesh: Any):
     from leafe_jax.models.decoder import abstract_params
     from leafe_jax.models.sharding import shardings_for
     from leafe_jax.sampling.engine import make_storage, plan_programs
-    from leafe_jax.types import Sampling
 
     weights = abstract_params(config, dtype)
     weights = _placed(weights, shardings_for(weights, mesh))
-    s = sampler
-    sampling = Sampling(1.0, s.top_k, s.top_p, s.min_p, s.repetition_penalty, tuple(s.logit_bias))
-    shapes, programs, pool = plan_programs(
-        config, weights, make_storage(s.attention, config, mesh), num_slots=s.num_slots,
-        max_len=s.max_len, turn_chunk=s.turn_chunk, prefill_chunk=s.prefill_chunk,
-        max_new_tokens=_longest(s), stop_ids=(0,),
-        page_size=s.page_size, num_pages=_num_pages(s), options=not sampling.plain,
-    )  # fmt: skip
+    engine = _engine_config(settings)
+    storage = make_storage(engine.attention, config, mesh)
+    shapes, programs, pool = plan_programs(config, weights, storage, engine)
     program = next(
         p
         for p in programs.listed
-        if (p.kind, p.rows, p.pages) == ("turn", s.num_slots, shapes.contexts[-1])
+        if (p.kind, p.rows, p.pages) == ("turn", engine.num_slots, shapes.contexts[-1])
         and p.tokens == max(shapes.turns)
     )
     with jax.set_mesh(mesh):  # the attention kernel reads the TPU generation from it
         return programs.lower(program), weights, pool, len(programs.listed)
 
 
-def _longest(sampler) -> int:
-    """Most tokens in a reply."""
-    return max(sampler.max_action_tokens, sampler.max_reflection_tokens)
+def _engine_config(settings: RunConfig) -> EngineConfig:
+    """The engine of a run, with one stop token: there is no tokenizer here.
+
+    Raises:
+      UserError: a size is out of range.
+    """
+    from leafe_jax.sampling.requests import EngineConfig
+
+    s = settings.sampler
+    return EngineConfig(
+        num_slots=s.num_slots, max_len=s.max_len, turn_chunk=s.turn_chunk,
+        prefill_chunk=s.prefill_chunk,
+        max_new_tokens=max(s.max_action_tokens, settings.prompts.reflection_tokens), stop_ids=(0,),
+        page_size=s.page_size, num_pages=s.num_pages, attention=s.attention,
+        options=not s.sampling(1.0).plain,
+    )  # fmt: skip
 
 
-def _num_pages(sampler) -> int:
-    """Number of pages in the engine's pool."""
-    pages = -(-sampler.max_len // sampler.page_size) + 1
-    return sampler.num_pages or sampler.num_slots * pages
-
-
-def _copy_devices(config: ModelConfig, sampler: Any, dtype: str, host: list, chip: Chip) -> list:
+def _copy_devices(
+    config: ModelConfig, settings: RunConfig, dtype: str, host: list, chip: Chip
+) -> list:
     """The devices of one copy of the model, all on one `host`, because each process samples on its own.
 
     Their number is sampler.tensor. If that is 1, it is the smallest that divides the key-value heads and
@@ -284,6 +289,7 @@ def _copy_devices(config: ModelConfig, sampler: Any, dtype: str, host: list, chi
     from leafe_jax.errors import UserError
     from leafe_jax.models.decoder import abstract_params
 
+    sampler = settings.sampler
     if sampler.tensor > 1:
         if config.num_kv_heads % sampler.tensor or sampler.tensor > len(host):
             raise UserError(
@@ -295,13 +301,14 @@ def _copy_devices(config: ModelConfig, sampler: Any, dtype: str, host: list, chi
     weights = sum(math.prod(x.shape) * x.dtype.itemsize for x in shapes)
     # Bytes of one token's keys and values.
     token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * shapes[0].dtype.itemsize
-    needed = 1.1 * (weights + _num_pages(sampler) * sampler.page_size * token)
+    pages = _engine_config(settings).pool_pages
+    needed = 1.1 * (weights + pages * sampler.page_size * token)
     sizes = [n for n in (1, 2, 4, 8) if config.num_kv_heads % n == 0 and n <= len(host)]
     return host[: next((n for n in sizes if needed / n <= chip.memory), sizes[-1])]
 
 
 def plan_decoding(
-    config: ModelConfig, sampler: Any, dtype: str, host: list, hosts: int, chip: Chip
+    config: ModelConfig, settings: RunConfig, dtype: str, host: list, hosts: int, chip: Chip
 ) -> dict[str, Any]:
     """Figures of the compiled `turn` of a sampler, per chip.
 
@@ -310,7 +317,7 @@ def plan_decoding(
 
     Args:
       config: the model.
-      sampler: sampler section of the config. Each copy of the model serves num_slots sessions. With
+      settings: of the run. Each copy of the model serves num_slots sessions. With
         copies = 0 each host has as many copies as fit.
       dtype: of weights and cache (model.dtype).
       host: devices of one host.
@@ -322,9 +329,10 @@ def plan_decoding(
     """
     from leafe_jax.models.sharding import make_mesh
 
-    own = _copy_devices(config, sampler, dtype, host, chip)
+    sampler = settings.sampler
+    own = _copy_devices(config, settings, dtype, host, chip)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": len(own)}, own)
-    _, weights, pool, programs = decode_program(config, sampler, dtype, mesh)
+    _, weights, pool, programs = decode_program(config, settings, dtype, mesh)
     cache = _device_bytes(pool)
     # A step reads only its tokens' rows of the embedding, but all of it if the head is tied.
     read = cache + sum(
@@ -338,7 +346,7 @@ def plan_decoding(
         found = []
         for depth in depths:
             shallow = dataclasses.replace(config, num_layers=depth)
-            found.append(_compile(decode_program(shallow, sampler, dtype, mesh)[0]))
+            found.append(_compile(decode_program(shallow, settings, dtype, mesh)[0]))
         bytes_ = found[-1]
         if depths[-1] < config.num_layers:
             beyond = (config.num_layers - depths[-1]) / (depths[-1] - depths[0])
@@ -419,6 +427,12 @@ def _devices(kind: str, shape: str, count: int):
     return topology.devices, CHIPS[kind]
 
 
+def _train_settings(settings: RunConfig) -> TrainConfig:
+    """Of the first method that trains; of `leafe` if none of the run's methods does."""
+    trained = [settings.method[name] for name in (*settings.methods, "leafe")]
+    return next(method.train for method in trained if hasattr(method, "train"))
+
+
 def _fail(message: str) -> int:
     console.complain(message)
     return 2
@@ -455,23 +469,21 @@ def main(argv: list[str]) -> int:
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
 
     from leafe_jax.errors import UserError
+    from leafe_jax.run.config import RunConfig
     from leafe_jax.sampling.engine import check_sizes
 
     try:
-        model = find_model(values["model"].value or config.model.path)
-        s = config.sampler
-        check_sizes(  # before minutes of compiling
-            model, num_slots=s.num_slots, max_len=s.max_len, turn_chunk=s.turn_chunk,
-            prefill_chunk=s.prefill_chunk, max_new_tokens=_longest(s), page_size=s.page_size,
-        )  # fmt: skip
+        settings = RunConfig.read(config)
+        model = find_model(values["model"].value or settings.model.path)
+        check_sizes(model, _engine_config(settings))  # before minutes of compiling
         devices, chip = _devices(kind, shape, count)
         result = {
             "topology": values["topology"].value,
             "chips": count,
             "memory_per_chip": chip.memory,
-            "train": plan_training(model, config.distill.train, devices, chip),
+            "train": plan_training(model, _train_settings(settings), devices, chip),
             "decode": plan_decoding(
-                model, config.sampler, config.model.dtype, *_host(kind, devices), chip
+                model, settings, settings.model.dtype, *_host(kind, devices), chip
             ),
         }
     except UserError as error:

@@ -141,7 +141,7 @@ def _recorded_scripts(directory: Path, num_trees: int, draw) -> list[Script]:
     """
     lines = [line for path in sorted(directory.glob("*.jsonl")) for line in path.open()]
     if not lines:
-        raise UserError(f"--trees={directory}: no *.jsonl there; must be a run's explore/trees")
+        raise UserError(f"--trees={directory}: no *.jsonl there; must be a run's trees/<search>")
     scripts: list[Script] = []
     for line in lines[:num_trees]:
         first = len(scripts)

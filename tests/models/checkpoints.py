@@ -4,22 +4,26 @@ family, and their logits in torch."""
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-import transformers
+from lazily import torch, transformers
 
 from leafe_jax.models import decoder
 from leafe_jax.models.attention import segment_attend
 
 jax.config.update("jax_default_matmul_precision", "float32")
-# More threads would spin and starve other work on the machine; these small models gain nothing.
-torch.set_num_threads(1)
 
 VOCAB = 97
 SIZES = dict(
     vocab_size=VOCAB, hidden_size=48, intermediate_size=80, num_hidden_layers=3,
     num_attention_heads=6, max_position_embeddings=512, bos_token_id=None, eos_token_id=None,
 )  # fmt: skip
-QWEN2, QWEN3, LLAMA = transformers.Qwen2Config, transformers.Qwen3Config, transformers.LlamaConfig
+
+
+def config_class(name: str):
+    """A config class of transformers, which is imported when it is called."""
+    return lambda **fields: getattr(transformers, name)(**fields)
+
+
+QWEN2, QWEN3, LLAMA = map(config_class, ("Qwen2Config", "Qwen3Config", "LlamaConfig"))
 
 
 def rope(kind: str, theta: float = 1e4, **fields) -> dict:
@@ -99,9 +103,9 @@ def logits(config, params, ids, positions=None, segment_ids=None) -> np.ndarray:
     return np.asarray(decoder.head(config, params, states))
 
 
-@torch.no_grad()
 def torch_logits(model, ids, positions=None) -> np.ndarray:
     """Logits of transformers. Without a mask it would take a jump in positions for a new sequence."""
     more = {} if positions is None else {"position_ids": torch.tensor(positions)}
     mask = torch.ones(ids.shape, dtype=torch.long)
-    return model(torch.tensor(ids), attention_mask=mask, **more).logits.float().numpy()
+    with torch.no_grad():
+        return model(torch.tensor(ids), attention_mask=mask, **more).logits.float().numpy()

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from checkpoints import CASES, VOCAB, logits, make_torch, tokens, torch_logits
+from lazily import torch
 
 from leafe_jax.errors import UserError
 from leafe_jax.models import decoder, hf
@@ -16,6 +16,7 @@ from leafe_jax.models.attention import segment_attend
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.models.rope import Llama3Scaling, YarnScaling
 from leafe_jax.sampling.engine import Engine, Request
+from leafe_jax.sampling.requests import EngineConfig
 from leafe_jax.types import Sampling
 
 NEAR_AND_FAR = np.array([[*range(15), *range(4_000, 4_007), *range(99_993, 100_000)]] * 2)
@@ -158,10 +159,10 @@ def test_greedy_generation_equals_transformers(case, tmp_path):
     out = model.generate(
         padded, attention_mask=mask, max_new_tokens=64, min_new_tokens=64, do_sample=False
     )
-    engine = Engine(
-        config, params, num_slots=4, max_len=128, turn_chunk=16, prefill_chunk=16,
-        max_new_tokens=64, stop_ids=(),
-    )  # fmt: skip
+    sizes = EngineConfig(
+        num_slots=4, max_len=128, turn_chunk=16, prefill_chunk=16, max_new_tokens=64, stop_ids=()
+    )
+    engine = Engine(config, params, sizes)
     found = engine.generate([Request(engine.start(), p, 64, Sampling(0.0), 0) for p in prompts])
     for theirs, ours in zip(out[:, width:].tolist(), found, strict=True):
         assert theirs == list(ours.ids)
@@ -253,7 +254,7 @@ def test_the_flips_cover_every_field():
         assert found == {f.name for f in dataclasses.fields(kind)}
     sizes = dict(num_slots=1, turn_chunk=8, prefill_chunk=8, max_new_tokens=8, stop_ids=())
     with pytest.raises(UserError, match="at most the model's 512 positions"):
-        Engine(small(), {}, max_len=513, **sizes)
+        Engine(small(), {}, EngineConfig(max_len=513, **sizes))
 
 
 @pytest.mark.parametrize(("config", "name", "value"), FLIPS)

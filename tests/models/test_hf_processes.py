@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-import transformers
 from checkpoints import CASES, make_torch
+from lazily import torch, transformers
 
 _WORKER = """
 import sys, jax

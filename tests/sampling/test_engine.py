@@ -1,81 +1,26 @@
 """The sampler against a plain forward pass: prefill, decode, fork, rewind, slots, keys."""
 
-import os
-import time
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import (
+    CONFIG,
+    LONG,
+    STOP,
+    ask,
+    check_no_leak,
+    forward,
+    make,
+    prompt,
+    reference,
+)
 
 from leafe_jax.errors import UserError
 from leafe_jax.models import decoder
 from leafe_jax.models.attention import segment_attend
-from leafe_jax.models.decoder import ModelConfig
-from leafe_jax.sampling import programs
-from leafe_jax.sampling.engine import Engine, Request
+from leafe_jax.sampling.engine import Request
 from leafe_jax.types import Sampling
-
-CONFIG = ModelConfig(
-    model_type="qwen2", vocab_size=61, hidden_size=48, intermediate_size=80, num_layers=2,
-    num_heads=6, num_kv_heads=2, head_dim=8, rope_theta=1e4, rms_norm_eps=1e-6,
-    tie_word_embeddings=True, max_position_embeddings=128,
-)  # fmt: skip
-STOP = 7
-
-
-@pytest.fixture(scope="module")
-def params():
-    drawn = decoder.init_params(CONFIG, jax.random.key(0))
-    # Larger weights than at initialisation, so that the distributions are far from uniform.
-    return jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, drawn)
-
-
-def make(params, **changes) -> Engine:
-    sizes = dict(
-        num_slots=3, max_len=64, turn_chunk=4, prefill_chunk=8, max_new_tokens=6, stop_ids=(STOP,)
-    )
-    return Engine(CONFIG, params, **{**sizes, **changes})
-
-
-@jax.jit
-def _forward(params, tokens, segment_ids):
-    positions = jnp.arange(tokens.shape[1])[None]
-    attend = segment_attend(segment_ids)
-    hidden = decoder.hidden(CONFIG, params, tokens, positions, attend)
-    return jax.nn.log_softmax(decoder.head(CONFIG, params, hidden)[0], axis=-1)
-
-
-def forward(params, ids) -> np.ndarray:
-    """Log-probabilities [T, V] by the training path."""
-    tokens = np.zeros((1, 128), np.int32)  # one length, so that it compiles once
-    tokens[0, : len(ids)] = ids
-    segment_ids = (np.arange(128) < len(ids)).astype(np.int32)[None]
-    return np.asarray(_forward(params, tokens, segment_ids))[: len(ids)]
-
-
-def reference(params, ids, count, temperature, seed) -> list[int]:
-    """Samples token by token with a full forward pass each."""
-    ids, new = list(ids), []
-    while len(new) < count:
-        logits = forward(params, ids)[-1]
-        if temperature > 0:
-            key = jax.random.fold_in(jax.random.PRNGKey(seed), len(ids))
-            logits = logits / temperature + np.asarray(jax.random.gumbel(key, logits.shape))
-        new.append(int(logits.argmax()))
-        ids.append(new[-1])
-        if new[-1] == STOP:
-            break
-    return new
-
-
-def prompt(seed: int, length: int) -> list[int]:
-    return np.random.default_rng(seed).integers(8, 61, length).tolist()
-
-
-def ask(session, ids, temperature=0.0, seed=0, count=6) -> Request:
-    return Request(session, ids, count, Sampling(temperature), seed)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -305,20 +250,6 @@ def test_random_operations_against_token_lists(params):
     assert checked == 40
 
 
-def check_pages(engine):
-    """Every page is free, in the tree, or a running row's own."""
-    nodes = [n.page for n in engine.tree.nodes()]
-    own = [page for job in engine._running for page in job.pages.values()]
-    assert sorted([*engine.tree.free, *nodes, *own]) == list(range(engine.tree.num_pages))
-
-
-def check_no_leak(engine):
-    """Every page is free or in the tree, once, and nothing is pinned when nothing is in flight."""
-    assert not engine._running and not engine._waiting and not engine._busy and not engine._charged
-    check_pages(engine)
-    assert all(n.pins == 0 and n.tokens for n in engine.tree.nodes())
-
-
 def test_options_reach_every_token_of_a_turn(params):
     """A hard logit bias, the penalty on prompt and reply, and top-k, against a plain loop."""
     engine = make(params, stop_ids=(), options=True)
@@ -398,135 +329,6 @@ def test_groups_that_share_a_prefix_equal_single_rows(params, temperature, monke
     check_no_leak(engine)
 
 
-def test_what_a_batch_has_in_common_is_computed_once(params):
-    """Prefilled tokens are those of the token tree, plus less than a page a sequence."""
-    engine = make(params, num_slots=8, page_size=4)
-    trunk, limbs = prompt(0, 21), [prompt(1, 11), prompt(2, 9)]
-    ids = [trunk + limbs[i % 2] + prompt(10 + i, 3) for i in range(8)]
-    results = engine.generate([ask(engine.start(), x, 1.0, i) for i, x in enumerate(ids)])
-    ideal = 21 + 11 + 9 + 8 * 3
-    spent = sum(r.prefilled for r in results)
-    assert ideal <= spent < ideal + 8 * 4
-    assert all(r.prefilled + r.cached == len(x) for r, x in zip(results, ids))
-    for i, (x, result) in enumerate(zip(ids, results)):
-        assert list(result.ids) == reference(params, x, 6, 1.0, i)
-    check_no_leak(engine)
-
-
-@pytest.mark.parametrize("num_pages", [17, 20, 40, 0])
-def test_a_small_pool_costs_time_and_nothing_else(params, num_pages):
-    """Down to one session's pages, where rows wait for each other and prefixes are computed anew."""
-    engine = make(params, num_slots=6, page_size=4, num_pages=num_pages)
-    sessions = [engine.start() for _ in range(6)]
-    known = [[] for _ in range(6)]
-    for turn in range(3):
-        news = [prompt(10 * turn + i, 5 + i) for i in range(6)]
-        results = engine.generate(
-            [ask(s, n, 1.0, i, 4) for i, (s, n) in enumerate(zip(sessions, news))]
-        )
-        for i, (new, result) in enumerate(zip(news, results)):
-            known[i] += new
-            assert list(result.ids) == reference(params, known[i], 4, 1.0, i)
-            known[i] += result.ids
-        check_no_leak(engine)
-
-
-def test_a_pool_smaller_than_one_request(params):
-    engine = make(params, page_size=4, num_pages=8)
-    ids = prompt(0, 8)
-    good, big = engine.generate([ask(engine.start(), ids), ask(engine.start(), prompt(1, 40))])
-    assert big.error == "46 tokens need 13 pages: sampler.num_pages = 8"
-    assert list(good.ids) == reference(params, ids, 6, 0.0, 0)
-    with pytest.raises(UserError, match="sampler.num_pages = 1: must be at least 2"):
-        make(params, num_pages=1)
-
-
-LONG = dict(max_len=128, max_new_tokens=70, turn_chunk=4, prefill_chunk=8, page_size=4)
-
-
-def mixed_load(engine, turns=2, live=9, temperature=1.0):
-    """Sessions of unequal prompts and replies that come back as soon as they are answered, forks among
-    them: {name: ids}."""
-    rng = np.random.default_rng(5)
-    plan = {
-        (i, t): (prompt(97 * i + t, int(rng.integers(1, 13))), int(rng.integers(8, 51)))
-        for i in range(live) for t in range(turns)
-    }  # fmt: skip
-    tickets, ids = {}, {}
-
-    def send(name, session):
-        new, count = plan[name]
-        request = Request(session, new, count, Sampling(temperature), hash(name) & 0xFFFF)
-        tickets[engine.submit(request)] = (name, session)
-
-    for i in range(live):
-        send((i, 0), engine.start())
-    while tickets:
-        for ticket, result in engine.collect():
-            (i, t), session = tickets.pop(ticket)
-            assert result.finish_reason in ("stop", "length")
-            ids[i, t] = list(session.ids)
-            assert session.ids[-len(result.ids) :] == list(result.ids)
-            if t + 1 < turns:
-                # Every third session goes on from the middle of what it has.
-                cut = len(session) if i % 3 else len(session) // 2
-                send((i, t + 1), engine.fork(session, cut))
-        check_pages(engine)
-    return ids
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_results_do_not_depend_on_scheduling(params, temperature, monkeypatch):
-    """Other numbers of slots, a pool in which rows are preempted, pages in place: the same tokens."""
-    monkeypatch.setattr("leafe_jax.sampling.engine._BURST", 8)
-    monkeypatch.setattr("leafe_jax.sampling.engine._MIN_BURST", 4)
-    outcomes, preempted = [], []
-    for changes in (
-        dict(num_slots=9), dict(num_slots=2), dict(num_slots=9, num_pages=34),
-        dict(num_slots=4, attention="paged", num_pages=60),
-    ):  # fmt: skip
-        engine = make(params, **{**LONG, **changes})
-        outcomes.append(mixed_load(engine, temperature=temperature))
-        preempted.append(engine.num_preemptions)
-        check_no_leak(engine)
-    assert preempted[0] == 0 and preempted[2] > 2
-    for outcome in outcomes[1:]:
-        assert outcome == outcomes[0]
-
-
-def test_long_replies_take_several_bursts(params):
-    """Also where a row finishes early and another takes its place."""
-    engine = make(params, **LONG, num_slots=2, stop_ids=())
-    prompts = [prompt(i, 3 + 5 * i) for i in range(4)]
-    counts = [70, 5, 66, 20]
-    results = engine.generate(
-        [ask(engine.start(), p, 1.0, i, c) for i, (p, c) in enumerate(zip(prompts, counts))]
-    )
-    for i, (ids, count, result) in enumerate(zip(prompts, counts, results)):
-        known = list(ids)
-        assert len(result.ids) == count
-        table = forward(params, known + list(result.ids))
-        for n, token in enumerate(result.ids):
-            key = jax.random.fold_in(jax.random.PRNGKey(i), len(ids) + n)
-            noise = np.asarray(jax.random.gumbel(key, (61,)))
-            assert token == int((table[len(ids) + n - 1] + noise).argmax())
-            assert result.logprobs[n] == pytest.approx(table[len(ids) + n - 1, token], abs=1e-5)
-    check_no_leak(engine)
-
-
-def test_no_program_is_added_during_a_run(params):
-    engine = make(params, **LONG, num_slots=9)
-    engine.programs.compile_ahead().join()
-    assert engine.programs.num_compiled == len(engine.programs.listed) > 3
-    compiled = dict(engine.programs._compiled)
-    before = programs.turn._cache_size(), programs.prefill._cache_size()
-    mixed_load(engine)
-    assert engine.programs._compiled == compiled
-    assert (programs.turn._cache_size(), programs.prefill._cache_size()) == before
-    with pytest.raises(KeyError):
-        engine.programs.get(programs.Program("turn", 5, 4, 3))
-
-
 def test_stop_ids_and_stop_functions(params):
     engine = make(params, **LONG, stop_ids=(), num_slots=4)
     ids = prompt(4, 9)
@@ -554,42 +356,51 @@ def test_stop_ids_and_stop_functions(params):
     check_no_leak(engine)
 
 
-@pytest.mark.slow
-def test_mixed_load_grows_nothing(params):
-    """An hour (LEAFE_SOAK_SECONDS) of sessions that come, fork, go on and go: memory and programs stay."""
-    seconds = float(os.environ.get("LEAFE_SOAK_SECONDS", 3600))
-    page = os.sysconf("SC_PAGE_SIZE")
-
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * page
-
-    engine = make(params, **LONG, num_slots=6, num_pages=60)
-    engine.programs.compile_ahead().join()
-    compiled, begin, sizes, rounds = engine.programs.num_compiled, time.monotonic(), [], 0
-    while time.monotonic() - begin < seconds:
-        mixed_load(engine, live=9)
-        check_no_leak(engine)
-        rounds += 1
-        sizes.append(resident())
-    assert engine.programs.num_compiled == compiled == len(engine.programs.listed)
-    fifth = max(1, len(sizes) // 5)
-    early, late = np.median(sizes[fifth : 2 * fifth]), np.median(sizes[-fifth:])
-    print(f"{rounds} rounds, {early / 2**20:.1f} MiB early, {late / 2**20:.1f} MiB late")
-    assert late - early < 8 * 2**20
-
-
-def test_no_request_starves(params):
-    """The oldest request always goes on, however full the pool is and whatever arrives."""
-    engine = make(params, **LONG, num_slots=3, num_pages=34, stop_ids=())
-    old = engine.submit(ask(engine.start(), prompt(0, 60), 1.0, 0, 60))
-    bursts = 0
-    waiting = {old}
-    for i in range(30):
-        waiting.add(engine.submit(ask(engine.start(), prompt(1 + i, 20), 1.0, i, 30)))
-        if old in waiting:
-            waiting -= {ticket for ticket, _ in engine.collect()}
-            bursts += 1
-    assert old not in waiting and bursts < 12
-    while waiting:
-        waiting -= {ticket for ticket, _ in engine.collect()}
+def test_swapped_weights_sample_as_a_fresh_engine_does(params):
+    """Cached keys and values of the old weights are gone; nothing is compiled; the old weights may be
+    deleted."""
+    engine = make(params, num_slots=2)
+    live = engine.start()
+    first = engine.generate([ask(live, prompt(0, 20), 1.0, 1)])[0]
+    waiting = engine.submit(ask(engine.start(), prompt(1, 5)))
+    others = decoder.init_params(CONFIG, jax.random.key(5))
+    others = jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, others)
+    with pytest.raises(RuntimeError, match="1 requests are in flight"):
+        engine.swap(others)
+    assert dict(engine.collect())[waiting].ids
+    with pytest.raises(ValueError, match="names or shapes differ"):
+        engine.swap({**others, "more": others["embed"]})
+    engine.generate([ask(engine.start(), prompt(0, 20), 1.0, 1)])
+    compiled = engine.programs.num_compiled
+    engine.swap(others)
+    expected = jax.tree.map(np.array, others)
+    jax.tree.map(lambda x: x.delete(), others)  # as a train step that donates them does
+    # The same request, and one that goes on in a session from before.
+    again, following = engine.generate(
+        [ask(engine.start(), prompt(0, 20), 1.0, 1), ask(live, prompt(2, 4), 1.0, 2)]
+    )
+    assert again.cached == 0 and again.ids != first.ids
+    fresh = make(expected_on_device(expected), num_slots=2)
+    session = fresh.start()
+    fresh.append(session, live.ids[: 20 + len(first.ids)])
+    same, same_following = fresh.generate(
+        [ask(fresh.start(), prompt(0, 20), 1.0, 1), ask(session, prompt(2, 4), 1.0, 2)]
+    )
+    assert (again.ids, again.logprobs) == (same.ids, same.logprobs)
+    assert (following.ids, following.logprobs) == (same_following.ids, same_following.logprobs)
+    assert engine.programs.num_compiled == compiled
     check_no_leak(engine)
+
+
+def expected_on_device(params):
+    return jax.tree.map(jnp.asarray, params)
+
+
+def test_swapped_weights_take_the_samplers_dtype(params):
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    engine = make(low, max_len=32)
+    engine.swap(params)
+    assert {x.dtype.name for x in jax.tree.leaves(engine.params)} == {"bfloat16"}
+    result = engine.generate([ask(engine.start(), prompt(0, 5))])[0]
+    fresh = make(low, max_len=32)
+    assert result.logprobs == fresh.generate([ask(fresh.start(), prompt(0, 5))])[0].logprobs

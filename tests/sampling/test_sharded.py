@@ -13,17 +13,16 @@ SAMPLE = """
 import dataclasses, sys
 sys.path.insert(0, "tests/sampling")
 import jax, numpy as np, pytest
-import test_engine as t
+import small as t
 from leafe_jax.errors import UserError
 from leafe_jax.sampling.replicas import Replicas, make_engines
+from leafe_jax.sampling.requests import EngineConfig
 from leafe_jax.types import Sampling
-from leafe_jax.models import decoder
 
 assert len(jax.devices()) == 8
 t.CONFIG = dataclasses.replace(t.CONFIG, vocab_size=62)  # two halves
-drawn = decoder.init_params(t.CONFIG, jax.random.key(0))
-params = jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, drawn)
-sizes = dict(num_slots=4, stop_ids=(t.STOP,), **t.LONG)
+params = t.make_params(t.CONFIG)
+sizes = EngineConfig(num_slots=4, stop_ids=(t.STOP,), **t.LONG)
 
 def outcome(engine):
     # Nine sessions, two requests each; all requests of a turn are submitted at once.
@@ -48,9 +47,10 @@ def logprobs(session, result):
     return [table[begin + n - 1, token] for n, token in enumerate(result.ids)]
 
 place = lambda shardings: jax.device_put(params, shardings)
-one = outcome(make_engines(t.CONFIG, place, copies=1, tensor=1, **sizes))
+one = outcome(make_engines(t.CONFIG, place, sizes, copies=1, tensor=1))
 for copies, tensor, attention in ((4, 2, "gather"), (1, 2, "paged"), (2, 1, "gather")):
-    engine = make_engines(t.CONFIG, place, copies=copies, tensor=tensor, attention=attention, **sizes)
+    changed = dataclasses.replace(sizes, attention=attention)
+    engine = make_engines(t.CONFIG, place, changed, copies=copies, tensor=tensor)
     assert outcome(engine) == one, (copies, tensor, attention)
     for number, e in enumerate(getattr(engine, "engines", [engine])):
         t.check_no_leak(e)
@@ -66,7 +66,7 @@ for copies, tensor, message in (
     (1, 4, "sampler.tensor = 4: does not divide the model's 2 key and value heads"),
 ):
     with pytest.raises(UserError, match=message):
-        make_engines(t.CONFIG, place, copies=copies, tensor=tensor, **sizes)
+        make_engines(t.CONFIG, place, sizes, copies=copies, tensor=tensor)
 print("same")
 """
 
@@ -77,6 +77,7 @@ from jax.experimental import topologies
 from leafe_jax.models.decoder import ModelConfig, abstract_params
 from leafe_jax.sampling.engine import plan_programs
 from leafe_jax.sampling.paged import Paged
+from leafe_jax.sampling.requests import EngineConfig
 from leafe_jax.models.sharding import make_mesh, shardings_for
 import jax.numpy as jnp
 
@@ -94,10 +95,11 @@ params = jax.tree.map(
     params, shardings_for(params, mesh),
 )
 storage = Paged(kernel=True, mesh=mesh)
-_, programs, pool = plan_programs(
-    config, params, storage, num_slots=64, max_len=8192, turn_chunk=128, prefill_chunk=512,
-    max_new_tokens=512, stop_ids=(151645,), page_size=16, num_pages=64 * 513, options=False,
+sizes = EngineConfig(
+    num_slots=64, max_len=8192, turn_chunk=128, prefill_chunk=512, max_new_tokens=512,
+    stop_ids=(151645,),
 )
+_, programs, pool = plan_programs(config, params, storage, sizes)
 kinds = {}
 with jax.set_mesh(mesh):
     for program in programs.listed:

@@ -1,13 +1,14 @@
-"""The benchmark's engines do the same work: transformers' losses, and figures counted by hand."""
+"""The benchmark's engines do the same work, with the losses of transformers; figures by hand."""
 
 import dataclasses
 import json
 
+import drawn
 import jax
 import numpy as np
 import pytest
 
-from leafe_jax.models import decoder, hf
+from leafe_jax.models import hf
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.tools import bench_training as bench
 
@@ -21,7 +22,7 @@ CONFIG = ModelConfig(
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     directory = tmp_path_factory.mktemp("bench") / "ckpt" / "mine-float32"
-    params = decoder.init_params(CONFIG, jax.random.key(0))
+    params = drawn.params(CONFIG)
     hf.save(directory, CONFIG, jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, params))
     return str(directory)
 
@@ -63,7 +64,7 @@ def test_figures_by_hand():
     step = record["step_s"]
     assert record["loss"] == 2.5 and record["ratio"] == 1.0 and len(record["steps_s"]) == 3
     assert record["tokens_per_s"] == pytest.approx(4 * 8 / step)
-    # Of a layer: q, o 32 x 32; k, v 32 x 16; three of 32 x 64. The head: 32 x 96. 36 causal pairs a row.
+    # A layer: q, o 32 x 32; k, v 32 x 16; three of 32 x 64. The head: 32 x 96. 36 causal pairs per row.
     products = 2 * 32 * (2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64) + 32 * 96)
     pairs = 2 * 4 * 36 * (2 * 2 * 32)
     assert record["model_flops_per_s"] * step == pytest.approx(3 * (products + pairs))

@@ -7,8 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure  # not pyplot, which would change a notebook's backend
-
 from leafe_jax.run.report.table import families_of, shown_ks
 from leafe_jax.runtime import console
 from leafe_jax.runtime.files import whole
@@ -65,6 +63,10 @@ def _panel(axes, results: dict[str, Any], family: str, label_every: int) -> None
 def draw_pass_at_k(results: dict[str, Any], path: Path) -> None:
     """Writes a plot of Pass@k for every method: a large panel for all tasks, and small ones for the first
     families."""
+    # Not pyplot, which would change a notebook's backend. Imported here: it takes a second that most
+    # starts of a run do not need.
+    from matplotlib.figure import Figure
+
     families = families_of(results)[1:][:_MAX_PANELS]
     num_rows = 2 if len(families) <= 8 else 3
     columns = -(-len(families) // num_rows)

@@ -8,10 +8,8 @@ from typing import Any
 from leafe_jax.errors import UserError
 from leafe_jax.runtime.files import read_json
 
-# 2 (since 2026-12): `searches` and `fits` in place of `explore` and `distill`.
+# 2 (since 2026-12): `searches` and `fits` instead of `explore` and `distill`.
 RESULTS_SCHEMA = 2
-
-
 _BUDGET = (
     ("env_steps", "environment steps"),
     ("generated_tokens", "generated tokens"),
@@ -87,6 +85,7 @@ def budget_rows(results: dict[str, Any], times: bool = False) -> tuple[list[str]
 
 
 def text_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table as text, with columns padded to equal width."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
              for row in [header, ["-" * w for w in widths], *rows]]  # fmt: skip
@@ -94,7 +93,7 @@ def text_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def console_table(results: dict[str, Any]) -> str:
-    """The text that a run prints at its end: results, stage 1, budget.
+    """The text that a run prints at its end: results, searches, fits, budget.
 
     It contains no times, so the same run always prints the same text.
     """
@@ -124,7 +123,7 @@ def context_sentences(results: dict[str, Any]) -> list[str]:
 
 
 def search_sentence(name: str, search: dict[str, Any]) -> str:
-    """What a search found."""
+    """A sentence that says what a search found."""
     reflections = ", ".join(f"{n} {status}" for status, n in search["reflections"].items())
     return (
         f"Search {name}: {search['solved_tasks']} of {search['tasks']} tasks solved in"
@@ -134,6 +133,6 @@ def search_sentence(name: str, search: dict[str, Any]) -> str:
 
 
 def fit_sentence(method: str, fit: dict[str, Any]) -> str:
-    """What a method was trained on."""
+    """A sentence that says what a method was trained on."""
     examples = ", ".join(f"{number} {label}" for label, number in fit["examples"].items())
     return f"Method {method}: trained on {examples}; {fit['target_tokens']} target tokens."

@@ -36,8 +36,8 @@ _MAX_TREES = 200  # trees on the page; the files have all of them
 
 
 def _tree_files(workdir: Path) -> list[Path]:
-    """The finished blocks that the records of the searches list, and blocks in flight; stray copies do
-    not count."""
+    """The finished blocks that the records of the searches list, and unfinished blocks. Stray copies are
+    ignored."""
     files: set[Path] = set()
     for directory in (workdir / "trees").glob("*"):
         recorded = (directory / "phase.json").exists()
@@ -135,7 +135,7 @@ def _search_section(name: str, search: dict[str, Any]) -> str:
 def _trees_section(shown: int, number: int, broken: int) -> str:
     note = f"{shown} of {number} trees are on this page"
     if number > shown:
-        note += " (the first ones; the folder trees has all)"
+        note += " (the first ones; the directory trees has all)"
     if broken:
         note += f"; {broken} unreadable {'line was' if broken == 1 else 'lines were'} left out"
     return f"<p class=meta>{note}.</p>{page.tree_controls()}"
