@@ -36,7 +36,7 @@ def test_a_reflection_that_reasons_has_its_own_limit_and_template(mode, tmp_path
     prompts = Prompts(ENV, fields)
     policy = ScriptedPolicy(lambda turns, text, seed: SAID if "WRONG" in text else "inventory")
     rollout = Rollout(
-        policy, ENV, prompts, RolloutConfig(mode, 1, "branch", Sampling(), 8, 0, "explore"), 1
+        policy, ENV, prompts, RolloutConfig(mode, 1, "branch", Sampling(), 8, 0, "explore")
     )
     state, observation = ENV.reset("test/look/0000")
     rollout.queue.append(Episode(Node(0, None, None, 0, "root", None), "r", state, observation))
