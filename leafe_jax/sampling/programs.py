@@ -2,8 +2,8 @@
 
 All shapes are static. The list is complete when the engine is made (`leafe_jax.sampling.shapes`). Each
 program is compiled once, ahead of its first use if there is time. Engines that differ only in the values of
-their weights share the compiled programs, so a run that evaluates several methods compiles for the first one
-only.
+their weights share the compiled programs, so a run that evaluates several methods compiles for the first of
+them only.
 """
 
 from __future__ import annotations
