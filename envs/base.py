@@ -17,11 +17,12 @@ from typing import Any
 
 from envs import options as _options
 from envs import replies
+from envs.actions import Form
 from envs.errors import EnvDataError
 from envs.options import FilePath, Options, one_of
 
 __all__ = [
-    "EnvDataError", "Environment", "FilePath", "Options", "State", "StepResult", "Task", "one_of",
+    "EnvDataError", "Environment", "FilePath", "Form", "Options", "State", "StepResult", "Task", "one_of",
     "stable_seed",
 ]  # fmt: skip
 
@@ -94,6 +95,7 @@ class Environment(abc.ABC):
       splits: names of the task lists; the first one is for training.
       split: whose tasks `tasks` lists; None lists those of all splits.
       prompt_styles: the styles of envs/prompts.py that it can be played in, its default first.
+      form: how its "react" messages and replies differ from the general form (envs/actions.py).
       programs: an action is a program of several lines.
       states_goal: the first observation says "Your task is to: ...".
       player: its scripted player, "module:Class" (envs/player.py); "" if it has none.
@@ -114,6 +116,7 @@ class Environment(abc.ABC):
     splits: tuple[str, ...] = ("train", "valid", "test")
     split: str | None = None
     prompt_styles: tuple[str, ...] = ("plain", "react")
+    form: Form = Form()
     programs: bool = False
     states_goal: bool = False
     player: str = ""

@@ -21,6 +21,7 @@ from envs.base import (
     EnvDataError,
     Environment,
     FilePath,
+    Form,
     Options,
     State,
     StepResult,
@@ -85,6 +86,7 @@ class Alfworld(Environment):
     name = "alfworld"
     horizon = 50
     Options = AlfworldOptions
+    form = Form("alfworld", latin_only=True)
     player = "envs.alfworld.player:AlfworldPlayer"
     description = (
         "You are in a room of a house and act on it by text commands: go to, open, close, take from,"

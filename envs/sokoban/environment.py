@@ -25,6 +25,7 @@ from envs.base import (
     EnvDataError,
     Environment,
     FilePath,
+    Form,
     Options,
     State,
     StepResult,
@@ -187,6 +188,7 @@ class Sokoban(Environment):
     name = "sokoban"
     horizon = 15  # verl-agent; gym-sokoban: 120
     Options = SokobanOptions
+    form = Form("sokoban", fallback_chars=0, pool=(*MOVES, STILL))
     player = "envs.sokoban.player:SokobanPlayer"
     splits = tuple(TASKS)
     description = _INSTRUCTIONS

@@ -192,7 +192,12 @@ def test_rooms_can_be_kept_small():
         named = re.findall(r"\ba (\w+ \d+)", intro)
         assert (task.task_id in kept) == (len(named) <= 12)
     assert 0 < len(kept) < 384
-    for bad, allowed in ((-1, "at least 6"), (3, "at least 6"), (True, "integer"), (2.5, "integer")):
+    for bad, allowed in (
+        (-1, "at least 6"),
+        (3, "at least 6"),
+        (True, "integer"),
+        (2.5, "integer"),
+    ):
         with pytest.raises(EnvDataError, match=f"env.options.max_receptacles = {bad}: .*{allowed}"):
             envs.make("alfworld", max_receptacles=bad)
 
