@@ -196,7 +196,9 @@ def _read_program() -> str:
 def main(arguments: Sequence[str]) -> int:
     """Runs the program. Returns 0, or 2 for wrong input, after one line on standard error."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a lone surrogate or a Latin terminal must not end a game
+        if hasattr(
+            stream, "reconfigure"
+        ):  # a lone surrogate or a Latin terminal must not end a game
             stream.reconfigure(errors="replace" if stream is sys.stdin else "backslashreplace")
     env = None
     try:
