@@ -464,7 +464,7 @@ rank, port, source, target = int(sys.argv[1]), *sys.argv[2:]
 jax.distributed.initialize("127.0.0.1:" + port, 2, rank)
 from leafe_jax.models import hf
 from leafe_jax.models.decoder import abstract_params
-from leafe_jax.training.sharding import make_mesh, shardings_for
+from leafe_jax.models.sharding import make_mesh, shardings_for
 config = hf.read_config(source)
 mesh = make_mesh(dict(data=1, fsdp=2, tensor=2))
 shardings = shardings_for(abstract_params(config), mesh)
