@@ -8,8 +8,13 @@ setup(
     description="LEAFE in JAX: language-model agents that learn to recover from their own mistakes",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["leafe_jax*", "envs*"]),
-    package_data={"leafe_jax": ["assets/**/*"], "envs": ["*.json", "assets/**/*"]},
+    packages=[*find_packages(include=["leafe_jax*", "envs*"]), "leafe_jax.configs"],
+    package_dir={"leafe_jax.configs": "configs"},
+    package_data={
+        "leafe_jax": ["assets/**/*", "run/report/assets/*"],
+        "leafe_jax.configs": ["*.py"],
+        "envs": ["assets/**/*", "webshop/*.json", "templates/**/*"],
+    },
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",
@@ -28,7 +33,7 @@ setup(
         "etils[epath]",  # paths, which orbax brings
         "tokenizers",  # makes the embedded model's tokenizer; transformers brings it
         "safetensors",  # the hub's checkpoint format, read without pickle
-        "jinja2>=3.1.6",  # chat templates; an older sandbox lets a template reach Python
+        "jinja2>=3.1.6",  # chat templates, report page; in older versions a template escapes the sandbox
         "tqdm",  # progress bars with rate and time left
         "nltk",  # WebShop: Porter's stemmer as Lucene has it (others miss its later rules)
         "regex",  # WebShop: Unicode's word segmentation classes, which `re` does not know

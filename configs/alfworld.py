@@ -9,25 +9,13 @@ episodes are longer than the context of the embedded model:
     --config.context.mode=window
 """
 
-import runpy
-from pathlib import Path
-
-# Config files are executed as files, so a neighbour is not importable by name.
-DEFAULT = runpy.run_path(str(Path(__file__).with_name("default.py")))
-
-
-def set_options(options):
-    """The environment's own options."""
-    options.data = ""  # ALFWORLD_DATA directory; "" plays generated games
-    options.games = ()  # single game.tw-pddl files or their folders, instead of either
-    options.max_receptacles = 0  # leaves out generated games in larger rooms
+from leafe_jax.run.presets import laptop
 
 
 def get_config(mode: str = "full"):
-    c = DEFAULT["laptop_config"]("alfworld", mode)
-    set_options(c.env.options)
+    c = laptop("alfworld", mode)
     c.env.options.max_receptacles = 22  # kitchens have at least 18
     c.env.horizon = 40
-    c.explore.reflect_every = 10
+    c.search.tree.reflect_every = 10
     c.evaluate.split = "valid_unseen"
     return c

@@ -12,26 +12,20 @@ search limits are ours, the paper does not give them.
 Without env.options.data generated games are played: not the benchmark.
 """
 
-import runpy
-from pathlib import Path
-
-# Config files are executed as files, so a neighbour is not importable by name.
-HOUSEHOLD_INSTRUCT = runpy.run_path(str(Path(__file__).with_name("household_instruct.py")))
-ALFWORLD = runpy.run_path(str(Path(__file__).with_name("alfworld.py")))
+from leafe_jax.run.presets import load_config, set_environment
 
 
 def get_config(mode: str = "full"):
-    c = HOUSEHOLD_INSTRUCT["get_config"](mode)
+    c = load_config("household_instruct", mode)
     c.model.path = "Qwen2.5-7B-Instruct"  # a directory; left out, the embedded model would play
-    c.env.name = "alfworld"
-    ALFWORLD["set_options"](c.env.options)
+    set_environment(c, "alfworld")
     c.env.horizon = 50  # verl-agent: env.max_steps
     c.context.mode = "window"
     c.context.window = 2  # verl-agent: env.history_length
-    c.explore.num_tasks = 0  # all 3,553 official training games
+    c.search.tree.num_tasks = 0  # all 3,553 official training games
     c.evaluate.split = "valid_seen"
     c.evaluate.num_tasks = 0
     if mode == "smoke":
         c.env.horizon = 6
-        c.explore.num_tasks = c.evaluate.num_tasks = 6
+        c.search.tree.num_tasks = c.evaluate.num_tasks = 6
     return c

@@ -7,38 +7,28 @@ The embedded base model has learnt this game (docs/BASE_MODEL.md). A checkpoint 
 
     --config.env.options.layout=own --config.env.options.num_tests=10 --config.context.mode=window \
     --config.sampler.max_len=8192 --config.sampler.max_action_tokens=512 \
-    --config.sampler.max_reflection_tokens=256 --config.evaluate.num_tasks=0 \
-    --config.distill.train.seq_len=8192 --config.distill.train.learning_rate=1e-6 \
-    --config.distill.train.num_epochs=2 --config.distill.train.schedule=constant \
-    --config.distill.train.compute_dtype=bfloat16 --config.distill.train.remat=full \
-    --config.distill.train.scan_layers=True --config.distill.train.mesh.data=1 \
-    --config.distill.train.mesh.fsdp=-1 --config.model.dtype=bfloat16
+    --config.prompts.reasoning_tokens=192 --config.prompts.answer_tokens=64 --config.evaluate.num_tasks=0 \
+    --config.leafe.train.seq_len=8192 --config.leafe.train.learning_rate=1e-6 \
+    --config.leafe.train.num_epochs=2 --config.leafe.train.schedule=constant \
+    --config.leafe.train.compute_dtype=bfloat16 --config.leafe.train.remat=full \
+    --config.leafe.train.scan_layers=True --config.leafe.train.mesh.data=1 \
+    --config.leafe.train.mesh.fsdp=-1 --config.model.dtype=bfloat16
 """
 
-import runpy
-from pathlib import Path
-
-# Config files are executed as files, so a neighbour is not importable by name.
-DEFAULT = runpy.run_path(str(Path(__file__).with_name("default.py")))
+from leafe_jax.run.presets import laptop
 
 
 def get_config(mode: str = "full"):
-    c = DEFAULT["laptop_config"]("code", mode)
+    c = laptop("code", mode)
     c.env.horizon = 4  # submissions
-    c.env.prompt_style = "program"
-    c.env.options.problems = ()  # files to play instead of what comes along
-    c.env.options.layout = "drills"  # or own, codecontests, mbpp, humaneval
+    c.prompts.style = "program"
+    c.env.options.layout = "drills"  # own, codecontests, mbpp or humaneval instead
     c.env.options.num_tests = 4  # the first ones decide; 0 takes all
-    c.env.options.num_public = 0  # how many of the public tests are shown; 0 shows all
     c.env.options.time_limit = 2.0  # processor seconds per test
     c.env.options.memory_mb = 512
-    c.env.options.ignore_case = False  # accept outputs that differ in case
-    c.env.options.workers = 0  # programs run at the same time; 0 is one per core
-    c.env.options.mechanism = ""  # of the sandbox (docs/SECURITY.md); "" takes the strongest here
-    c.env.options.allow_weak = False  # True: resource limits alone where no sandbox works
-    c.explore.reflect_every = 2
+    c.search.tree.reflect_every = 2
     if mode == "full":
-        c.explore.num_tasks = 0
+        c.search.tree.num_tasks = 0
     c.sampler.max_action_tokens = 64
-    c.sampler.max_reflection_tokens = 24
+    c.prompts.answer_tokens = 24
     return c

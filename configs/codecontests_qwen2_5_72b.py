@@ -9,19 +9,14 @@ bytes a parameter: a pod. A step has a row for each of 64 chips, some 1,000 exam
 128. No numbers have been measured with it yet.
 """
 
-import runpy
-from pathlib import Path
-
-# Config files are executed as files, so a neighbour is not importable by name.
-SMALLER = runpy.run_path(str(Path(__file__).with_name("codecontests_qwen2_5_7b.py")))
+from leafe_jax.run.presets import load_config, set_training
 
 
 def get_config(mode: str = "full"):
-    c = SMALLER["get_config"](mode)
+    c = load_config("codecontests_qwen2_5_7b", mode)
     c.model.path = "Qwen2.5-72B-Instruct"  # a directory, or a name for the plan tool
     if mode == "full":
         c.sampler.num_slots = 32
         c.sampler.tensor = 4  # the chips of a v5p host
-        c.distill.train.loss_chunk = 1024
-        c.distill.train.batch_size = 64  # a row for each chip of v5p:4x4x4
+        set_training(c, loss_chunk=1024, batch_size=64)  # a row for each chip of v5p:4x4x4
     return c

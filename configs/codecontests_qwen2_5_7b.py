@@ -13,47 +13,40 @@ takes 70 GiB on one device, half of that on each of two with `--config.sampler.t
 been measured with it yet.
 """
 
-import runpy
-from pathlib import Path
-
-# Config files are executed as files, so a neighbour is not importable by name.
-HOUSEHOLD_INSTRUCT = runpy.run_path(str(Path(__file__).with_name("household_instruct.py")))
+from leafe_jax.run.presets import load_config, set_environment, set_training
 
 
 def get_config(mode: str = "full"):
-    c = HOUSEHOLD_INSTRUCT["get_config"](mode)
+    c = load_config("household_instruct", mode)
     c.model.path = "Qwen2.5-7B-Instruct"  # a directory; left out, the embedded model would play
-    c.env.name = "code"
+    set_environment(
+        c,
+        "code",
+        layout="codecontests",  # files in env.options.problems; see above
+        num_tests=10,  # the first ones decide (CTRL)
+        time_limit=30.0,  # processor seconds per test, the data's own ignored (CTRL)
+        memory_mb=1024,
+        ignore_case=True,  # as CTRL's judge does
+    )
     c.env.horizon = 4  # submissions (paper)
-    c.env.prompt_style = "program"
-    c.env.options.problems = ()  # CodeContests files; see above
-    c.env.options.layout = "codecontests"
-    c.env.options.num_tests = 10  # the first ones decide (CTRL)
-    c.env.options.num_public = 0  # how many of the public tests are shown; 0 shows all
-    c.env.options.time_limit = 30.0  # processor seconds per test, the data's own ignored (CTRL)
-    c.env.options.memory_mb = 1024
-    c.env.options.ignore_case = True  # as CTRL's judge does
-    c.env.options.workers = 0  # programs run at the same time; 0 is one per core
-    c.env.options.mechanism = ""  # of the sandbox (docs/SECURITY.md); "" takes the strongest here
-    c.env.options.allow_weak = False  # True: resource limits alone where no sandbox works
+    c.prompts.style = "program"
     c.sampler.max_len = 16384
     c.sampler.max_action_tokens = 1024  # (CTRL)
     c.sampler.temperature = 0.7  # (CTRL)
     c.sampler.top_p = 0.8  # (CTRL)
     c.sampler.repetition_penalty = 1.05  # (CTRL)
-    c.explore.reflect_every = 4  # rollback only when all submissions are used up (paper)
-    c.explore.num_tasks = 0
+    c.search.tree.reflect_every = 4  # rollback only when all submissions are used up (paper)
+    c.search.tree.num_tasks = 0
     c.evaluate.num_tasks = 0
     c.evaluate.num_samples = 128  # (paper)
     c.evaluate.temperature = 0.7
-    c.distill.train.seq_len = 16384
-    c.distill.train.batch_size = 8  # rows of about 16 examples (paper: 128 examples)
+    # Rows of about 16 examples (paper: 128 examples a step).
+    set_training(c, seq_len=16384, batch_size=8)
     if mode == "smoke":
-        c.env.options.problems = ()
         c.env.options.layout = "own"
         c.env.options.time_limit = 2.0
-        c.explore.num_tasks = c.evaluate.num_tasks = 6
-        c.explore.reflect_every = c.env.horizon = 2
+        c.search.tree.num_tasks = c.evaluate.num_tasks = 6
+        c.search.tree.reflect_every = c.env.horizon = 2
         c.evaluate.num_samples = 2
         c.sampler.max_len = 2048
         c.sampler.max_action_tokens = 24

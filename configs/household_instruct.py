@@ -8,46 +8,47 @@ on each device (of 1.5B: 17 GiB; `--config.sampler.tensor=2` has two share them)
 sharded over all of them. Optimizer settings are the paper's; no numbers have been measured with it yet.
 """
 
-import runpy
-from pathlib import Path
-
-# Config files are executed as files, so a neighbour is not importable by name.
-DEFAULT = runpy.run_path(str(Path(__file__).with_name("default.py")))
+from leafe_jax.run.config import default_config
+from leafe_jax.run.presets import set_training
 
 
 def get_config(mode: str = "full"):
-    c = DEFAULT["get_config"]()
+    c = default_config()
     c.model.dtype = "bfloat16"
     c.env.horizon = 50
-    c.env.prompt_style = "react"
+    c.prompts.style = "react"
     c.sampler.num_slots = 64
     c.sampler.max_len = 8192
     c.sampler.turn_chunk = 128
     c.sampler.prefill_chunk = 512
     c.sampler.max_action_tokens = 512
-    c.sampler.max_reflection_tokens = 256
-    c.explore.reflect_every = 10
-    t = c.distill.train
-    t.seq_len = 8192
-    t.batch_size = 16  # rows; of about eight examples, so that a step has the paper's 128
-    t.num_epochs = 2
-    t.learning_rate = 1e-6
-    t.schedule = "constant"
-    t.compute_dtype = "bfloat16"
-    t.remat = "full"
-    t.scan_layers = True
-    t.mesh.data = 1
-    t.mesh.fsdp = -1
+    c.prompts.reasoning_tokens = 192  # before the answer of a reflection
+    c.prompts.answer_tokens = 64
+    c.search.tree.reflect_every = 10
+    set_training(
+        c,
+        seq_len=8192,
+        batch_size=16,  # rows; of about eight examples, so that a step has the paper's 128
+        num_epochs=2,
+        learning_rate=1e-6,
+        schedule="constant",
+        compute_dtype="bfloat16",
+        remat="full",
+        scan_layers=True,
+        mesh=dict(data=1, fsdp=-1),
+    )
     if mode == "smoke":
-        c.model.dtype = t.compute_dtype = "float32"
+        c.model.dtype = "float32"
+        set_training(c, compute_dtype="float32")
         c.env.horizon = 6
-        c.explore.num_tasks = c.evaluate.num_tasks = 6
-        c.explore.reflect_every = 3
-        c.explore.max_attempts = 4
+        c.search.tree.num_tasks = c.evaluate.num_tasks = 6
+        c.search.tree.reflect_every = 3
+        c.search.tree.max_attempts = 4
         c.evaluate.num_samples = 2
         c.sampler.num_slots = 8
         c.sampler.max_len = 2048
-        c.sampler.max_action_tokens = c.sampler.max_reflection_tokens = 24
+        c.sampler.max_action_tokens = 24
+        c.prompts.reasoning_tokens = c.prompts.answer_tokens = 12
         c.phases = ("explore", "evaluate")
-        c.evaluate.methods = ("base",)
+        c.methods = ("base",)
     return c

@@ -5,26 +5,22 @@
 The embedded base model has learnt this game (docs/BASE_MODEL.md). The laboratory is not ScienceWorld
 (envs/science/environment.py says what it is). All fifteen task types, with an instruct checkpoint:
 
-    --config.model.path=DIR --config.env.prompt_style=react --config.context.mode=window \
+    --config.model.path=DIR --config.prompts.style=react --config.context.mode=window \
     --config.env.options.task_types="()" --config.env.horizon=30 \
     --config.sampler.max_len=8192 --config.sampler.max_action_tokens=256 \
-    --config.sampler.max_reflection_tokens=256 \
-    --config.distill.train.seq_len=8192 --config.distill.train.learning_rate=1e-6 \
-    --config.distill.train.num_epochs=2 --config.distill.train.schedule=constant \
-    --config.distill.train.compute_dtype=bfloat16 --config.distill.train.remat=full \
-    --config.distill.train.scan_layers=True --config.distill.train.mesh.data=1 \
-    --config.distill.train.mesh.fsdp=-1 --config.model.dtype=bfloat16
+    --config.prompts.reasoning_tokens=192 --config.prompts.answer_tokens=64 \
+    --config.leafe.train.seq_len=8192 --config.leafe.train.learning_rate=1e-6 \
+    --config.leafe.train.num_epochs=2 --config.leafe.train.schedule=constant \
+    --config.leafe.train.compute_dtype=bfloat16 --config.leafe.train.remat=full \
+    --config.leafe.train.scan_layers=True --config.leafe.train.mesh.data=1 \
+    --config.leafe.train.mesh.fsdp=-1 --config.model.dtype=bfloat16
 """
 
-import runpy
-from pathlib import Path
-
-# Config files are executed as files, so a neighbour is not importable by name.
-DEFAULT = runpy.run_path(str(Path(__file__).with_name("default.py")))
+from leafe_jax.run.presets import laptop
 
 
 def get_config(mode: str = "full"):
-    c = DEFAULT["laptop_config"]("science", mode)
+    c = laptop("science", mode)
     c.env.horizon = 20
     c.env.options.task_types = (
         "find-living-thing",
@@ -35,5 +31,5 @@ def get_config(mode: str = "full"):
         "lifespan-shortest-lived",
     )
     c.sampler.max_action_tokens = 16
-    c.sampler.max_reflection_tokens = 24
+    c.prompts.answer_tokens = 24
     return c

@@ -13,27 +13,22 @@ Needs an accelerator and half a gigabyte of host memory for each of `num_workers
 been measured with it yet.
 """
 
-import runpy
-from pathlib import Path
-
-# Config files are executed as files, so a neighbour is not importable by name.
-HOUSEHOLD_INSTRUCT = runpy.run_path(str(Path(__file__).with_name("household_instruct.py")))
+from leafe_jax.run.presets import load_config, set_environment
 
 
 def get_config(mode: str = "full"):
-    c = HOUSEHOLD_INSTRUCT["get_config"](mode)
+    c = load_config("household_instruct", mode)
     c.model.path = "Qwen2.5-7B-Instruct"  # a directory; left out, the embedded model would play
-    c.env.name = "scienceworld"
+    set_environment(
+        c,
+        "scienceworld",
+        num_workers=8 if mode == "full" else 1,  # JVMs
+        episodes_per_worker=8,  # games in each: with num_workers the sampler's slots
+    )
     c.env.horizon = 30 if mode == "full" else 4
-    c.env.options.simplifications = "easy"  # comma-separated; "" plays the full game
-    c.env.options.splits = "official"  # or the published L0, L1, L2
-    c.env.options.task_types = ()  # types to keep; () keeps all thirty
-    c.env.options.num_workers = 8 if mode == "full" else 1  # JVMs
-    c.env.options.episodes_per_worker = 8  # games in each: with num_workers the sampler's slots
-    c.env.options.timeout = 60.0  # seconds one reset or step may take
     c.context.mode = "window"
     c.sampler.max_len = 8192 if mode == "full" else 2048  # reflections see the whole episode
-    c.explore.num_tasks = 0 if mode == "full" else 4  # all of the training split
-    c.explore.reflect_every = 10 if mode == "full" else 2
+    c.search.tree.num_tasks = 0 if mode == "full" else 4  # all of the training split
+    c.search.tree.reflect_every = 10 if mode == "full" else 2
     c.evaluate.num_tasks = 150 if mode == "full" else 2
     return c

@@ -6,27 +6,11 @@ The embedded base model has learnt this game (docs/BASE_MODEL.md). The benchmark
 configs/sokoban_qwen2_5_7b.py.
 """
 
-import runpy
-from pathlib import Path
-
-# Config files are executed as files, so a neighbour is not importable by name.
-DEFAULT = runpy.run_path(str(Path(__file__).with_name("default.py")))
-
-
-def set_options(options):
-    """The environment's options, with verl-agent's values."""
-    options.levels = ()  # Boxoban or XSB files to play instead of generated levels
-    options.size = (6, 6)  # width and height of generated levels, walls included
-    options.num_boxes = 1
-    options.min_moves = 0  # leaves out generated levels that fewer moves solve
-    options.invalid_action = "reply"  # a reply without a move costs: "reply", "step" or "end"
-    options.max_replies = 0  # moves included; 0: as many as env.horizon
-    options.feedback = ()  # what is said beside the board: "invalid", "blocked", "deadlock"
+from leafe_jax.run.presets import laptop
 
 
 def get_config(mode: str = "full"):
-    c = DEFAULT["laptop_config"]("sokoban", mode)
-    set_options(c.env.options)
+    c = laptop("sokoban", mode)
     c.env.options.min_moves = 4  # shorter ones are solved by chance
     c.env.horizon = 15
     c.sampler.turn_chunk = 48  # a board is 45 tokens

@@ -8,14 +8,10 @@ model). No numbers have been measured with this file. Everything but the model i
 configs/sokoban_qwen2_5_7b.py.
 """
 
-import runpy
-from pathlib import Path
-
-# Config files are executed as files, so a neighbour is not importable by name.
-QWEN = runpy.run_path(str(Path(__file__).with_name("sokoban_qwen2_5_7b.py")))
+from leafe_jax.run.presets import load_config
 
 
 def get_config(mode: str = "full"):
-    c = QWEN["get_config"](mode)
+    c = load_config("sokoban_qwen2_5_7b", mode)
     c.model.path = "Llama-3.1-8B-Instruct"
     return c

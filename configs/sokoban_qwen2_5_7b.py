@@ -17,30 +17,24 @@ A reflection shows the whole episode, so sampler.max_len must grow with it: a 10
 tokens.
 """
 
-import runpy
-from pathlib import Path
-
-# Config files are executed as files, so a neighbour is not importable by name.
-HOUSEHOLD_INSTRUCT = runpy.run_path(str(Path(__file__).with_name("household_instruct.py")))
-SOKOBAN = runpy.run_path(str(Path(__file__).with_name("sokoban.py")))
+from leafe_jax.run.presets import load_config, set_environment
 
 
 def get_config(mode: str = "full"):
-    c = HOUSEHOLD_INSTRUCT["get_config"](mode)
+    c = load_config("household_instruct", mode)
     c.model.path = "Qwen2.5-7B-Instruct"  # a directory; left out, the embedded model would play
-    c.env.name = "sokoban"
-    SOKOBAN["set_options"](c.env.options)
+    set_environment(c, "sokoban")
     c.env.horizon = 15  # verl-agent: env.max_steps
     c.context.mode = "window"
     c.context.window = 2  # verl-agent: env.history_length
-    c.explore.num_tasks = 0  # all 512 of the training split
-    c.explore.reflect_every = 5
+    c.search.tree.num_tasks = 0  # all 512 of the training split
+    c.search.tree.reflect_every = 5
     c.evaluate.num_tasks = 0  # all 128 of the test split, as many as verl-agent's validation has
     # A reflection is asked with the whole episode in view: 15 boards of about 150 tokens.
     c.sampler.max_len = 4096
     if mode == "smoke":
         c.env.horizon = 4
-        c.explore.num_tasks = c.evaluate.num_tasks = 6
-        c.explore.reflect_every = 2
+        c.search.tree.num_tasks = c.evaluate.num_tasks = 6
+        c.search.tree.reflect_every = 2
         c.sampler.max_len = 2048
     return c

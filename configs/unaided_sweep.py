@@ -1,50 +1,44 @@
-"""Where does LEAFE stop paying? Sweep over how often the base model does the right thing unasked.
+"""Where does LEAFE stop paying? One point of a sweep over how often the base does the right thing unasked.
 
-    python -m leafe_jax.main --config=configs/unaided_sweep.py --workdir=runs/unaided_sweep
+    for scale in 0 1 2 4 8; do
+        python -m leafe_jax.main --config=configs/unaided_sweep.py \
+            --config.bootstrap.rate_scale=$scale --workdir=runs/unaided_sweep/$scale
+    done
+    python -m leafe_jax.tools.compare runs/unaided_sweep/*/ --out=runs/unaided_sweep
 
-For each factor on the unaided rates a base model is trained on from the embedded one; then LEAFE and
-rejection sampling (independent rollouts, all successes rehearsed) get the same environment steps.
-Writes sweep.json and sweep.png. About four minutes a value on 2 cores.
+A base model is trained on from the embedded one, with its unaided rates multiplied by `rate_scale`. Then
+LEAFE and rejection sampling (independent rollouts, all successes trained on) get the same number of
+environment steps. About four minutes a value on 2 cores.
 """
 
-import runpy
-from pathlib import Path
-
-import ml_collections
-
-# Config files are executed as files, so a neighbour is not importable by name.
-BOOTSTRAP = runpy.run_path(str(Path(__file__).with_name("bootstrap.py")))
+from leafe_jax.methods.search import SearchConfig
+from leafe_jax.run.config import to_config_dict
+from leafe_jax.run.presets import load_config
 
 
 def get_config(mode: str = "full"):
     if mode not in ("full", "smoke"):
         raise ValueError(f"--config=configs/unaided_sweep.py:{mode}: the modes are full and smoke")
-    c = BOOTSTRAP["get_config"]("household")
+    c = load_config("bootstrap", "household")
+    c.phases = ("bootstrap", "explore", "fit", "evaluate", "report")
+    c.methods = ("base", "leafe", "rft")
     c.sampler.max_len = 320  # a household episode is short
     c.bootstrap.from_scratch = False
     c.bootstrap.train.seq_len = 320
     c.bootstrap.train.batch_size = 12
     c.bootstrap.num_conversations = 6000
     c.bootstrap.train.learning_rate = 5e-4
-    c.explore.max_env_steps = 50  # per task, for both
-    c.explore.max_attempts = 64
+    c.search.tree = to_config_dict(SearchConfig(max_attempts=64, max_env_steps=50))
+    c.search.independent = to_config_dict(
+        SearchConfig(method="independent", max_attempts=64, max_env_steps=50)
+    )
+    c.rft.trees = "independent"
     c.evaluate.split = "test"
     c.evaluate.num_tasks = 36
-    c.sweep = ml_collections.ConfigDict()
-    c.sweep.field = "bootstrap.rate_scale"
-    c.sweep.settings = (0.0, 1.0, 2.0, 4.0, 8.0)
-    rejection = (
-        ("explore.method", "independent"),
-        ("distill.counterfactual_weight", 0.0),
-        ("distill.rehearsal_share", 1.0),
-    )
-    c.sweep.variants = (("leafe", ()), ("rejection", rejection))
     if mode == "smoke":
-        c.bootstrap.gate = ml_collections.ConfigDict()  # so little training changes nothing
         c.bootstrap.num_conversations = 60
-        c.explore.num_tasks = 24
+        c.search.tree.num_tasks = c.search.independent.num_tasks = 24
         c.evaluate.num_tasks = 6
         c.evaluate.num_samples = 4
         c.sampler.compile_ahead = False  # so short a run is over before it pays
-        c.sweep.settings = (0.0, 8.0)
     return c

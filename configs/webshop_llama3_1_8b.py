@@ -7,14 +7,10 @@
 Everything but the checkpoint is configs/webshop_qwen2_5_7b.py, as in the paper.
 """
 
-import runpy
-from pathlib import Path
-
-# Config files are executed as files, so a neighbour is not importable by name.
-QWEN = runpy.run_path(str(Path(__file__).with_name("webshop_qwen2_5_7b.py")))
+from leafe_jax.run.presets import load_config
 
 
 def get_config(mode: str = "full"):
-    c = QWEN["get_config"](mode)
+    c = load_config("webshop_qwen2_5_7b", mode)
     c.model.path = "Llama-3.1-8B-Instruct"
     return c

@@ -11,32 +11,27 @@ observation, 512 tokens a reply, the first 500 goals held out. Needs accelerator
 measured with it yet.
 """
 
-import runpy
-from pathlib import Path
-
-# Config files are executed as files, so a neighbour is not importable by name.
-HOUSEHOLD_INSTRUCT = runpy.run_path(str(Path(__file__).with_name("household_instruct.py")))
+from leafe_jax.run.presets import load_config, set_environment
 
 
 def get_config(mode: str = "full"):
-    c = HOUSEHOLD_INSTRUCT["get_config"](mode)
+    c = load_config("household_instruct", mode)
     c.model.path = "Qwen2.5-7B-Instruct"  # a directory; left out, the embedded model would play
-    c.env.name = "webshop"
+    set_environment(
+        c,
+        "webshop",
+        goals="synthetic",
+        show_instruction=False,  # True shows it in every observation, as the original does
+    )
     c.env.horizon = 15 if mode == "full" else 4
-    c.env.options.data = ""  # directory of the official files; "" is the generated catalogue
-    c.env.options.products = ""  # name of the product file there; "" for the only one
-    c.env.options.num_products = 0  # the first so many; 0 takes all
-    c.env.options.goals = "synthetic"  # human or synthetic
-    c.env.options.nouns = "auto"  # of the reward: spacy, guess, or auto (spacy if installed)
-    c.env.options.show_instruction = False  # in every observation, as the original has it
     c.context.mode = "window"
     c.context.window = 2
-    c.explore.reflect_every = 5 if mode == "full" else 2
+    c.search.tree.reflect_every = 5 if mode == "full" else 2
     # verl-agent: 4,096 tokens of prompt and 512 of reply; reflections see the whole episode.
     c.sampler.max_len = 8192
     if mode == "smoke":
         c.env.options.num_products = 100
-        c.explore.num_tasks = c.evaluate.num_tasks = 2
+        c.search.tree.num_tasks = c.evaluate.num_tasks = 2
     else:
-        c.explore.num_tasks = c.evaluate.num_tasks = 0  # all training goals, all 500 held out
+        c.search.tree.num_tasks = c.evaluate.num_tasks = 0  # all training goals, all 500 held out
     return c

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import inspect
+import re
 from typing import Any
 
 from envs.base import EnvDataError, Environment
+from envs.options import check_horizon, make_options
 
 # name -> module:class. Modules are imported when asked for: some need an extra.
 REGISTRY = {
@@ -19,42 +22,99 @@ REGISTRY = {
     "sokoban": "envs.sokoban.environment:Sokoban",
     "webshop": "envs.webshop.environment:WebShop",
 }
+ENTRY_POINTS = "leafe_jax.environments"  # group in which other packages name theirs
+
+
+def names() -> tuple[str, ...]:
+    """The names that `find` knows: REGISTRY, then the entry points of installed packages."""
+    return tuple(dict.fromkeys([*REGISTRY, *sorted(_entry_points())]))
 
 
 def find(name: str) -> type[Environment]:
     """The class of an environment.
 
+    `module:Class` is imported from there. Any other name is looked up in REGISTRY, then among the
+    entry points: an installed package cannot change what a name of ours means.
+
     Raises:
-      EnvDataError: unknown name.
+      EnvDataError: an unknown name, a module that cannot be imported, or no Environment class.
     """
-    if name not in REGISTRY:
-        raise EnvDataError(f"env.name = {name!r}: must be one of {', '.join(REGISTRY)}")
-    module, _, attribute = REGISTRY[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    where = f"env.name = {name!r}"
+    path = _path(name, where)
+    module_name, _, attribute = path.partition(":")
+    if path != name:
+        where += f" ({path})"
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # whatever a module of somebody else raises
+        reason = f"{type(error).__name__}: {error}"
+        raise EnvDataError(f"{where}: cannot import {module_name}: {reason}") from error
+    found = getattr(module, attribute, None)
+    if not (isinstance(found, type) and issubclass(found, Environment)):
+        classes = ", ".join(_environments(module)) or "none"
+        raise EnvDataError(
+            f"{where}: {attribute} is no Environment class of {module_name}; it has {classes}"
+        )
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise EnvDataError(f"{where}: {attribute} does not define {missing}")
+    return found
 
 
 def make(name: str, split: str | None = None, **options: Any) -> Environment:
     """Makes an environment by name.
 
         env = envs.make("sokoban", split="test", size=(7, 7))
-        state, observation = env.reset(env.tasks[0].task_id)
+        state, observation = env.reset(env.tasks[0])
         state, result = env.step(state, "up")
 
     Args:
-      name: one of REGISTRY.
+      name: one of `names()`, or "package.module:Class".
       split: whose tasks `env.tasks` lists; None lists those of all splits.
-      options: the environment's constructor arguments.
+      options: `horizon`, and the fields of the class's `Options`.
 
     Raises:
       EnvDataError: unknown name, split or option, or a value that is not allowed.
     """
     environment = find(name)
-    allowed = inspect.signature(environment).parameters
-    for option in options:
-        if option not in allowed:
-            raise EnvDataError(f"{name} has no option {option!r}; it has {', '.join(allowed)}")
-    env = environment(**options)
+    horizon = check_horizon(options.pop("horizon", environment.horizon))
+    env = environment(horizon, make_options(name, environment.Options, options))
     if split is not None:
         env.list_tasks(split)
         env.split = split
     return env
+
+
+def _path(name: str, where: str) -> str:
+    """The module:class that a name stands for."""
+    paths: set[str] = set()
+    if isinstance(name, str):
+        if ":" in name:
+            if not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+                raise EnvDataError(f"{where}: must be package.module:Class")
+            return name
+        paths = {REGISTRY[name]} if name in REGISTRY else _entry_points().get(name, paths)
+    if not paths:
+        raise EnvDataError(f"{where}: must be one of {', '.join(names())}, or package.module:Class")
+    if len(paths) > 1:
+        raise EnvDataError(f"{where}: names several entry points: {', '.join(sorted(paths))}")
+    return next(iter(paths))
+
+
+def _entry_points() -> dict[str, set[str]]:
+    """Name -> what the installed packages mean by it."""
+    found: dict[str, set[str]] = {}
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        found.setdefault(point.name, set()).add(point.value)
+    return found
+
+
+def _environments(module: Any) -> list[str]:
+    """The Environment classes that a module defines."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, Environment)
+        and value.__module__ == module.__name__
+    ]

@@ -13,11 +13,17 @@ import abc
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from envs import options as _options
 from envs import replies
 from envs.errors import EnvDataError
+from envs.options import FilePath, Options, one_of
+
+__all__ = [
+    "EnvDataError", "Environment", "FilePath", "Options", "State", "StepResult", "Task", "one_of",
+    "stable_seed",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,28 +79,56 @@ class StepResult:
 
 
 class Environment(abc.ABC):
-    """Base class: horizon, step counting, finality and task look-up; rules live in subclasses.
+    """Base class: options, horizon, step counting, finality and task look-up; subclasses have rules.
+
+    A subclass says what is particular to it by the class attributes below. `name`,
+    `description` and `horizon` have no default.
+
+    Attributes:
+      name: what errors, records and prompts call it.
+      description: one paragraph on the environment and its actions, for prompts.
+      horizon: most environment steps per episode; of the class, the default.
+      Options: the type of its options, a frozen dataclass; see envs/options.py.
+      options: the values of this environment.
+      max_replies: most actions per episode; not the horizon only where an action may take no step.
+      splits: names of the task lists; the first one is for training.
+      split: whose tasks `tasks` lists; None lists those of all splits.
+      prompt_styles: the styles of envs/prompts.py that it can be played in, its default first.
+      programs: an action is a program of several lines.
+      states_goal: the first observation says "Your task is to: ...".
+      player: its scripted player, "module:Class" (envs/player.py); "" if it has none.
+      has_workers: steps are played in worker processes, so they take time.
 
     Args:
-      horizon: most environment steps per episode, at least 1.
+      horizon: most environment steps per episode, at least 1; None takes the class's.
+      options: an instance of the class's Options; None takes the defaults.
 
     Raises:
-      EnvDataError: horizon < 1.
+      EnvDataError: a value is not allowed, or the class sets no name or horizon.
     """
 
     name: str = ""
-    description: str = ""  # one paragraph on the environment and its actions, for prompts
+    description: str = ""
+    horizon: int = 0
+    Options: type[Options] = Options
     splits: tuple[str, ...] = ("train", "valid", "test")
-    split: str | None = None  # whose tasks `tasks` lists; None: those of all splits
-    has_workers: bool = False  # steps are played in worker processes and take their time
-    programs: bool = False  # an action is a program: many lines, blanks and all
-    player: str = ""  # its scripted player, module:Class (envs/player.py); "" where there is none
-    states_goal: bool = False  # the first observation says "Your task is to: ..."
+    split: str | None = None
+    prompt_styles: tuple[str, ...] = ("plain", "react")
+    programs: bool = False
+    states_goal: bool = False
+    player: str = ""
+    has_workers: bool = False
 
-    def __init__(self, horizon: int):
-        if type(horizon) is not int or horizon < 1:
-            raise EnvDataError(f"env.horizon = {horizon!r}: must be an integer of at least 1 step")
-        self.horizon = horizon
+    def __init__(self, horizon: int | None = None, options: Options | None = None):
+        if not self.name:
+            raise EnvDataError(f"{type(self).__name__}: the class sets no name")
+        self.horizon = _options.check_horizon(self.horizon if horizon is None else horizon)
+        self.options: Any = self.Options() if options is None else options
+        if not isinstance(self.options, self.Options):
+            raise EnvDataError(
+                f"{self.name} options = {_options.shown(options)}: must be {self.Options.__name__}"
+            )
+        self.max_replies = self.horizon
         self._tasks: dict[str, tuple[Task, ...]] = {}
 
     # -- what an environment writes ------------------------------------------------------------
@@ -161,17 +195,20 @@ class Environment(abc.ABC):
         """Short SHA-256 of the split's task ids and first observations, to compare machines."""
         digest = hashlib.sha256()
         for task in self.list_tasks(split):
-            _, observation = self.reset(task.task_id)
+            _, observation = self.reset(task)
             # A file name that is no UTF-8 is part of a task's id.
             digest.update(f"{task.task_id}\n{observation}\n".encode(errors="backslashreplace"))
         return digest.hexdigest()[:16]
 
-    def reset(self, task_id: str) -> tuple[State, str]:
-        """Returns the first state and observation of `task_id`.
+    def reset(self, task: Task | str) -> tuple[State, str]:
+        """Returns the first state and observation of `task`, a Task or its id.
 
         Raises:
           EnvDataError: the task is unknown, or the environment's reply is wrong.
         """
+        task_id = task.task_id if isinstance(task, Task) else task
+        if not isinstance(task_id, str):
+            raise EnvDataError(f"{self.name} task {task!r:.80}: must be a Task or its id")
         where = f"{self.name} task {task_id!r}, reset"
         reply = self._reset(task_id)
         if not isinstance(reply, tuple) or len(reply) != 2:
@@ -237,25 +274,6 @@ class Environment(abc.ABC):
             new_state, num_steps=num_steps, done=done, success=result.success
         )
         return new_state, dataclasses.replace(result, done=done)
-
-
-def check_option(option: str, value: Any, right: bool, allowed: str) -> None:
-    """Raises the one-line EnvDataError about `env.options.<option>` unless `right`."""
-    if not right:
-        raise EnvDataError(f"env.options.{option} = {value!r}: must be {allowed}")
-
-
-def check_path(option: str, value: Any) -> str:
-    """A path, "" for none, as a text; or EnvDataError."""
-    check_option(option, value, isinstance(value, str | Path), "a path, or '' for none")
-    return str(value)
-
-
-def check_paths(option: str, value: Any) -> tuple[str, ...]:
-    """A list of paths, or EnvDataError."""
-    listed = isinstance(value, list | tuple) and all(isinstance(v, str | Path) for v in value)
-    check_option(option, value, listed, "a list of paths")
-    return tuple(map(str, value))
 
 
 def stable_seed(*names: object) -> int:

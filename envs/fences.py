@@ -1,7 +1,7 @@
 """Programs in replies: the first block between Markdown fences, in the forms that models write.
 
-Beyond CommonMark, a fence may open behind words on its line and close on a line of code, as CTRL's
-reader allows (HKUNLP/critic-rl, ctrl/eval/eval_utils.py).
+In contrast to CommonMark, a fence may open after words on its line and close on a line of code, as
+in CTRL's parser (HKUNLP/critic-rl, ctrl/eval/eval_utils.py).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 _RUN = re.compile("`{3,}")
-# Blanks, and what opens items of a list.
+# Blanks and the markers of list items.
 _MARGIN = re.compile(r"[ \t]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]+)*")
 _LANGUAGE = re.compile(r"[\w+#-]*[ \t]*")
 _PYTHON_THEN_CODE = re.compile(r"(?:python|py)3?[ \t]+(.*)", re.IGNORECASE | re.DOTALL)
@@ -33,14 +33,15 @@ def _opened_on(text: str, start: int, end: int) -> str | None:
     """The block that opens on the line from `start` to `end`, or None."""
     line = text[start:end].removesuffix("\r")
     fence = _RUN.search(line)
+    assert fence is not None, "the caller has found one on this line"
     before, after = line[: fence.start()], line[fence.end() :]
     code = _PYTHON_THEN_CODE.match(after)
-    if "`" in after:  # the only form that ends on its first line names Python
+    if "`" in after:  # a block may end on its first line only if that names Python
         inside = code.group(1).partition(fence.group()) if code else ("", "", "")
         return inside[0].rstrip() if inside[1] else None
     margin = len(before) if _MARGIN.fullmatch(before) else 0
-    # Behind words, three backticks may close a block or be quoted. They open one if a language
-    # follows, or if a blank precedes them and the block ends.
+    # After words, three backticks may close a block or be quoted. They open one if a language
+    # follows, or if a blank precedes them and the block is closed.
     words = margin < len(before)
     if words and not _LANGUAGE.fullmatch(after):
         return None

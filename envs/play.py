@@ -1,4 +1,4 @@
-"""Play any registered environment in the terminal.
+"""Play any environment in the terminal.
 
     python -m envs.play --env=sokoban --split=test --task=3
     python -m envs.play --env=sokoban --options='{"size": [7, 7], "num_boxes": 2, "horizon": 50}'
@@ -42,7 +42,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog="python -m envs.play", description=__doc__.splitlines()[0])
-    parser.add_argument("--env", required=True, help=f"one of {', '.join(envs.REGISTRY)}")
+    names = f"one of {', '.join(envs.names())}, or package.module:Class"
+    parser.add_argument("--env", required=True, help=names)
     parser.add_argument("--split", help="whose tasks; default: test, or the last split there is")
     parser.add_argument("--task", default="0", help="number within the split, or a task's id")
     parser.add_argument("--options", default="{}", help="the environment's options, as JSON")

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from envs import replies
-from envs.base import EnvDataError, Environment, State, StepResult
+from envs.base import EnvDataError, Environment, Options, State, StepResult
 from envs.workers import START_SECONDS, Reply, Seat, Worker, WorkerDied
 
 _ATTEMPTS = 3  # workers that may die or hang over one request before the run is ended
@@ -50,43 +50,44 @@ def _stop_all(workers: list[Worker]) -> None:
         workers.pop().stop()
 
 
-class ReplayEnvironment(Environment):
-    """Base of adapters; a subclass names its simulator in `factory` and writes the task lists.
+@dataclasses.dataclass(frozen=True)
+class ReplayOptions(Options):
+    """Options of every adapter; a subclass adds its own.
 
-    Args:
-      horizon: environment steps per episode.
+    Attributes:
       num_workers: worker processes.
       episodes_per_worker: live simulators in each. An episode that has to share one with another is
         replayed at every turn, so workers times this should be the episodes played together.
       timeout: seconds that one reset or step may take before its worker is replaced.
-      simulator: keyword arguments of the simulator.
-
-    Raises:
-      EnvDataError: a value is out of range.
     """
 
-    factory: str = ""  # "module:class" of the Simulator, imported in the worker
+    num_workers: int = 2
+    episodes_per_worker: int = 8
+    timeout: float = 60.0
 
-    def __init__(
-        self,
-        horizon: int,
-        num_workers: int,
-        episodes_per_worker: int,
-        timeout: float,
-        simulator: Mapping[str, Any],
-    ):
-        super().__init__(horizon)
-        for option, value in (
-            ("num_workers", num_workers), ("episodes_per_worker", episodes_per_worker),
-        ):  # fmt: skip
-            if type(value) is not int or value < 1:
-                raise EnvDataError(
-                    f"env.options.{option} = {value!r}: must be an integer of at least 1"
-                )
-        if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not timeout > 0:
-            raise EnvDataError(f"env.options.timeout = {timeout!r}: must be seconds above 0")
-        self._num_workers, self._seats = num_workers, episodes_per_worker
-        self._timeout, self._simulator = timeout, dict(simulator)
+    def check(self) -> None:
+        for option in ("num_workers", "episodes_per_worker"):
+            self.require(option, getattr(self, option) >= 1, "an integer of at least 1")
+        self.require("timeout", self.timeout > 0, "seconds above 0")
+
+
+class ReplayEnvironment(Environment):
+    """Base of adapters; a subclass names its simulator in `factory` and writes the task lists.
+
+    Attributes:
+      factory: "module:class" of the Simulator, imported in the worker.
+    """
+
+    factory: str = ""
+    Options = ReplayOptions
+    has_workers = True
+
+    def __init__(self, horizon: int | None = None, options: ReplayOptions | None = None):
+        super().__init__(horizon, options)
+        self._num_workers = self.options.num_workers
+        self._seats = self.options.episodes_per_worker
+        self._timeout = self.options.timeout
+        self._simulator = dict(self.simulator_options())
         self._workers: list[Worker] = []
         self._busy: set[int] = set()  # id(worker) of those in use
         self._free = threading.Condition()
@@ -97,7 +98,11 @@ class ReplayEnvironment(Environment):
         # Runs at garbage collection and at exit, so that no worker is left behind.
         self._finalizer = weakref.finalize(self, _stop_all, self._workers)
 
-    # -- hook ----------------------------------------------------------------------------------
+    # -- hooks ---------------------------------------------------------------------------------
+    def simulator_options(self) -> Mapping[str, Any]:
+        """Keyword arguments of the simulator."""
+        return {}
+
     def same(self, recorded: str, replayed: str) -> bool:
         """Whether a replayed observation is the recorded one (a simulator may shuffle listings)."""
         return recorded == replayed

@@ -4,7 +4,3 @@
 class UserError(ValueError):
     """Wrong config, file or checkpoint. The message is one line that names the field or file, the
     value found and what is allowed; `main` prints it and exits with code 2."""
-
-
-class NothingToLearn(UserError):
-    """Stage 1 left no example. An ordinary run cannot go on; a sweep records an unchanged model."""

@@ -54,6 +54,20 @@ def _define_flags(values) -> None:
     )
 
 
+def _with_path(argument: str) -> str:
+    """`--config=quickstart:smoke` with the path of the file that comes with the package.
+
+    config_flags knows paths only, and looks for overrides in the whole command line itself.
+    """
+    from leafe_jax.run.presets import find_config
+
+    flag, _, value = argument.partition("=")
+    name, colon, mode = value.partition(":")
+    if flag not in ("--config", "-config") or not name or set(name) & {".", "/", os.sep}:
+        return argument
+    return f"{flag}={find_config(name)}{colon}{mode}"
+
+
 def _parse(argv: list[str]):
     """The flags' values; raises _BadFlags."""
     from absl import flags
@@ -61,6 +75,7 @@ def _parse(argv: list[str]):
     values = flags.FlagValues()
     _define_flags(values)
     try:
+        argv[:] = [_with_path(argument) for argument in argv]
         rest = values(argv)
         if len(rest) > 1:
             raise _BadFlags(f"unexpected argument {rest[1]!r}; arguments are --name=value")
@@ -130,13 +145,13 @@ def main(argv: list[str]) -> int:
 def _load() -> tuple:
     """The modules that import jax. No signal may raise in here: an extension that is being loaded
     would not survive it, so `_leave` takes them."""
-    from leafe_jax.run import experiment, sweep
+    from leafe_jax.run import experiment
     from leafe_jax.runtime import processes
 
-    return experiment, processes, sweep
+    return experiment, processes
 
 
-def _run(values, experiment, processes, sweep) -> int:
+def _run(values, experiment, processes) -> int:
     from envs.base import EnvDataError
     from leafe_jax.errors import UserError
 
@@ -150,7 +165,7 @@ def _run(values, experiment, processes, sweep) -> int:
         if not processes.first():
             logging.getLogger("leafe_jax").setLevel(logging.WARNING)
             logging.getLogger("envs").setLevel(logging.WARNING)
-        (sweep if "sweep" in config else experiment).run(config, workdir)
+        experiment.run(config, workdir)
         processes.leave()
         return 0
     except (UserError, EnvDataError) as error:

@@ -12,6 +12,9 @@ from leafe_jax.errors import UserError
 
 TREE_SCHEMA = 1
 
+# Arrays of a packed batch, beside the columns that an objective asks for.
+PACKED = ("tokens", "targets", "positions", "segment_ids", "source", "mass")
+
 
 def _is_id(value: Any) -> bool:
     """A token id of some model; True is an int in Python, and would be token 1."""
@@ -53,7 +56,12 @@ class Sampling:
             self.temperature, stop_ids=self.stop_ids, stop_strings=self.stop_strings
         )
 
-    def __post_init__(self):
+    @property
+    def unchanged(self) -> bool:
+        """The distribution is the model's own: plain, at temperature 1."""
+        return self.plain and self.temperature == 1
+
+    def __post_init__(self) -> None:
         rules = (
             ("temperature", 0 <= self.temperature < math.inf, "a finite number, at least 0"),
             ("top_k", isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 or more"),
@@ -95,11 +103,13 @@ class Turn:
       prompt_ids: ids appended before sampling (window mode: the whole context).
       plain_prompt_ids: the same turn rendered without e; None when no e was shown.
       action_ids: sampled ids, the stop token included.
-      logprobs: their log-probabilities under the model at sampling time.
+      logprobs: their log-probabilities under the model at sampling time (temperature 1, all tokens).
       text: decoded reply.
       action: what the parser made of it.
       valid: the reply was well formed and the environment understood the action.
       reward: reward of the step.
+      sampled_logprobs: log-probabilities under the distribution sampled from; None (and absent in the
+        JSON) if that is the model's own, so that they equal `logprobs`.
     """
 
     step: int
@@ -113,6 +123,7 @@ class Turn:
     action: str
     valid: bool
     reward: float
+    sampled_logprobs: list[float] | None = None
 
 
 @dataclasses.dataclass
@@ -121,7 +132,7 @@ class ReflectionRecord:
 
     Attributes:
       step: the number of the step that would come next when it was asked.
-      prompt_ids, ids, logprobs, text: as in Turn.
+      prompt_ids, ids, logprobs, text, sampled_logprobs: as in Turn.
       status: why it did or did not open a branch: "branched"; "no_mistake" (the model says that nothing
         was wrong); "unparsable" (no (tau, e) in the reply); "out_of_range" (tau is no step of this
         trajectory); "duplicate" (the same (tau, e) was followed from it before); "context"
@@ -140,6 +151,7 @@ class ReflectionRecord:
     tau: int | None = None
     experience: str | None = None
     child: int | None = None
+    sampled_logprobs: list[float] | None = None
 
 
 @dataclasses.dataclass
@@ -177,7 +189,9 @@ class Node:
 
 @dataclasses.dataclass
 class Budget:
-    """What was spent; every method counts in the same units.
+    """What was spent, and how much may be; every method counts in the same units.
+
+    The limits are attributes but no fields: JSON, sums and comparisons are of what was spent.
 
     Attributes:
       env_steps: environment steps.
@@ -186,6 +200,8 @@ class Budget:
       cached_tokens: prompt tokens found in the cache.
       episodes: trajectories begun, branches included.
       reflections: reflection calls.
+      max_env_steps: most environment steps; 0: no limit.
+      max_generated_tokens: most sampled tokens; 0: no limit.
     """
 
     env_steps: int = 0
@@ -194,8 +210,35 @@ class Budget:
     cached_tokens: int = 0
     episodes: int = 0
     reflections: int = 0
+    # Without annotations, so that they are no fields.
+    max_env_steps = 0
+    max_generated_tokens = 0
+
+    @classmethod
+    def within(cls, *, max_env_steps: int = 0, max_generated_tokens: int = 0) -> Budget:
+        """A budget of which nothing is spent yet; a limit of 0 is none.
+
+        Raises:
+          ValueError: a limit is negative.
+        """
+        if min(max_env_steps, max_generated_tokens) < 0:
+            raise ValueError(
+                f"budget: max_env_steps = {max_env_steps}, max_generated_tokens ="
+                f" {max_generated_tokens}: must be at least 0"
+            )
+        budget = cls()
+        budget.max_env_steps, budget.max_generated_tokens = max_env_steps, max_generated_tokens
+        return budget
+
+    @property
+    def spent(self) -> bool:
+        """Whether a limit is reached; a step or reply that has begun may go beyond it."""
+        return (0 < self.max_env_steps <= self.env_steps) or (
+            0 < self.max_generated_tokens <= self.generated_tokens
+        )
 
     def add(self, other: Budget) -> None:
+        """Adds what the other has spent."""
         for field in dataclasses.fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
@@ -215,16 +258,21 @@ class Tree:
     def path(self, node: Node) -> list[Turn]:
         """All turns that led to the end of `node`, the shared prefix first."""
         parts, end = [node.turns], node.branch_step
-        while node.parent is not None:
+        while node.parent is not None and end is not None:
+            before = end
             node = self.nodes[node.parent]
-            parts.append([turn for turn in node.turns if turn.step < end])
-            end = end if node.branch_step is None else min(end, node.branch_step)
+            parts.append([turn for turn in node.turns if turn.step < before])
+            end = before if node.branch_step is None else min(before, node.branch_step)
         return [turn for part in reversed(parts) for turn in part]
 
     def to_json(self) -> dict[str, Any]:
         data = {"schema": TREE_SCHEMA, **dataclasses.asdict(self)}
         for node in data["nodes"]:
             node["return"] = node.pop("return_")
+            for record in (*node["turns"], *node["reflections"]):
+                for name in _ABSENT_IF_NONE:
+                    if record[name] is None:
+                        del record[name]
         return data
 
     @classmethod
@@ -251,6 +299,8 @@ def _number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
+_ABSENT_IF_NONE = ("sampled_logprobs",)
+
 # What a field's annotation asks of its JSON value, and how a message says it.
 _JSON = {
     "int": (lambda v: type(v) is int, "a whole number"),
@@ -268,11 +318,14 @@ def _record(kind: type, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{where}: expected an object, found {type(data).__name__}")
     fields = {field.name: str(field.type) for field in dataclasses.fields(kind)}
-    for name in (*sorted(fields.keys() - data.keys()), *sorted(data.keys() - fields.keys())):
+    missing = fields.keys() - data.keys() - set(_ABSENT_IF_NONE)
+    for name in (*sorted(missing), *sorted(data.keys() - fields.keys())):
         raise ValueError(
             f"{where}: {name.rstrip('_')}: {'missing' if name in fields else 'unknown'}"
         )
     for name, annotation in fields.items():
+        if name not in data:
+            continue
         value, base = data[name], annotation.removesuffix(" | None")
         if value is None and base != annotation:
             continue
@@ -298,10 +351,12 @@ def _node(data: Any, where: str) -> Node:
     for name, said in (("turn", node.turns), ("reflection", node.reflections)):
         for i, record in enumerate(said):
             ids = record.action_ids if name == "turn" else record.ids
-            if len(record.logprobs) != len(ids):
-                raise ValueError(
-                    f"{where}, {name} {i}: {len(record.logprobs)} logprobs for {len(ids)} ids"
-                )
+            for field in ("logprobs", "sampled_logprobs"):
+                values = getattr(record, field)
+                if values is not None and len(values) != len(ids):
+                    raise ValueError(
+                        f"{where}, {name} {i}: {len(values)} {field} for {len(ids)} ids"
+                    )
     return node
 
 
@@ -337,14 +392,30 @@ class Example:
       ids: int32 [n] tokens.
       mass: float32 [n]; mass[i] > 0 trains the prediction of ids[i] from ids[:i], so mass[0] is 0.
       source: index into the run's sources, e.g. counterfactual and rehearsal.
+      columns: name -> float32 [n], what an objective needs for each token beside its mass, e.g. its
+        advantage; column[i] belongs to ids[i], like mass[i].
     """
 
     ids: np.ndarray
     mass: np.ndarray
     source: int
+    columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.ids) != len(self.mass) or len(self.ids) < 2 or self.mass[0] != 0:
             raise ValueError("an example needs two ids or more, as many masses, and mass[0] == 0")
         if not (np.isfinite(self.mass).all() and np.min(self.mass) >= 0):
             raise ValueError("an example's masses must be finite and at least 0")
+        for name, values in self.columns.items():
+            if not (name.isidentifier() and name.isascii()) or name in PACKED:
+                raise ValueError(
+                    f"an example's column {name!r}: must be an ASCII identifier other than"
+                    f" {', '.join(PACKED)}"
+                )
+            if values.dtype != np.float32 or values.shape != (len(self.ids),):
+                raise ValueError(
+                    f"an example's column {name}: {values.dtype} {values.shape}: must be float32"
+                    f" ({len(self.ids)},)"
+                )
+            if not np.isfinite(values).all():
+                raise ValueError(f"an example's column {name} must be finite")

@@ -1,11 +1,12 @@
 """A simulator for tests: it counts, remembers where it ran, and can be told to misbehave."""
 
+import dataclasses
 import os
 import sys
 import time
 
-from envs.base import EnvDataError, Task
-from envs.replay import ReplayEnvironment
+from envs.base import EnvDataError, FilePath, Task
+from envs.replay import ReplayEnvironment, ReplayOptions
 from envs.workers import Reply, Simulator
 
 
@@ -70,12 +71,22 @@ class CountingSimulator(Simulator):
         return ["a", "b", "win"]
 
 
+@dataclasses.dataclass(frozen=True)
+class CountingOptions(ReplayOptions):
+    episodes_per_worker: int = 1
+    timeout: float = 20.0
+    drift: FilePath = ""
+    calls: FilePath = ""
+
+
 class CountingEnvironment(ReplayEnvironment):
     name = "counting"
+    horizon = 30
+    Options = CountingOptions
     factory = "counting:CountingSimulator"
 
-    def __init__(self, horizon=30, num_workers=2, episodes_per_worker=1, timeout=20.0, **options):
-        super().__init__(horizon, num_workers, episodes_per_worker, timeout, options)
+    def simulator_options(self):
+        return {"drift": self.options.drift, "calls": self.options.calls}
 
     def _list_tasks(self, split: str):
         return [Task(f"{split}/count/{n:04d}", "count", split) for n in range(4)]

@@ -22,12 +22,16 @@ class ScriptedPolicy:
     Args:
       reply: (earlier turns, user text, seed) -> reply text.
       stagger: replies come out of order and not all at once.
+      num_slots: episodes in flight.
     """
 
     def __init__(
-        self, reply: Callable[[list[tuple[str, str]], str, int], str], stagger: bool = False
+        self,
+        reply: Callable[[list[tuple[str, str]], str, int], str],
+        stagger: bool = False,
+        num_slots: int = 4,
     ):
-        self.reply, self.stagger = reply, stagger
+        self.reply, self.stagger, self.num_slots = reply, stagger, num_slots
         self.waiting: list[tuple[int, Request]] = []
         self.tickets = self.launches = 0
         self.calls: list[list[Request]] = []

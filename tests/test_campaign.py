@@ -44,11 +44,11 @@ def reference(tmp_path_factory) -> Path:
 def outcome_of(workdir: Path) -> dict:
     """What a run found, without times: the part that no disturbance may change."""
     results = json.loads((workdir / "results.json").read_text())
-    parts = [*results["methods"].values(), results["explore"], results["distill"]]
+    parts = [*results["methods"].values(), *results["searches"].values(), *results["fits"].values()]
     for part in parts:
         part.pop("seconds")
-    names = ("methods", "explore", "distill", "config_hash", "split_hash")
-    weights = (workdir / "distill" / "model" / "model.safetensors").read_bytes()
+    names = ("methods", "searches", "fits", "config_hash", "split_hash")
+    weights = (workdir / "leafe" / "model" / "model.safetensors").read_bytes()
     pages = ("report/index.html", "report/pass_at_k.png")
     assert all((workdir / page).stat().st_size > 1000 for page in pages)
     return {**{n: results[n] for n in names}, "trees": trees(workdir), "weights": weights}
@@ -107,7 +107,7 @@ def damage_cases(workdir: Path) -> list[tuple[str, str]]:
         )
         cases += [(file, damage) for damage in (DAMAGES if text else few)]
     # What the results are made of, where they have to be made again.
-    made_of = [f for f in files if f.startswith(("explore/", "evaluate/")) or f.endswith("y.json")]
+    made_of = [f for f in files if f.startswith(("trees/", "evaluate/")) or f.endswith("y.json")]
     return cases + [(file, f"{damage}, no results") for file in made_of for damage in DAMAGES]
 
 
@@ -153,8 +153,8 @@ def test_strange_things_in_the_place_of_files(reference, tmp_path, capfd, monkey
     """A directory, a FIFO or a dangling link where a file was; copies that editors and sync tools leave."""
     expected = outcome_of(reference)
     counts, lost = collections.Counter(), []
-    read = ("explore/phase.json", "explore/trees/0001.jsonl", "evaluate/base/0001.json",
-            "distill/summary.json", "results.json", "metrics.jsonl")  # fmt: skip
+    read = ("trees/tree/phase.json", "trees/tree/0001.jsonl", "evaluate/base/0001.json",
+            "leafe/summary.json", "results.json", "metrics.jsonl")  # fmt: skip
     made = {
         "directory": lambda p: (p.unlink(), p.mkdir()),
         "FIFO": lambda p: (p.unlink(), os.mkfifo(p)),
@@ -193,7 +193,7 @@ def test_strange_things_in_the_place_of_files(reference, tmp_path, capfd, monkey
 
 
 # -- kills and signals -----------------------------------------------------------------------------
-MOMENTS = ("start", "explore:", "distill:", "evaluate base:", "evaluate leafe:")
+MOMENTS = ("start", "explore tree:", "leafe:", "evaluate base:", "evaluate leafe:")
 CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 75}
 
 
@@ -323,7 +323,7 @@ def test_hostile_replies(reference, tmp_path, capfd, monkeypatch):
 
     monkeypatch.setattr(LMPolicy, "collect", hostile)
     arguments = ["main", CONFIG, f"--workdir={tmp_path}", "--config.phases=('explore','evaluate','report')",
-                 "--config.evaluate.methods=('base',)"]  # fmt: skip
+                 "--config.methods=('base',)"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", arguments)
     capfd.readouterr()
     assert main(arguments) == 0

@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import time
-import types
 from pathlib import Path
 
 import drawn
@@ -20,10 +19,13 @@ import numpy as np
 from leafe_jax.methods.examples import action_mass
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.models.sharding import make_mesh
+from leafe_jax.runtime.settings import build
+from leafe_jax.training.objectives import sft
 from leafe_jax.training.optimizer import make_optimizer
 from leafe_jax.training.packing import Batches
+from leafe_jax.training.settings import TrainConfig
 from leafe_jax.training.step import init_state, make_train_step, step_options
-from leafe_jax.training.trainer import fit, place
+from leafe_jax.training.trainer import Data, Start, fit, place
 from leafe_jax.types import Example
 
 CONFIG = ModelConfig(
@@ -34,16 +36,14 @@ CONFIG = ModelConfig(
 SOURCES = ("counterfactual", "rehearsal")
 
 
-def train_config(lora=None, **changes):
+def train_config(lora=None, mesh=None, **changes) -> TrainConfig:
     fields = dict(
         seq_len=24, batch_size=4, num_epochs=2, learning_rate=1e-2, schedule="constant",
-        warmup_steps=2, weight_decay=0.0, b1=0.9, b2=0.98, eps=1e-8, clip_norm=1.0,
-        compute_dtype="float32", loss_chunk=4096, remat="none", checkpoint_every=2, log_every=1,
-        max_nonfinite=3, attention="auto", mesh=dict(data=1, fsdp=1, tensor=1), accumulation=1,
-        scan_layers=False, notice_url="",
+        warmup_steps=2, loss_chunk=4096, checkpoint_every=2, log_every=1, max_nonfinite=3,
     )  # fmt: skip
     adapters = dict(rank=0, alpha=16.0, targets=("q_proj", "down_proj")) | (lora or {})
-    return types.SimpleNamespace(**{**fields, **changes}, lora=types.SimpleNamespace(**adapters))
+    mesh = mesh or dict(data=1, fsdp=1, tensor=1)
+    return build(TrainConfig, {**fields, **changes, "lora": adapters, "mesh": mesh}, "train")
 
 
 def examples(count: int = 30, seed: int = 0) -> list[Example]:
@@ -73,15 +73,19 @@ def options(config=CONFIG, **changes):
     return step_options(train_config(**changes), config, one_device())
 
 
-def make_step(start=None, config=CONFIG, coefficients=(1.0, 1.0), **changes):
+def sources(coefficients=(1.0, 1.0)) -> dict[str, float]:
+    return dict(zip(SOURCES, map(float, coefficients), strict=True))
+
+
+def make_step(start=None, config=CONFIG, coefficients=(1.0, 1.0), objective=None, **changes):
     """(step(state, batch), state) on one device."""
     settings = train_config(**changes)
     mesh = one_device()
     tx = make_optimizer(settings, 20)
     state = init_state(jax.tree.map(jnp.array, start or params(config)), tx, mesh)
     step = make_train_step(
-        config, tx, sources=SOURCES, coefficients=np.array(coefficients, np.float32),
-        options=step_options(settings, config, mesh), mesh=mesh, state=state, frozen={},
+        config, tx, objective=objective or sft(), sources=sources(coefficients),
+        options=step_options(settings, config, mesh), state=state, frozen={},
     )  # fmt: skip
     return lambda state, batch: step(state, {}, batch), state
 
@@ -90,12 +94,10 @@ def run_fit(
     directory, made=None, config=CONFIG, log=lambda *_: None, progress=lambda *_: None, **changes
 ):
     return fit(
-        model_config=config,
-        load_params=place(params(config)),
-        examples=made or examples(),
-        train_config=train_config(**changes),
-        sources=SOURCES,
-        source_weights=(1.0, 0.5),
+        Start(config, place(params(config))),
+        Data(made or examples(), sources((1.0, 0.5))),
+        train_config(**changes),
+        sft(),
         directory=Path(directory),
         seed=3,
         log=log,

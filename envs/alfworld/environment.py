@@ -20,11 +20,11 @@ from envs.alfworld.engine import Game, Position, load_game, read_game
 from envs.base import (
     EnvDataError,
     Environment,
+    FilePath,
+    Options,
     State,
     StepResult,
     Task,
-    check_path,
-    check_paths,
 )
 
 OFFICIAL_COUNTS = {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
@@ -44,21 +44,47 @@ class AlfworldState(State):
     denied: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class AlfworldOptions(Options):
+    """Options of `alfworld` and `alfworld_real`.
+
+    Attributes:
+      data: ALFWORLD_DATA directory, with json_2.1.1/{train,valid_seen,valid_unseen}; "": none.
+      games: game.tw-pddl files or their folders to play instead, as one split "games".
+      max_receptacles: leaves out generated games in rooms with more receptacles; 0 keeps all.
+    """
+
+    data: FilePath = ""
+    games: tuple[FilePath, ...] = ()
+    max_receptacles: int = 0
+
+    def check(self) -> None:
+        most, fewest = self.max_receptacles, generator.fewest_receptacles()
+        self.require(
+            "max_receptacles",
+            most == 0 or most >= fewest,
+            f"0 (all rooms) or at least {fewest}, as many as the smallest room has",
+        )
+        if most and (self.data or self.games):
+            raise EnvDataError(
+                f"env.options.max_receptacles = {most!r}: is for generated games only"
+            )
+        if self.data and self.games:
+            raise EnvDataError(
+                f"env.options.data = {self.data!r}: cannot go with env.options.games"
+            )
+
+
 class Alfworld(Environment):
     """ALFWorld.
 
-    Args:
-      data: ALFWORLD_DATA directory, with json_2.1.1/{train,valid_seen,valid_unseen}; "": none.
-      games: game.tw-pddl files or their folders to play instead, as one split "games".
-      horizon: most steps per episode.
-      max_receptacles: leaves out generated games in rooms with more receptacles; 0 keeps all.
-
     Raises:
-      EnvDataError: a directory or file is missing or wrong, both `data` and `games` are given, or
-        `max_receptacles` is given with either or is fewer than any room has.
+      EnvDataError: a directory or file is missing or wrong.
     """
 
     name = "alfworld"
+    horizon = 50
+    Options = AlfworldOptions
     player = "envs.alfworld.player:AlfworldPlayer"
     description = (
         "You are in a room of a house and act on it by text commands: go to, open, close, take from,"
@@ -70,31 +96,10 @@ class Alfworld(Environment):
     splits = tuple(generator.GAMES_PER_FAMILY)
     states_goal = True
 
-    def __init__(
-        self,
-        data: str = "",
-        games: Sequence[str] = (),
-        horizon: int = 50,
-        max_receptacles: int = 0,
-    ):
-        super().__init__(horizon)
-        data = check_path("data", data)
-        games = check_paths("games", games)
-        fewest = generator.fewest_receptacles()
-        if type(max_receptacles) is not int or not (
-            max_receptacles == 0 or max_receptacles >= fewest
-        ):
-            raise EnvDataError(
-                f"env.options.max_receptacles = {max_receptacles!r}: must be 0 (all rooms) or at"
-                f" least {fewest}, as many as the smallest room has"
-            )
-        if max_receptacles and (data or games):
-            raise EnvDataError(
-                f"env.options.max_receptacles = {max_receptacles!r}: is for generated games only"
-            )
-        self._most = max_receptacles
-        if data and games:
-            raise EnvDataError(f"env.options.data = {data!r}: cannot go with env.options.games")
+    def __init__(self, horizon: int | None = None, options: AlfworldOptions | None = None):
+        super().__init__(horizon, options)
+        data, games = self.options.data, self.options.games
+        self._most = self.options.max_receptacles
         self._data = Path(data) / "json_2.1.1" if data else None
         self._files: dict[str, Path] = {}  # task id -> game file
         if self._data is not None and not self._data.is_dir():

@@ -10,10 +10,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import sys
-from collections.abc import Sequence
 from typing import Any
 
-from envs.alfworld.environment import Alfworld
+from envs.alfworld.environment import Alfworld, AlfworldOptions
 from envs.base import EnvDataError, State, StepResult
 
 _MAX_LOADED = 4  # games held at a time, for they are large
@@ -45,14 +44,8 @@ class AlfworldReal(Alfworld):
     name = "alfworld_real"
     player = ""  # it reads the state of our own engine
 
-    def __init__(
-        self,
-        data: str = "",
-        games: Sequence[str] = (),
-        horizon: int = 50,
-        max_receptacles: int = 0,
-    ):
-        super().__init__(data, games, horizon, max_receptacles)
+    def __init__(self, horizon: int | None = None, options: AlfworldOptions | None = None):
+        super().__init__(horizon, options)
         try:
             import alfworld.agents.environment.alfred_tw_env  # noqa: F401
             import fast_downward  # noqa: F401

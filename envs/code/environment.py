@@ -16,11 +16,12 @@ from envs import sandbox
 from envs.base import (
     EnvDataError,
     Environment,
+    FilePath,
+    Options,
     State,
     StepResult,
     Task,
-    check_option,
-    check_paths,
+    one_of,
 )
 from envs.code import data as code_data
 from envs.code.feedback import clean
@@ -52,11 +53,11 @@ class CodeState(State):
     submissions: tuple[Submission, ...] = ()
 
 
-class Code(Environment):
-    """Programming problems; see the module docstring.
+@dataclasses.dataclass(frozen=True)
+class CodeOptions(Options):
+    """Options of `code`.
 
-    Args:
-      horizon: submissions per problem (paper: 4).
+    Attributes:
       problems: data files; none plays our own set.
       layout: of these files: own, codecontests, mbpp or humaneval; or drills, without files: short
         problems for very small models, with a split "bootstrap" for scripted corpora.
@@ -68,13 +69,52 @@ class Code(Environment):
       workers: programs run at the same time; 0 is one per core.
       mechanism: of the sandbox, one of sandbox.mechanisms.NAMES; "" takes the strongest here.
       allow_weak: run programs under resource limits alone where nothing stronger works.
+    """
+
+    problems: tuple[FilePath, ...] = ()
+    layout: str = one_of("own", LAYOUTS)
+    num_tests: int = 10
+    num_public: int = 0
+    time_limit: float = 5.0
+    memory_mb: int = 1024
+    ignore_case: bool = False
+    workers: int = 0
+    mechanism: str = one_of("", sandbox.MECHANISMS)
+    allow_weak: bool = False
+
+    def check(self) -> None:
+        if self.layout == "drills":
+            self.require("problems", not self.problems, "(): drills have no files")
+        elif self.layout != "own":
+            self.require("problems", self.problems, f"at least one file for {self.layout!r}")
+        for option in ("num_tests", "num_public"):
+            self.require(option, getattr(self, option) >= 0, "a number of tests, 0 for all")
+        self.require("time_limit", 0.1 <= self.time_limit <= 600, "a number from 0.1 to 600")
+        self.require("memory_mb", 64 <= self.memory_mb <= 1 << 16, "an integer from 64 to 65536")
+        self.require("workers", 0 <= self.workers <= sandbox.MAX_WORKERS, "from 0 to 1024")
+
+    def limits(self) -> sandbox.Limits:
+        """What one test may use."""
+        return sandbox.Limits(
+            cpu_seconds=self.time_limit,
+            # A backstop for programs that wait: a busy machine must not decide a verdict.
+            wall_seconds=3 * self.time_limit + 5,
+            memory_bytes=self.memory_mb << 20,
+        )
+
+
+class Code(Environment):
+    """Programming problems; see the module docstring.
 
     Raises:
-      EnvDataError: an option or file is wrong, or no sandbox works on this machine.
+      EnvDataError: a file is wrong, or no sandbox works on this machine.
     """
 
     name = "code"
+    horizon = 4  # the paper
+    Options = CodeOptions
     player = "envs.code.player:CodePlayer"
+    prompt_styles = ("program",)
     programs = True
     has_workers = True
     description = (
@@ -83,52 +123,21 @@ class Code(Environment):
         " how it did on the public tests; it counts once it passes the hidden ones too."
     )
 
-    def __init__(
-        self,
-        horizon: int = 4,
-        problems: Sequence[str] = (),
-        layout: str = "own",
-        num_tests: int = 10,
-        num_public: int = 0,
-        time_limit: float = 5.0,
-        memory_mb: int = 1024,
-        ignore_case: bool = False,
-        workers: int = 0,
-        mechanism: str = "",
-        allow_weak: bool = False,
-    ):
-        super().__init__(horizon)
-        if layout not in LAYOUTS:
-            raise EnvDataError(
-                f"env.options.layout = {shown(layout)}: must be one of {', '.join(LAYOUTS)}"
-            )
-        problems = check_paths("problems", problems)
-        if layout == "drills":
-            if problems:
-                raise EnvDataError(f"env.options.problems = {problems!r}: drills have no files")
+    def __init__(self, horizon: int | None = None, options: CodeOptions | None = None):
+        super().__init__(horizon, options)
+        options = self.options
+        if options.layout == "drills":
             self.splits = drills.SPLITS
-        elif layout != "own" and not problems:
-            raise EnvDataError(f"env.options.problems = (): {layout!r} needs at least one file")
-        self.files = problems or (str(code_data.OWN_SET),)
-        self.layout = layout
-        for option, value, least in (("num_tests", num_tests, 0), ("num_public", num_public, 0)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise EnvDataError(
-                    f"env.options.{option} = {shown(value)}: must be a number of tests, 0 for all"
-                )
-        self.num_tests, self.num_public = num_tests, num_public
-        for option, value in (("ignore_case", ignore_case), ("allow_weak", allow_weak)):
-            check_option(option, value, isinstance(value, bool), "True or False")
-        limits = _limits(time_limit, memory_mb)
-        pool = sandbox.shared(mechanism, allow_weak, workers)
-        self.judge = Judge(pool, limits, ignore_case)
+        self.files = options.problems or (str(code_data.OWN_SET),)
+        pool = sandbox.shared(options.mechanism, options.allow_weak, options.workers)
+        self.judge = Judge(pool, options.limits(), options.ignore_case)
         self._problems: dict[str, dict[str, code_data.Problem]] = {}
         # A group of samples hands in the same program again and again.
         self._verdict = functools.lru_cache(maxsize=4096)(self._judge_again)
 
     # -- problems ------------------------------------------------------------------------------
     def _load(self, split: str) -> dict[str, code_data.Problem]:
-        if split not in self._problems and self.layout == "drills":
+        if split not in self._problems and self.options.layout == "drills":
             found = drills.drills(split).values()
             self._problems[split] = {p.task_id: p for p in map(drills.problem, found)}
         if split not in self._problems:
@@ -137,11 +146,12 @@ class Code(Environment):
 
     def _load_files(self, split: str) -> dict[str, code_data.Problem]:
         problems: dict[str, code_data.Problem] = {}
+        options, layout = self.options, self.options.layout
         first = 0
         for path in self.files:
-            if self.layout == "codecontests" and code_data.file_split(path) not in ("", split):
+            if layout == "codecontests" and code_data.file_split(path) not in ("", split):
                 continue  # its files are large and each holds one split
-            loaded = code_data.load(path, self.layout, self.num_tests, self.num_public, first)
+            loaded = code_data.load(path, layout, options.num_tests, options.num_public, first)
             for own_split, problem in loaded:
                 first += 1
                 if own_split != split:
@@ -216,18 +226,3 @@ class Code(Environment):
 
 def _cut(action: str) -> str:
     return action[:MAX_PROGRAM_CHARS]
-
-
-def _limits(time_limit: float, memory_mb: int) -> sandbox.Limits:
-    for option, value, least, most in (
-        ("time_limit", time_limit, 0.1, 600), ("memory_mb", memory_mb, 64, 1 << 16),
-    ):  # fmt: skip
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not least <= value <= most:
-            raise EnvDataError(
-                f"env.options.{option} = {shown(value)}: must be a number from {least} to {most}"
-            )
-    # Elapsed time is a backstop for programs that wait: a busy machine must not decide a verdict.
-    return sandbox.Limits(
-        cpu_seconds=time_limit, wall_seconds=3 * time_limit + 5, memory_bytes=int(memory_mb) << 20
-    )

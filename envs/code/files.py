@@ -6,27 +6,14 @@ and what an error shows of a value.
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from envs import files
 from envs.errors import EnvDataError
+from envs.options import shown
 
 MAX_RECORD_BYTES = 1 << 27  # of one line, or of a JSON list; the largest real ones have some 10 MiB
-
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
-_REPR.maxlevel = 3
-
-
-def shown(value: Any) -> str:
-    """A value as an error line shows it: printable, one line, about 100 characters at most."""
-    try:
-        text = _REPR.repr(value)
-    except ValueError:  # an integer of more digits than repr allows
-        text = f"{type(value).__name__} of more than 4300 digits"
-    return text if len(text) <= 120 else text[:120] + "..."
 
 
 class Record:

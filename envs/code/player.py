@@ -29,7 +29,7 @@ class CodePlayer(Player):
 
     def _drill(self, task_id: str) -> drills.Drill:
         found = drills.drills(task_id.partition("/")[0]).get(task_id)
-        if self.env.layout != "drills" or found is None:
+        if self.env.options.layout != "drills" or found is None:
             raise EnvDataError(
                 f"code task {task_id!r}: the scripted player knows drills only; set"
                 ' env.options.layout = "drills"'

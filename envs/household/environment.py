@@ -203,14 +203,11 @@ def make_room(task_id: str) -> Room:
 
 
 class Household(Environment):
-    """ALFWorld-like household tasks; see the module docstring.
-
-    Args:
-      horizon: environment steps per episode. ALFWorld uses 50; the rooms here have seven
-        receptacles and are solved in at most 18 steps by a player who has to search.
-    """
+    """ALFWorld-like household tasks; see the module docstring."""
 
     name = "household"
+    # ALFWorld: 50. The rooms here have seven receptacles; searching and solving take at most 18 steps.
+    horizon = 20
     player = "envs.household.player:HouseholdPlayer"
     splits = SPLITS
     states_goal = True
@@ -218,9 +215,6 @@ class Household(Environment):
         "You act in a house through text commands: go to, open, close, take X from Y, move X to Y,"
         " heat, clean or cool X with Y, slice X with Y, use X, examine X, inventory, look."
     )
-
-    def __init__(self, horizon: int = 20):
-        super().__init__(horizon)
 
     def _list_tasks(self, split: str) -> Sequence[Task]:
         return [

@@ -16,7 +16,8 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from envs.base import EnvDataError, check_option
+from envs.errors import EnvDataError
+from envs.options import check_option
 from envs.sandbox import mechanisms
 from envs.sandbox.guest import PACKAGES
 from envs.sandbox.worker import MAX_OUTPUT_BYTES, Guest, Job, Limits, Result
@@ -33,6 +34,8 @@ __all__ = [
     "strongest",
 ]
 
+MECHANISMS = ("", *mechanisms.NAMES)  # what the option takes; "" is the strongest that works
+MAX_WORKERS = 1024
 _log = logging.getLogger(__name__)
 
 # Asked of a mechanism before it is trusted: does it run programs, and is the host out of sight?
@@ -150,11 +153,10 @@ class Sandbox:
 
 
 def _check_settings(mechanism: Any, workers: Any) -> None:
-    names = ("", *mechanisms.NAMES)
     allowed = f"one of {', '.join(mechanisms.NAMES)}, or '' for the strongest"
-    check_option("mechanism", mechanism, mechanism in names, allowed)
-    right = type(workers) is int and 0 <= workers <= 1024
-    check_option("workers", workers, right, "from 0 to 1024")
+    check_option("mechanism", mechanism, mechanism in MECHANISMS, allowed)
+    right = type(workers) is int and 0 <= workers <= MAX_WORKERS
+    check_option("workers", workers, right, f"from 0 to {MAX_WORKERS}")
 
 
 def shared(mechanism: str = "", allow_weak: bool = False, workers: int = 0) -> Sandbox:

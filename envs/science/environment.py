@@ -11,17 +11,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from envs.base import EnvDataError, Environment, State, StepResult, Task
+from envs.base import EnvDataError, Environment, Options, State, StepResult, Task, one_of
 from envs.science.expert import Expert
-from envs.science.lab import Lab, Reading, Terminal
+from envs.science.goals import met, wrong_focus
+from envs.science.lab import Lab, Reading
+from envs.science.physics import Terminal
 from envs.science.tasks import (
-    FAMILIES,
     TASKS_PER_FAMILY,
     bootstrap_variations,
     first_observation,
-    met,
     variations,
-    wrong_focus,
 )
 from envs.science.world import (
     AGENT,
@@ -35,6 +34,7 @@ from envs.science.world import (
     readings,
     terminals,
 )
+from envs.science.worlds import FAMILIES
 
 _REQUIRED_POINTS = 60  # of 100; the rest is for optional goals, and completing gives all
 _FREE_VERBS = ("look around", "inventory", "task", "wait", "wait1")
@@ -65,21 +65,27 @@ class ScienceState(State):
     score: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class ScienceOptions(Options):
+    """Options of `science`.
+
+    Attributes:
+      task_types: task types to keep; () keeps all.
+    """
+
+    task_types: tuple[str, ...] = one_of((), FAMILIES)
+
+
 class Science(Environment):
     """The laboratory; see the module docstring.
 
     Rewards are differences of the score in points, as in `scienceworld`; success is 100. A wrong
     focus or a wrong answer ends the episode and takes the score to -100.
-
-    Args:
-      horizon: environment steps per episode.
-      task_types: task types to keep; () keeps all.
-
-    Raises:
-      EnvDataError: an option has a value that is not allowed.
     """
 
     name = "science"
+    horizon = 30
+    Options = ScienceOptions
     player = "envs.science.player:SciencePlayer"
     splits = tuple(TASKS_PER_FAMILY)
     description = (
@@ -93,14 +99,10 @@ class Science(Environment):
         " command has several readings you get a numbered list: answer with the number alone."
     )
 
-    def __init__(self, horizon: int = 30, task_types: Sequence[str] = ()):
-        super().__init__(horizon)
-        listed = not isinstance(task_types, str) and isinstance(task_types, Sequence)
-        if not listed or any(family not in tuple(FAMILIES) for family in task_types):
-            raise EnvDataError(
-                f"env.options.task_types = {task_types!r}: must be a list of {', '.join(FAMILIES)}"
-            )
-        self._families = tuple(f for f in FAMILIES if not task_types or f in task_types)
+    def __init__(self, horizon: int | None = None, options: ScienceOptions | None = None):
+        super().__init__(horizon, options)
+        kept = self.options.task_types or FAMILIES
+        self._families = tuple(family for family in FAMILIES if family in kept)
 
     def _list_tasks(self, split: str) -> Sequence[Task]:
         return [

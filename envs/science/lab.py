@@ -1,17 +1,11 @@
-"""One step in the `science` laboratory: a working copy of the state, its commands and its clock.
-
-`Lab` is made from a state, plays one command, lets time pass and is read out again; it lives for one
-step, so the values it was made of never change.
-"""
+"""The `science` laboratory's commands: which thing a text means, what a command does and says."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from envs.science.physics import Physics, Terminal
 from envs.science.world import (
-    _POD_TICKS,
-    _ROOM_TEMPERATURE,
-    _STAGE_TICKS,
     AGENT,
     DOORS,
     KINDS,
@@ -19,11 +13,9 @@ from envs.science.world import (
     NOWHERE,
     PAINTS,
     RECIPES,
+    ROOM_TEMPERATURE,
     ROOMS,
-    SOURCES,
-    SUBSTANCES,
     Thing,
-    World,
     article,
     called,
     phase,
@@ -31,7 +23,6 @@ from envs.science.world import (
     terminals,
 )
 
-Terminal = tuple[int, str]  # (thing, name of one of its terminals)
 Reading = tuple[str, object, object]  # (verb, first object, second object), resolved
 _FREE = ("look around", "inventory", "task")  # take no time
 _LIQUID = (
@@ -41,54 +32,10 @@ _LIQUID = (
 _NO_WAY = "It's not clear how to get there from here."
 
 
-class Lab:
-    """A working copy.
-
-    Attributes:
-      things: as in the state, to be replaced one by one.
-      closed: doors that are shut, as pairs of room names in DOORS.
-      links: what each connected terminal is connected to, both ways.
-      focus: index of the thing in focus, -1 for none.
-      events: what happened in this step, e.g. ("focus", 12), ("measured", 7).
-    """
-
-    def __init__(
-        self,
-        world: World,
-        things: Sequence[Thing],
-        closed: frozenset[tuple[str, str]],
-        links: Sequence[tuple[Terminal, Terminal]],
-        focus: int,
-    ):
-        self.world = world
-        self.things = list(things)
-        self.closed = closed
-        self.links: dict[Terminal, Terminal] = {}
-        for one, other in links:
-            self.links[one], self.links[other] = other, one
-        self.focus = focus
-        self.events: set[tuple] = set()
+class Lab(Physics):
+    """A working copy that names its things, plays commands and words what they bring."""
 
     # -- looking up ----------------------------------------------------------------------------
-    @property
-    def here(self) -> int:
-        return self.things[AGENT].place
-
-    def find(self, name: str) -> int:
-        """Index of the first thing of that name that still exists; KeyError without one."""
-        for index, thing in enumerate(self.things):
-            if thing.name == name and thing.place != NOWHERE:
-                return index
-        raise KeyError(name)
-
-    def inside(self, index: int) -> list[int]:
-        return [i for i, thing in enumerate(self.things) if thing.place == index]
-
-    def room_of(self, index: int) -> int:
-        while self.things[index].kind != "room":
-            index = self.things[index].place
-        return index
-
     def visible(self) -> list[int]:
         """What can be named: the room, all in it that nothing closed hides, and what is carried."""
         things, here = self.things, self.here
@@ -202,7 +149,7 @@ class Lab:
                 f"{article(name)}, which is {state}. {where} the {name} is: {self._listed(index)}."
             )
         if kind == "thermometer":
-            reading = f"a temperature of {_ROOM_TEMPERATURE:.0f} degrees celsius"
+            reading = f"a temperature of {ROOM_TEMPERATURE:.0f} degrees celsius"
             return f"{article(name)}, currently reading {reading}"
         if kind == "bulb":
             return f"{article(name)}, which is {'on' if index in self.lit() else 'off'}"
@@ -277,11 +224,11 @@ class Lab:
             return _NO_WAY
         if self._pair(name) in self.closed:
             return "The door is not open."
-        self._set(AGENT, place=room)
+        self.change(AGENT, place=room)
         return f"You move to the {name}."
 
     def _teleport_to(self, room: int, _second: object) -> str:
-        self._set(AGENT, place=room)
+        self.change(AGENT, place=room)
         return f"You teleport to the {self.things[room].name}."
 
     def _open(self, index: int | str, _second: object) -> str:
@@ -302,7 +249,7 @@ class Lab:
             return f"The {thing.name} is not {'openable' if flag else 'closeable'}."
         if thing.flag == flag:
             return f"The {thing.name} is already {word}."
-        self._set(index, flag=flag)
+        self.change(index, flag=flag)
         return f"The {thing.name} is now {word}."
 
     def _activate(self, index: int, _second: object) -> str:
@@ -317,7 +264,7 @@ class Lab:
             return f"The {thing.name} is not something that can be {word}."
         if thing.flag == flag:
             return f"The {thing.name} is already {word}."
-        self._set(index, flag=flag)
+        self.change(index, flag=flag)
         return f"The {thing.name} is now {word}."
 
     def _look_at(self, index: int | str, _second: object) -> str:
@@ -345,7 +292,7 @@ class Lab:
         thing = self.things[index]
         if thing.name not in ("red apple", "banana", "orange"):
             return f"The {thing.name} is not edible."
-        self._set(index, place=NOWHERE)
+        self.change(index, place=NOWHERE)
         return f"The {thing.name} was delicious."
 
     def _focus_on(self, index: int, _second: object) -> str:
@@ -378,8 +325,8 @@ class Lab:
         refusal = self._no_room(index, target)
         if refusal:
             return refusal
-        loose = self._loosen(index)
-        self._set(index, place=target, clock=0 if goal.kind == "plane" else thing.clock)
+        loose = self.loosen(index)
+        self.change(index, place=target, clock=0 if goal.kind == "plane" else thing.clock)
         return f"{loose}You move the {name} to the {place}."
 
     def _no_room(self, index: int, target: int) -> str:
@@ -414,31 +361,23 @@ class Lab:
             return refusal
         for content in self.inside(holder):
             drains = goal.kind in ("basin", "room", "surface")
-            liquid = self.things[content].kind in LIQUIDS or self._is_liquid(content)
-            self._set(content, place=NOWHERE if drains and liquid else target)
+            liquid = self.things[content].kind in LIQUIDS or self.is_liquid(content)
+            self.change(content, place=NOWHERE if drains and liquid else target)
         holding = self.things[holder].name
         return f"You pour the contents of the {holding} into the {goal.name}."
-
-    def _is_liquid(self, index: int) -> bool:
-        thing = self.things[index]
-        return thing.kind == "substance" and phase(self.world, thing) == "liquid"
 
     def _dunk(self, index: int, target: int) -> str:
         thing, goal = self.things[index], self.things[target]
         if thing.kind != "container":
             return f"The {thing.name} is not a container."
-        liquids = [i for i in self.inside(target) if self._is_liquid(i)]
+        liquids = [i for i in self.inside(target) if self.is_liquid(i)]
         if not liquids or index == target:
             return f"There is no liquid in the {goal.name}."
         if goal.kind == "fountain":
-            self._add_water(index)
+            self.add_water(index)
         else:
-            self._set(liquids[0], place=index)
+            self.change(liquids[0], place=index)
         return f"You fill the {thing.name} with {self.things[liquids[0]].name}."
-
-    def _add_water(self, index: int) -> None:
-        if not any(self.things[i].name == "water" for i in self.inside(index)):
-            self.things.append(Thing("water", "substance", index))
 
     def _use(self, tool: int, target: int) -> str:
         if self.things[tool].kind != "thermometer":
@@ -451,18 +390,6 @@ class Lab:
             self.events.add(("measured", index))
         return f"the thermometer measures a temperature of {temperature:.0f} degrees celsius"
 
-    def temperature(self, index: int) -> float | None:
-        """Degrees Celsius of a thing; a container has its content's; None for what has none."""
-        thing = self.things[index]
-        if thing.kind == "substance":
-            return thing.temperature
-        if thing.kind == "sample":
-            return self.world.samples.get(thing.name, _ROOM_TEMPERATURE)
-        if not KINDS[thing.kind].moveable:
-            return None
-        inner = [self.things[i].temperature for i in self.inside(index)]
-        return inner[0] if inner else _ROOM_TEMPERATURE
-
     def _mix(self, index: int, _second: object) -> str:
         name = self.things[index].name
         contents = self.inside(index)
@@ -470,11 +397,11 @@ class Lab:
             return f"There is only one thing ({self.shown(contents[0])})"
         names = frozenset(self.things[i].name for i in contents)
         product = RECIPES.get(names) or PAINTS.get(names)
-        usual = all(self.things[i].kind == "paint" or self._mixable(i) for i in contents)
+        usual = all(self.things[i].kind == "paint" or self.mixable(i) for i in contents)
         if product is None or not usual:
             return f"Mixing the contents of the {name} does not appear to produce anything new."
         for content in contents:
-            self._set(content, place=NOWHERE)
+            self.change(content, place=NOWHERE)
         kind = "paint" if names in PAINTS else "product"
         self.things.append(Thing(product, kind, index))
         parts = sorted(names)
@@ -482,14 +409,6 @@ class Lab:
             first, second = (part.removesuffix(" paint") for part in parts)
             return f"{first.capitalize()} and {second} paint mix to produce {product}."
         return f"{parts[0].capitalize()} and {parts[1]} mix to produce {product}."
-
-    def _mixable(self, index: int) -> bool:
-        """At the state of matter it has in a warm room: ice does not dissolve salt here."""
-        thing = self.things[index]
-        if thing.kind != "substance" or thing.name not in SUBSTANCES:
-            return False
-        solid = SUBSTANCES[thing.name][0] > _ROOM_TEMPERATURE
-        return phase(self.world, thing) == ("solid" if solid else "liquid")
 
     # -- circuits ------------------------------------------------------------------------------
     def _connect(self, one: Terminal | int, other: Terminal | int) -> str:
@@ -513,93 +432,5 @@ class Lab:
         )
 
     def _disconnect(self, index: int, _second: object) -> str:
-        self._loosen(index)
+        self.loosen(index)
         return f"{self.things[index].name} has been disconnected"
-
-    def _loosen(self, index: int) -> str:
-        ends = [end for end in self.links if end[0] == index]
-        for end in ends:
-            self.links.pop(self.links.pop(end))
-        return f"(disconnecting {self.things[index].name})" if ends else ""
-
-    def loop(self) -> list[int]:
-        """What a round trip from the battery's anode to its cathode passes; [] when it is open."""
-        battery = next((i for i, t in enumerate(self.things) if t.kind == "battery"), -1)
-        passed, end = [], self.links.get((battery, "anode"))
-        while end is not None and end[0] != battery:
-            index, name = end
-            passed.append(index)
-            ends = terminals(self.things[index].kind)
-            end = self.links.get((index, ends[1] if name == ends[0] else ends[0]))
-        return passed if end == (battery, "cathode") else []
-
-    def lit(self) -> list[int]:
-        """The bulbs in the loop, if all in it conduct."""
-        loop = self.loop() if self.links else []
-        names = [self.things[i] for i in loop]
-        conducts = all(t.kind != "sample" or self.world.samples.get(t.name, 0) for t in names)
-        return [i for i in loop if conducts and self.things[i].kind == "bulb"]
-
-    # -- time ----------------------------------------------------------------------------------
-    def tick(self, count: int) -> None:
-        for _ in range(count):
-            for index, thing in enumerate(self.things):
-                if thing.place == NOWHERE:
-                    continue
-                if thing.kind == "substance":
-                    self._exchange_heat(index, thing)
-                elif thing.kind == "basin":
-                    if thing.flag:
-                        for inner in self.inside(index):
-                            if self.things[inner].kind == "container":
-                                self._add_water(inner)
-                elif thing.kind == "seed":
-                    self._grow(index, thing)
-                elif thing.kind == "block":
-                    speed = self.world.speeds.get(self.things[thing.place].name)
-                    if speed is not None and thing.clock < 100:
-                        self._set(index, clock=min(100, thing.clock + speed))
-                elif thing.kind == "hive" and thing.flag and thing.clock < _POD_TICKS:
-                    self._set(index, clock=thing.clock + 1)
-                    if thing.clock + 1 == _POD_TICKS:
-                        self._set_pod()
-
-    def _exchange_heat(self, index: int, thing: Thing) -> None:
-        place, target, rate = thing.place, _ROOM_TEMPERATURE, 0.02
-        while place >= 0:
-            holder = self.things[place]
-            if holder.name in SOURCES and (holder.flag or holder.kind == "cabinet"):
-                target, rate = SOURCES[holder.name]
-                break
-            place = holder.place
-        if thing.temperature != target:
-            # Rounded, so that a substance left alone ends at rest and its state stops changing.
-            warmer = round(thing.temperature + (target - thing.temperature) * rate, 2)
-            self._set(index, temperature=target if warmer == thing.temperature else warmer)
-            now = phase(self.world, self.things[index])
-            if now != phase(self.world, thing):
-                # Noted at once: in ten ticks on the stove ice can become water and the water steam.
-                self.events.add(("phase", index, now))
-
-    def _grow(self, index: int, thing: Thing) -> None:
-        if self.things[thing.place].kind != "pot" or thing.stage == 3:
-            return
-        kinds = {(self.things[i].name, self.things[i].kind) for i in self.inside(thing.place)}
-        if ("soil", "soil") not in kinds or ("water", "substance") not in kinds:
-            return
-        grown = thing.clock + 1
-        if grown == _STAGE_TICKS:
-            self._set(index, stage=thing.stage + 1, clock=0)
-        else:
-            self._set(index, clock=grown)
-
-    def _set_pod(self) -> None:
-        """Bees cross the two parents: their seed, which was nowhere, hangs on the first."""
-        mother = next(i for i, t in enumerate(self.things) if t.kind == "plant")
-        for index, thing in enumerate(self.things):
-            if thing.kind == "seed" and thing.place == NOWHERE:
-                self._set(index, place=mother)
-                return
-
-    def _set(self, index: int, **changes: object) -> None:
-        self.things[index] = self.things[index]._replace(**changes)

@@ -22,8 +22,8 @@ from envs.player import Player
 from envs.science.environment import ScienceState
 from envs.science.expert import Expert
 from envs.science.lab import Lab
-from envs.science.tasks import AGES, BOXES, CUPS, LIFE_SPANS, THINGS
 from envs.science.world import AGENT, PAINTS, ROOMS, World
+from envs.science.worlds import AGES, BOXES, CUPS, LIFE_SPANS, THINGS
 
 GIVE_UP = "inventory"
 _COLORS = {*BOXES, *(paint.removesuffix(" paint") for mixed in PAINTS for paint in mixed)}

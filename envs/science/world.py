@@ -43,7 +43,7 @@ SUBSTANCES: dict[str, tuple[float, float | None]] = {
     "sodium": (98, None), "iodine": (114, 184), "sodium chloride": (801, None),
     "baking soda": (850, None), "soap": (54, None),
 }  # fmt: skip
-_ROOM_TEMPERATURE = 10.0  # what ScienceWorld's thermometer reads in a kitchen
+ROOM_TEMPERATURE = 10.0  # what ScienceWorld's thermometer reads in a kitchen
 SOURCES = {"stove": (400.0, 0.03), "freezer": (-30.0, 0.04), "fridge": (4.0, 0.02)}
 # Ingredients -> product of `mix`.
 RECIPES: dict[frozenset[str], str] = {
@@ -67,8 +67,8 @@ PAINTS: dict[frozenset[str], str] = {
     frozenset({"black paint", "red paint"}): "brown paint",
 }
 STAGES = ("seed", "seedling", "adult", "reproducing")
-_STAGE_TICKS = 4
-_POD_TICKS = 3
+STAGE_TICKS = 4
+POD_TICKS = 3
 _TERMINALS = {"battery": ("anode", "cathode"), "bulb": ("anode", "cathode")}
 _WIRE_TERMINALS = ("terminal 1", "terminal 2")
 
@@ -132,7 +132,7 @@ class Thing(NamedTuple):
     kind: str
     place: int
     flag: bool = False
-    temperature: float = _ROOM_TEMPERATURE
+    temperature: float = ROOM_TEMPERATURE
     stage: int = 0
     clock: int = 0
 
@@ -145,7 +145,7 @@ class World:
       family: task type.
       description: the sentences that state the task.
       things: all things at the start; the agent first, then the rooms.
-      required: goals to reach in this order, see science_tasks.
+      required: goals to reach in this order, see envs/science/goals.py.
       optional: goals that earn part of the score, in any order.
       fatal: goals that fail the task when they are reached.
       melting: melting point of substances that are not in SUBSTANCES.
@@ -183,7 +183,7 @@ def phase(world: World, thing: Thing) -> str:
 _WATER = {"solid": "ice", "liquid": "water", "gaseous": "steam"}
 # Named by what they are, and by their state only when it is not the usual one.
 _USUALLY = {
-    name: "solid" if melting > _ROOM_TEMPERATURE else "liquid"
+    name: "solid" if melting > ROOM_TEMPERATURE else "liquid"
     for name, (melting, _) in SUBSTANCES.items()
 }
 

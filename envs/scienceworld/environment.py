@@ -22,11 +22,11 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from envs.base import EnvDataError, State, Task, check_option
-from envs.replay import ReplayEnvironment
+from envs.base import EnvDataError, State, Task, one_of
+from envs.replay import ReplayEnvironment, ReplayOptions
 from envs.workers import Reply, Simulator
 
 VERSION = "1.2.3"  # of the package; another one plays the same actions differently
@@ -210,30 +210,54 @@ class ScienceWorldSimulator(Simulator):
             _package().close()
 
 
-class ScienceWorld(ReplayEnvironment):
-    """ScienceWorld; see the module docstring. Success is a score of 100.
+@dataclasses.dataclass(frozen=True)
+class ScienceWorldOptions(ReplayOptions):
+    """Options of `scienceworld`; a worker is a JVM, about half a gigabyte each.
 
-    Rewards are differences of the score, 0 to 100 points; some tasks begin with points that no step
-    earned, as in the package. A fatal focus ends the episode and takes the score to -100.
-
-    Args:
-      horizon: environment steps per episode (the package: 100; EPO: 30).
+    Attributes:
       simplifications: comma-separated names of SIMPLIFICATIONS; "" plays the full game. "easy" is
         teleportAction, selfWateringFlowerPots, openDoors and, for tasks without circuits,
         noElectricalAction.
       splits: "official", or one of the published "L0", "L1" (the same task types) and "L2" (test
         types that are not trained on).
       task_types: task types to keep; () keeps all.
-      num_workers: JVMs, about half a gigabyte each; see ReplayEnvironment.
-      episodes_per_worker: live games in each JVM.
-      timeout: seconds one reset or step may take.
+    """
+
+    simplifications: str = "easy"
+    splits: str = one_of("official", tuple(_SPLITS))
+    task_types: tuple[str, ...] = one_of((), TASKS)
+
+    def check(self) -> None:
+        super().check()
+        names = self.simplifications.split(",") if self.simplifications else []
+        self.require(
+            "simplifications",
+            all(name in SIMPLIFICATIONS for name in names),
+            f"comma-separated names of {', '.join(SIMPLIFICATIONS)}",
+        )
+        kept = self.task_types or TASKS
+        electrical = [task for task in kept if any(word in task for word in _ELECTRICAL)]
+        if "noElectricalAction" in names and electrical:
+            raise EnvDataError(
+                f"env.options.simplifications = {self.simplifications!r}: noElectricalAction makes"
+                f" {electrical[0]} impossible; leave the electrical tasks out of"
+                " env.options.task_types"
+            )
+
+
+class ScienceWorld(ReplayEnvironment):
+    """ScienceWorld; see the module docstring. Success is a score of 100.
+
+    Rewards are differences of the score, 0 to 100 points; some tasks begin with points that no step
+    earned, as in the package. A fatal focus ends the episode and takes the score to -100.
 
     Raises:
-      EnvDataError: an option is wrong, or Java or the package is missing.
+      EnvDataError: Java or the package is missing.
     """
 
     name = "scienceworld"
-    has_workers = True
+    horizon = 100  # the package; EPO: 30
+    Options = ScienceWorldOptions
     factory = "envs.scienceworld.environment:ScienceWorldSimulator"
     description = (
         "You act in a house with a yard, a workshop and a foundry, and do elementary science there"
@@ -247,34 +271,25 @@ class ScienceWorld(ReplayEnvironment):
         " the number alone."
     )
 
-    def __init__(
-        self,
-        horizon: int = 100,
-        simplifications: str = "easy",
-        splits: str = "official",
-        task_types: Sequence[str] = (),
-        num_workers: int = 2,
-        episodes_per_worker: int = 8,
-        timeout: float = 60.0,
-    ):
-        self._splits = _checked_splits(splits)
-        self.splits = tuple(_SPLITS[splits])
-        self._types = _checked_types(task_types, simplifications)
-        self._simplifications = simplifications
+    def __init__(self, horizon: int | None = None, options: ScienceWorldOptions | None = None):
+        super().__init__(horizon, options)
+        self.splits = tuple(_SPLITS[self.options.splits])
+        self._types = self.options.task_types
         self._members: dict[str, frozenset[Task]] = {}
-        options = {"simplifications": simplifications}
-        super().__init__(horizon, num_workers, episodes_per_worker, timeout, options)
-        _require_java()  # last, so that a wrong option is named wherever it is given
+        _require_java()
+
+    def simulator_options(self) -> Mapping[str, Any]:
+        return {"simplifications": self.options.simplifications}
 
     def _list_tasks(self, split: str) -> Sequence[Task]:
-        return task_list(self._splits, split, self._types)
+        return task_list(self.options.splits, split, self._types)
 
     def split_hash(self, split: str) -> str:
         """Short SHA-256 of the task ids and of what the first observations depend on.
 
         They come from a pinned package, so that no 1,800 resets are needed to compare machines.
         """
-        digest = hashlib.sha256(f"scienceworld {VERSION} {self._simplifications}\n".encode())
+        digest = hashlib.sha256(f"scienceworld {VERSION} {self.options.simplifications}\n".encode())
         for task in self.list_tasks(split):
             digest.update(f"{task.task_id}\n".encode())
         return digest.hexdigest()[:16]
@@ -309,34 +324,6 @@ class ScienceWorld(ReplayEnvironment):
     def prompt_actions(self, state: Any) -> str:
         """The objects that can be named, which with the description's templates make the actions."""
         return f"OBJ can be: {', '.join(self.ask(state, 'objects'))}."
-
-
-def _checked_splits(splits: Any) -> str:
-    right = isinstance(splits, str) and splits in _SPLITS
-    check_option("splits", splits, right, f"one of {', '.join(_SPLITS)}")
-    return splits
-
-
-def _checked_types(task_types: Any, simplifications: Any) -> tuple[str, ...]:
-    """The task types asked for, if they and the simplifications go together."""
-    listed = not isinstance(task_types, str) and isinstance(task_types, Sequence)
-    if not listed or any(task not in TASKS for task in task_types):
-        raise EnvDataError(
-            f"env.options.task_types = {task_types!r}: must be a list of {', '.join(TASKS)}"
-        )
-    names = simplifications.split(",") if isinstance(simplifications, str) else [simplifications]
-    if simplifications != "" and any(name not in SIMPLIFICATIONS for name in names):
-        raise EnvDataError(
-            f"env.options.simplifications = {simplifications!r}: must be comma-separated names of"
-            f" {', '.join(SIMPLIFICATIONS)}"
-        )
-    electrical = [t for t in task_types or TASKS if any(word in t for word in _ELECTRICAL)]
-    if "noElectricalAction" in names and electrical:
-        raise EnvDataError(
-            f"env.options.simplifications = {simplifications!r}: noElectricalAction makes"
-            f" {electrical[0]} impossible; leave the electrical tasks out of env.options.task_types"
-        )
-    return tuple(task_types)
 
 
 def _require_java() -> None:

@@ -21,7 +21,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from envs.base import EnvDataError, Environment, State, StepResult, Task, check_paths
+from envs.base import (
+    EnvDataError,
+    Environment,
+    FilePath,
+    Options,
+    State,
+    StepResult,
+    Task,
+    one_of,
+)
 from envs.sokoban.generator import TASKS, make_level
 from envs.sokoban.levels import MOVES, Cell, Level, parse_levels
 from envs.sokoban.solver import solve_level, unsolvable_within
@@ -112,13 +121,6 @@ def cornered(level: Level, box: Cell) -> bool:
     return box not in level.targets and bool(vertical) and bool(horizontal)
 
 
-def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise EnvDataError(
-            f"env.options.{name} = {value!r}: must be one of {', '.join(map(repr, allowed))}"
-        )
-
-
 def _check_horizon(where: str, levels: Sequence[Level], moves: int) -> None:
     """Warns of levels that no plan of `moves` moves solves, by a sample spread over `levels`."""
     sample = levels[:: -(-len(levels) // _SAMPLE)]
@@ -135,11 +137,11 @@ def _check_horizon(where: str, levels: Sequence[Level], moves: int) -> None:
         )  # fmt: skip
 
 
-class Sokoban(Environment):
-    """Sokoban; see the module docstring.
+@dataclasses.dataclass(frozen=True)
+class SokobanOptions(Options):
+    """Options of `sokoban`.
 
-    Args:
-      horizon: steps per episode (verl-agent: 15, gym-sokoban: 120).
+    Attributes:
       size: (width, height) of generated levels, walls included.
       num_boxes: boxes of generated levels.
       min_moves: leaves out generated levels that fewer moves solve; 0 keeps all. (Half of 6x6
@@ -152,65 +154,58 @@ class Sokoban(Environment):
       invalid_action: what a reply that is neither a move nor "still" costs, beside the -0.1:
         "reply", one reply and no step (verl-agent); "step", a step as well; "end", the episode.
         "still" costs a reply, and a step only with "step".
-      max_replies: replies per episode, moves included; 0: as many as `horizon` (verl-agent's
+      max_replies: replies per episode, moves included; 0: as many as the horizon (verl-agent's
         env.max_steps bounds both). An episode ends at whichever bound it meets first.
       feedback: what is said above the board beside showing it, any of "invalid" (the reply was no
         move), "blocked" (a wall or a second box was in the way), "deadlock" (the push put a box
         into a corner). The original says nothing: ().
+    """
+
+    size: tuple[int, int] = (6, 6)
+    num_boxes: int = 1
+    min_moves: int = 0
+    levels: tuple[FilePath, ...] = ()
+    invalid_action: str = one_of("reply", INVALID_ACTION)
+    max_replies: int = 0
+    feedback: tuple[str, ...] = one_of((), FEEDBACK)
+
+    def check(self) -> None:
+        fits = all(4 <= side <= 20 for side in self.size)
+        self.require("size", fits, "(width, height), each 4 to 20")
+        self.require("num_boxes", 1 <= self.num_boxes <= 8, "1 to 8")
+        self.require("min_moves", self.min_moves >= 0, "a number of moves, or 0")
+        self.require("max_replies", self.max_replies >= 0, "a number of replies, or 0")
+
+
+class Sokoban(Environment):
+    """Sokoban; see the module docstring.
 
     Raises:
-      EnvDataError: a value is out of range or a file is broken.
+      EnvDataError: min_moves is above the horizon, or a level file is broken.
     """
 
     name = "sokoban"
+    horizon = 15  # verl-agent; gym-sokoban: 120
+    Options = SokobanOptions
     player = "envs.sokoban.player:SokobanPlayer"
     splits = tuple(TASKS)
     description = _INSTRUCTIONS
 
-    def __init__(
-        self,
-        horizon: int = 15,
-        size: tuple[int, int] = (6, 6),
-        num_boxes: int = 1,
-        min_moves: int = 0,
-        levels: Sequence[str] | None = None,
-        invalid_action: str = "reply",
-        max_replies: int = 0,
-        feedback: Sequence[str] = (),
-    ):
-        super().__init__(horizon)
-        size = tuple(size) if isinstance(size, Sequence) else (size,)
-        if len(size) != 2 or not all(type(s) is int and 4 <= s <= 20 for s in size):
-            raise EnvDataError(
-                f"env.options.size = {size!r}: must be (width, height), each 4 to 20"
-            )
-        if type(num_boxes) is not int or not 1 <= num_boxes <= 8:
-            raise EnvDataError(f"env.options.num_boxes = {num_boxes!r}: must be 1 to 8")
-        if type(min_moves) is not int or not 0 <= min_moves <= horizon:
-            raise EnvDataError(
-                f"env.options.min_moves = {min_moves!r}: must be 0 to env.horizon = {horizon}"
-            )
-        _one_of("invalid_action", invalid_action, INVALID_ACTION)
-        if type(max_replies) is not int or max_replies < 0:
-            raise EnvDataError(
-                f"env.options.max_replies = {max_replies!r}: must be a number of replies, or 0"
-            )
-        if isinstance(feedback, str) or not isinstance(feedback, Sequence):
-            raise EnvDataError(
-                f"env.options.feedback = {feedback!r}: must be a list out of {', '.join(FEEDBACK)}"
-            )
-        for kind in feedback:
-            _one_of("feedback", kind, FEEDBACK)
-        paths = check_paths("levels", () if levels is None else levels)
-        self.invalid_action, self.feedback = invalid_action, frozenset(feedback)
-        self.max_replies = max_replies or horizon
-        self._min_moves = min_moves
-        self._family = f"sokoban-{size[0]}x{size[1]}-{num_boxes}"
+    def __init__(self, horizon: int | None = None, options: SokobanOptions | None = None):
+        super().__init__(horizon, options)
+        options = self.options
+        options.require(
+            "min_moves", options.min_moves <= self.horizon, f"0 to env.horizon = {self.horizon}"
+        )
+        self.max_replies = options.max_replies or self.horizon
+        width, height = options.size
+        self._family = f"sokoban-{width}x{height}-{options.num_boxes}"
+        paths = options.levels
         self._files = self._read(paths) if paths else None
         if self._files is not None:
             where = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more files"
             listed = [level for levels in self._files.values() for level in levels]
-            _check_horizon(where, listed, min(horizon, self.max_replies))
+            _check_horizon(where, listed, min(self.horizon, self.max_replies))
             self.splits = tuple(s for s in self.splits if any(s == k[0] for k in self._files))
 
     def _read(self, paths: Sequence[str]) -> dict[tuple[str, str], list[Level]]:
@@ -232,14 +227,14 @@ class Sokoban(Environment):
                 Task(f"{split}/{self._family}/{number:04d}", self._family, split)
                 for number in range(TASKS[split])
             ]
-            if not self._min_moves:
+            if not self.options.min_moves:
                 return tasks
             # A level whose plan is not found in time is no short one.
             plans = [self.solve(self._reset(task.task_id)[0]) for task in tasks]
             return [
                 task
                 for task, plan in zip(tasks, plans, strict=True)
-                if plan is None or len(plan) >= self._min_moves
+                if plan is None or len(plan) >= self.options.min_moves
             ]
         return [
             Task(f"{split}/{stem}/{number:04d}", stem, split)
@@ -288,8 +283,8 @@ class Sokoban(Environment):
         said = self._say(level, state, new, name)
         if said:
             observation = f"{said}\n{observation}"
-        done = success or (not valid and self.invalid_action == "end")
-        info = {"valid": valid, "is_step": name in MOVES or self.invalid_action == "step"}
+        done = success or (not valid and self.options.invalid_action == "end")
+        info = {"valid": valid, "is_step": name in MOVES or self.options.invalid_action == "step"}
         return new, StepResult(observation, reward, done, success, info)
 
     def _finish(self, state: SokobanState, new_state: SokobanState, result: StepResult):
@@ -305,16 +300,16 @@ class Sokoban(Environment):
     def _say(self, level: Level, old: SokobanState, new: SokobanState, name: str) -> str:
         """The feedback the options ask for, "" when there is none."""
         if name not in MOVES:
-            no_move = name != STILL and "invalid" in self.feedback
+            no_move = name != STILL and "invalid" in self.options.feedback
             return f"That is no move; the moves are {', '.join(MOVES)}." if no_move else ""
         if new.player == old.player:
-            if "blocked" not in self.feedback:
+            if "blocked" not in self.options.feedback:
                 return ""
             ahead = (old.player[0] + MOVES[name][0], old.player[1] + MOVES[name][1])
             thing = "wall" if ahead in level.walls else "box that cannot be pushed"
             return f"You did not move: {name} of you is a {thing}."
         pushed = new.boxes - old.boxes
-        if "deadlock" in self.feedback and any(cornered(level, box) for box in pushed):
+        if "deadlock" in self.options.feedback and any(cornered(level, box) for box in pushed):
             return "The box you pushed is in a corner and no target is there: it is stuck for good."
         return ""
 

@@ -26,10 +26,20 @@ import random
 import re
 from collections.abc import Sequence
 
-from envs.base import EnvDataError, Environment, State, StepResult, Task, check_path, stable_seed
+from envs.base import (
+    EnvDataError,
+    Environment,
+    FilePath,
+    Options,
+    State,
+    StepResult,
+    Task,
+    one_of,
+    stable_seed,
+)
 from envs.webshop.catalogue import NUM_PRODUCTS, bootstrap_instructions, records
 from envs.webshop.data import Catalogue, Goal, Goals, Product, find_files, read_records
-from envs.webshop.reward import best_choices, noun_finder, score
+from envs.webshop.reward import NOUN_SOURCES, best_choices, noun_finder, score
 from envs.webshop.search import SearchIndex, cache_directory
 
 GOAL_KINDS = ("human", "synthetic")
@@ -104,6 +114,34 @@ def _open_shop(files: tuple | None, num_products: int, kind: str) -> Shop:
     return Shop(catalogue, index, Goals(catalogue, kind))
 
 
+@dataclasses.dataclass(frozen=True)
+class WebShopOptions(Options):
+    """Options of `webshop`.
+
+    Attributes:
+      data: directory with the official files; "" plays the generated catalogue.
+      products: name of the product file there; "" for the only one.
+      num_products: the first N products only; 0 for all.
+      goals: "human" or "synthetic" (verl-agent's default).
+      nouns: where the reward's nouns come from: "spacy", "guess", or "auto" (spaCy if it is
+        installed; "guess" for the generated catalogue, which is to be the same everywhere).
+      show_instruction: every observation states the task, as in the original; False is verl-agent's
+        form: after the first one the task is left out and each part stands in quotes.
+    """
+
+    data: FilePath = ""
+    products: FilePath = ""
+    num_products: int = 0
+    goals: str = one_of("human", GOAL_KINDS)
+    nouns: str = one_of("auto", NOUN_SOURCES)
+    show_instruction: bool = True
+
+    def check(self) -> None:
+        self.require("num_products", self.num_products >= 0, "an integer of at least 0")
+        if self.products and not self.data:
+            raise EnvDataError(f"env.options.products = {self.products!r}: needs env.options.data")
+
+
 class WebShop(Environment):
     """Online shopping; see the module docstring.
 
@@ -114,22 +152,13 @@ class WebShop(Environment):
     products, for scripted corpora only. Several goals may be about one product, on both sides of the
     split too: that is the benchmark's, and the log says how many.
 
-    Args:
-      horizon: steps per episode (verl-agent: 15).
-      data: directory with the official files; "" plays the generated catalogue.
-      products: name of the product file there; "" for the only one.
-      num_products: the first so many products only; 0 for all.
-      goals: "human" or "synthetic" (verl-agent's default).
-      nouns: where the reward's nouns come from: "spacy", "guess", or "auto" (spaCy if it is
-        installed; "guess" for the generated catalogue, which is to be the same everywhere).
-      show_instruction: every observation states the task, as in the original; False is verl-agent's
-        form: after the first one the task is left out and each part stands in quotes.
-
     Raises:
-      EnvDataError: an option has a value that is not allowed, or a file is missing or broken.
+      EnvDataError: a data file is missing or broken, or there is no goal of the kind asked for.
     """
 
     name = "webshop"
+    horizon = 15  # verl-agent
+    Options = WebShopOptions
     player = "envs.webshop.player:WebShopPlayer"
     description = (
         "You shop online for a product that meets an instruction: it must have the attributes and"
@@ -139,42 +168,20 @@ class WebShop(Environment):
         " which ends the episode."
     )
 
-    def __init__(
-        self,
-        horizon: int = 15,
-        data: str = "",
-        products: str = "",
-        num_products: int = 0,
-        goals: str = "human",
-        nouns: str = "auto",
-        show_instruction: bool = True,
-    ):
-        super().__init__(horizon)
-        data = check_path("data", data)
-        products = check_path("products", products)
-        if goals not in GOAL_KINDS:
-            allowed = ", ".join(GOAL_KINDS)
-            raise EnvDataError(f"env.options.goals = {goals!r}: must be one of {allowed}")
-        if type(num_products) is not int or num_products < 0:
-            raise EnvDataError(
-                f"env.options.num_products = {num_products!r}: must be an integer of at least 0"
-            )
-        if not isinstance(show_instruction, bool):
-            raise EnvDataError(
-                f"env.options.show_instruction = {show_instruction!r}: must be True or False"
-            )
-        if products and not data:
-            raise EnvDataError(f"env.options.products = {products!r}: needs env.options.data")
-        self._show_instruction = show_instruction
-        self._nouns, source = noun_finder("guess" if nouns == "auto" and not data else nouns)
+    def __init__(self, horizon: int | None = None, options: WebShopOptions | None = None):
+        super().__init__(horizon, options)
+        options = self.options
+        data, goals = options.data, options.goals
+        guess = options.nouns == "auto" and not data
+        self._nouns, source = noun_finder("guess" if guess else options.nouns)
         files = None
         if data:
             files = tuple(
                 (path, stat.st_size, stat.st_mtime_ns)
-                for path in find_files(data, products)
+                for path in find_files(data, options.products)
                 for stat in (os.stat(path),)
             )
-        self._shop = _open_shop(files, num_products, goals)
+        self._shop = _open_shop(files, options.num_products, goals)
         if not len(self._shop.goals):
             raise EnvDataError(
                 f"env.options.goals = {goals!r}: the products in"
@@ -239,7 +246,7 @@ class WebShop(Environment):
 
     def goal(self, first_observation: str) -> str:
         """The instruction, where later observations leave it out; else ""."""
-        if self._show_instruction:
+        if self.options.show_instruction:
             return ""
         return first_observation.partition("Instruction:" + SEPARATOR)[2].rpartition(SEPARATOR)[0]
 
@@ -330,7 +337,7 @@ class WebShop(Environment):
 
     def _observation(self, state: WebShopState) -> str:
         texts = self.page_texts(state)
-        if self._show_instruction or state.page == "done":
+        if self.options.show_instruction or state.page == "done":
             return SEPARATOR.join(texts)
         # The texts of the two first parts, or three on the start page, are told apart by the page.
         begin = 3 if state.page == "start" else 2

@@ -1,4 +1,4 @@
-"""Evaluation: independent plain rollouts on held-out tasks. No reflection, no rollback, no e."""
+"""Evaluation: independent rollouts on held-out tasks, without reflection, rollback or experience."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ from leafe_jax.types import Budget, Node
 
 
 class _Counter(Hooks):
+    """Passes every finished episode on."""
+
     def __init__(self, on_episode: Callable[[Episode], None]):
-        self.finished = on_episode
+        self._on_episode = on_episode
+
+    def finished(self, episode: Episode) -> None:
+        self._on_episode(episode)
 
 
 def evaluate(
@@ -25,26 +30,25 @@ def evaluate(
     tasks: Sequence[Task],
     num_samples: int,
     rollout_config: RolloutConfig,
-    max_active: int,
     on_episode: Callable[[], None],
 ) -> tuple[list[dict[str, Any]], Budget]:
     """Plays every task `num_samples` times.
 
     Args:
-      policy, env, prompts: the three parties.
+      policy, env, prompts: who plays, what is played, and how it is put into words.
       tasks: held-out tasks.
       num_samples: n of the Pass@k estimator.
-      rollout_config: rendering and sampling.
-      max_active: episodes in flight.
-      on_episode: called as each episode ends, for progress.
+      rollout_config: how turns are rendered and sampled.
+      on_episode: called after each episode, for progress.
 
     Returns:
-      One record a task {"task_id", "family", "successes": [n bools], "steps": [n ints],
-      "returns": [n floats], "out_of_context": number of samples that ended for want of room,
-      "transcript": first sample's [observation, reply] pairs}, and the budget spent on all.
+      (records, budget). There is one record per task: {"task_id", "family", "successes": [n bools],
+      "steps": [n ints], "returns": [n floats], "out_of_context": number of samples that ended because
+      the context was full, "transcript": the first sample's [observation, reply] pairs}. The budget
+      is what all episodes spent.
     """
     budget = Budget()
-    records = {
+    records: dict[str, dict[str, Any]] = {
         task.task_id: {
             "task_id": task.task_id,
             "family": task.family,
@@ -68,7 +72,7 @@ def evaluate(
             record["transcript"] = [[t.observation, t.text] for t in episode.turns]
         on_episode()
 
-    rollout = Rollout(policy, env, prompts, rollout_config, max_active)
+    rollout = Rollout(policy, env, prompts, rollout_config)
     for task in tasks:
         state, observation = env.reset(task.task_id)
         for number in range(num_samples):

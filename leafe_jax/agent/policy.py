@@ -1,6 +1,6 @@
-"""The policy that rollouts talk to: text in, text and token ids out, behind sessions.
+"""The policy that rollouts talk to: text in, text and token ids out.
 
-The wall between the method and the device: a session is opaque, everything else is a plain Python
+This is the wall between method and device: sessions are opaque, everything else is a plain Python
 value. `sampling.lm_policy.LMPolicy` is the language model; tests use a scripted policy.
 """
 
@@ -15,13 +15,13 @@ from leafe_jax.types import Sampling
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Ask for a reply to one user turn.
+    """A request for the reply to one user turn.
 
     Attributes:
       session: the conversation.
       text: the user turn.
-      plain_text: the same turn without experience, to be tokenised beside it; None if the same.
-      max_new_tokens: most tokens to sample.
+      plain_text: the same turn without experience, to be tokenised too; None if it is the same.
+      max_new_tokens: limit on the sampled tokens.
       sampling: how tokens are drawn.
       seed: 32-bit seed of this reply.
     """
@@ -42,10 +42,12 @@ class Completion:
       text: decoded reply.
       prompt_ids: ids that were appended for the user turn.
       plain_prompt_ids: the ids of `plain_text`, or None.
-      ids, logprobs: sampled ids (stop token included) and their log-probabilities.
+      ids, logprobs: sampled ids (stop token included) and their log-probabilities under the model.
       finish_reason: "stop", "length", "context" or "error".
       prefilled, cached: prompt tokens computed, and found in the cache.
-      error: what is wrong with the request, where finish_reason is "error".
+      error: what is wrong with the request, if finish_reason is "error".
+      sampled_logprobs: log-probabilities under the distribution sampled from; None if that is the
+        model's own, so that they equal `logprobs`.
     """
 
     text: str
@@ -57,6 +59,7 @@ class Completion:
     prefilled: int
     cached: int
     error: str = ""
+    sampled_logprobs: tuple[float, ...] | None = None
 
 
 class Policy(Protocol):
@@ -64,7 +67,12 @@ class Policy(Protocol):
 
     `submit` queues a request and returns its ticket; `collect` waits until requests have ended and returns
     (ticket, completion) pairs, [] when none is queued; `launch` lets the device go on meanwhile.
+
+    Attributes:
+      num_slots: requests that are served together; as many episodes keep the policy busy.
     """
+
+    num_slots: int
 
     def start(self) -> Any: ...
 

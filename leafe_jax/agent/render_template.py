@@ -1,11 +1,11 @@
 """Renders a chat template in a process of its own: `python -I -S render_template.py`, JSON in and out.
 
-A template comes with a model directory, so it may be hostile: it may loop for ever or build
-gigabytes. This process has little processor time and memory, and whoever started it reads one line.
-The environment is the one that transformers gives to chat templates, with two differences: the date
-is fixed and chance has a seed, so the same conversation is the same text on any day.
+A template comes with a model directory, so it may be hostile: it may loop forever or build gigabytes.
+This process therefore has limits on processor time and memory. Templates get the environment that
+transformers gives them, with two differences: the date is fixed and `random` has a fixed seed, so a
+conversation gives the same text on any day.
 
-Started by `leafe_jax.agent.templates`. It imports jinja2 only, so it starts quickly.
+`leafe_jax.agent.templates` starts it. It imports only jinja2, to start quickly.
 """
 
 import datetime
@@ -14,31 +14,43 @@ import random
 import resource
 import signal
 import sys
+from typing import TYPE_CHECKING, Any
 
-SECONDS, BYTES = 0.8, 2**30  # processor time and memory of a rendering
+if TYPE_CHECKING:  # jinja2 is found only after main() has set sys.path
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+SECONDS, BYTES = 0.8, 2**30  # limits on processor time and memory
 _DATE = datetime.datetime(2024, 7, 26)
 
 
-def make_environment():
-    """What transformers' templates find: the sandbox, its tags, filters and functions."""
+def make_environment() -> "ImmutableSandboxedEnvironment":
+    """The sandbox that transformers renders templates in, with its tags, filters and functions."""
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """{% generation %} marks what the assistant says; the text is its body."""
+        """{% generation %} marks what the assistant says; it renders as its body."""
 
         tags = {"generation"}
 
-        def parse(self, parser):
+        def parse(self, parser: "Parser") -> "Node":
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body, lineno=line)
 
-    def raise_exception(message):
+    def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
-    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
         return json.dumps(
             value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
             sort_keys=sort_keys,
@@ -53,7 +65,7 @@ def make_environment():
 
 
 def render(job: dict) -> dict:
-    """{"texts": one for each conversation}, or {"error": what is wrong with the template}."""
+    """{"texts": one per conversation}, or {"error": what is wrong with the template}."""
     texts = []
     try:
         template = make_environment().from_string(job["template"])
@@ -75,12 +87,12 @@ def render(job: dict) -> dict:
 def main() -> None:
     job = json.load(sys.stdin)
     sys.path[:] = job["path"]
-    import jinja2.sandbox  # noqa: F401  (not counted below)
+    import jinja2.sandbox  # noqa: F401  (before the limits apply)
 
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = BYTES if hard == resource.RLIM_INFINITY else min(BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    # The signal ends the process also while it is inside one long operation of C code.
+    # SIGPROF ends the process even while it is in one long operation of C code.
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     found = json.dumps(render(job))
     if len(found) > 2**22:

@@ -1,8 +1,8 @@
-"""Episodes side by side: each asks the policy as soon as its environment has answered.
+"""Plays many episodes concurrently; each asks the policy as soon as its environment has answered.
 
-The loop knows no model and no environment in particular. An episode keeps all states it went
-through, so going back is keeping an old one, and for each turn the length of the conversation
-before it, so the model's cache goes back to the same place.
+The loop does not depend on a model or an environment. An episode keeps every state it went through,
+so rolling back is reusing an old state. For each turn it also keeps the length of the conversation
+before it, so the KV cache can be rewound to the same point.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from envs.base import Environment
+from envs.base import Environment, State, StepResult
 from envs.prompts import Prompts
 from leafe_jax.agent.policy import Completion, Policy, Request
 from leafe_jax.agent.seeds import seed_for
@@ -28,10 +28,11 @@ class RolloutConfig:
       mode: "dialogue" (one growing conversation) or "window" (rebuilt every step).
       window: observation-action pairs shown in window mode.
       experience_span: "branch" (e stays in the context) or "step" (only at step tau).
-      sampling: of actions and reflections.
-      max_action_tokens, max_reflection_tokens: most tokens of a reply.
+      sampling: how tokens of actions and reflections are drawn.
+      max_action_tokens: limit on an action's sampled tokens; PromptsConfig has that of a reflection.
       seed: the run's seed.
-      purpose: "explore", "evaluate" (the same for every method) or of the habits: part of every key's name.
+      purpose: "explore", "evaluate" (the same for every method) or "habits/..."; part of the name of
+        every sampling key.
     """
 
     mode: str
@@ -39,7 +40,6 @@ class RolloutConfig:
     experience_span: str
     sampling: Sampling
     max_action_tokens: int
-    max_reflection_tokens: int
     seed: int
     purpose: str
 
@@ -49,16 +49,17 @@ class Episode:
     """A trajectory being played.
 
     Attributes:
-      node: where its own turns go (a leaf record, also in evaluation).
+      node: record of this trajectory's own turns.
       name: stable name, part of the sampling keys.
-      state, observation: now.
-      states: state before each step, states[t - 1] before a_t, shared prefix included.
-      turns: all turns of the path, shared prefix included.
-      lengths: session length before each turn's prompt.
+      state, observation: the current ones.
+      states: state before each step; states[t - 1] precedes a_t. Includes the shared prefix.
+      turns: all turns of the path, including the shared prefix.
+      lengths: session length in tokens before each turn's prompt.
       session: the conversation; None until the first request.
-      budget: where it books what it spends (the tree's, in exploration).
-      owner: the tree or task it belongs to; the loop does not look into it.
-      reflecting: session forked for a reflection that is due now.
+      budget: where the episode books what it spends; in a search, the tree's.
+      owner: the tree or task it belongs to; the loop does not use it.
+      reflecting: the next request asks for a reflection. It uses the episode's own session, which is
+        rewound afterwards.
     """
 
     node: Node
@@ -80,14 +81,14 @@ class Episode:
 
 
 class Hooks:
-    """What a driver decides; the defaults play every episode once to its end."""
+    """Decisions of whoever drives the rollout; the defaults play every episode to its end."""
 
     def reflect_now(self, episode: Episode) -> bool:
         """After a step: is a reflection due?"""
         return False
 
     def reflected(self, episode: Episode, completion: Completion) -> bool:
-        """Takes in a reflection; False ends the episode."""
+        """Handles a reflection; False ends the episode."""
         return True
 
     def exhausted(self, episode: Episode) -> bool:
@@ -99,24 +100,19 @@ class Hooks:
 
 
 class Rollout:
-    """Plays episodes from a FIFO queue, at most `max_active` at once.
+    """Plays episodes from a FIFO queue, at most `policy.num_slots` at once.
 
     Args:
-      policy, env, prompts: the three parties.
-      config: rendering and sampling.
-      max_active: episodes in flight.
+      policy, env, prompts: who plays, what is played, and how it is put into words.
+      config: how turns are rendered and sampled.
     """
 
-    def __init__(
-        self, policy: Policy, env: Environment, prompts: Prompts, config: RolloutConfig,
-        max_active: int,
-    ):  # fmt: skip
-        self.policy, self.env, self.prompts = policy, env, prompts
-        self.config, self.max_active = config, max_active
+    def __init__(self, policy: Policy, env: Environment, prompts: Prompts, config: RolloutConfig):
+        self.policy, self.env, self.prompts, self.config = policy, env, prompts, config
         self.queue: collections.deque[Episode] = collections.deque()
 
     def run(self, hooks: Hooks) -> None:
-        """Plays until the queue is empty; hooks may append to `self.queue`.
+        """Plays until the queue is empty. Hooks may append to `self.queue`.
 
         Raises:
           UserError: the policy cannot serve a request.
@@ -124,7 +120,7 @@ class Rollout:
         flying: dict[int, Episode] = {}
         asking: list[Episode] = []
         while True:
-            while self.queue and len(flying) + len(asking) < self.max_active:
+            while self.queue and len(flying) + len(asking) < self.policy.num_slots:
                 asking.append(self.queue.popleft())
             for episode in asking:
                 flying[self.policy.submit(self._request(episode))] = episode
@@ -132,13 +128,13 @@ class Rollout:
                 return
             arrived = [(flying.pop(ticket), reply) for ticket, reply in self.policy.collect()]
             if self.env.has_workers:
-                self.policy.launch()  # the others decode while the environment's workers play
+                self.policy.launch()  # other episodes decode while the workers play
             asking = self._take_in(arrived, hooks)
 
     def _take_in(
         self, arrived: Sequence[tuple[Episode, Completion]], hooks: Hooks
     ) -> list[Episode]:
-        """Plays the actions that have come and returns the episodes that go on."""
+        """Plays the actions that have arrived; returns the episodes that continue."""
         for _, completion in arrived:
             if completion.finish_reason == "error":
                 raise UserError(completion.error)
@@ -165,14 +161,14 @@ class Rollout:
 
     # -- one request -----------------------------------------------------------------------------
     def _shown(self, episode: Episode) -> str | None:
-        """The experience in this step's prompt, if any."""
+        """The experience in this step's prompt, or None."""
         node = episode.node
         first = node.branch_step or 1
         if node.experience is None:
             return None
         if episode.step == first:
             return node.experience
-        # In window mode nothing stays in the context by itself: it is shown again every step.
+        # A window is rebuilt every step, so it has to show the experience again.
         if self.config.mode == "window" and self.config.experience_span == "branch":
             return node.experience
         return None
@@ -223,7 +219,7 @@ class Rollout:
 
     def _reflection_request(self, episode: Episode) -> Request:
         config = self.config
-        # In window mode the history has to be rendered for the reflection: the whole of it.
+        # A window holds the last steps only. A reflection needs all of them.
         history = ""
         if config.mode == "window":
             self.policy.rewind(episode.session, 0)
@@ -233,16 +229,25 @@ class Rollout:
         length = self.policy.length(episode.session)
         episode.lengths.append(length)
         return Request(
-            episode.session, text, None, config.max_reflection_tokens, config.sampling, seed
+            episode.session,
+            text,
+            None,
+            self.prompts.config.reflection_tokens,
+            config.sampling,
+            seed,
         )
 
     # -- one reply -------------------------------------------------------------------------------
     def _advance(
         self, episode: Episode, completion: Completion, move: tuple | None, hooks: Hooks
     ) -> bool:
-        """Takes in a reply; False when the episode is over.
+        """Handles a reply; False if the episode is over.
 
-        `move` is (action, well-formed, state, result) where the reply was an action.
+        Args:
+          episode: whose reply it is.
+          completion: the reply.
+          move: (action, well-formed, state, result) if the reply was an action, or None.
+          hooks: the driver.
         """
         budget = episode.budget
         budget.generated_tokens += len(completion.ids)
@@ -251,8 +256,7 @@ class Rollout:
         if episode.reflecting:
             budget.reflections += completion.finish_reason != "context"
             episode.reflecting = False
-            # The reflection is no part of the trajectory: environment and cache stay where they
-            # were before it.
+            # The reflection is not part of the trajectory, so the cache goes back to before it.
             self.policy.rewind(episode.session, episode.lengths.pop())
             if not hooks.reflected(episode, completion) or episode.state.done:
                 return False
@@ -276,7 +280,16 @@ class Rollout:
             return False
         return True
 
-    def _step(self, episode, completion, action, well_formed, state, result) -> None:
+    def _step(
+        self,
+        episode: Episode,
+        completion: Completion,
+        action: str,
+        well_formed: bool,
+        state: State,
+        result: StepResult,
+    ) -> None:
+        """Appends a turn and moves the episode to its new state."""
         node = episode.node
         plain = completion.plain_prompt_ids
         turn = Turn(
@@ -291,13 +304,14 @@ class Rollout:
             action=action,
             valid=well_formed and bool(result.info.get("valid", True)),
             reward=result.reward,
+            sampled_logprobs=_list(completion.sampled_logprobs),
         )
         episode.states.append(episode.state)
         episode.turns.append(turn)
         node.turns.append(turn)
         if plain is not None and self.config.experience_span == "step":
             if self.config.mode == "dialogue":
-                # From here on the conversation reads as if e had never been said.
+                # From here on, the conversation reads as if e had not been shown.
                 self.policy.rewind(episode.session, episode.lengths[-1])
                 self.policy.append(episode.session, [*plain, *completion.ids])
         episode.state, episode.observation = state, result.observation
@@ -309,12 +323,16 @@ class Rollout:
             node.stop = "success" if state.success else "failure"
 
 
+def _list(values: Sequence[float] | None) -> list[float] | None:
+    return None if values is None else list(values)
+
+
 def branch(policy: Policy, parent: Episode, tau: int, node: Node, name: str) -> Episode:
-    """A new episode at h_tau: environment state and conversation as they were before a_tau.
+    """A new episode at h_tau, with environment state and conversation from before a_tau.
 
     Args:
       policy: owner of the sessions.
-      parent: the episode to leave; it must still have its session.
+      parent: the episode to branch from; its session must not be released yet.
       tau: 1-based step, at most the number of steps taken.
       node: record of the new trajectory.
       name: stable name for the sampling keys.

@@ -1,4 +1,4 @@
-"""Chat templates: which one a tokenizer has, and what it makes of a conversation."""
+"""Chat templates: finding a tokenizer's template and rendering conversations with it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from leafe_jax.errors import UserError
 from leafe_jax.runtime.files import read_text
 
 _RENDERER = Path(__file__).with_name("render_template.py")
-_MAX_BYTES = 2**20  # of a template; the longest known ones have 20 KB
-_PATIENCE = 60.0  # seconds of wall time: the backstop behind the limit on processor time
+_MAX_BYTES = 2**20  # limit on a template; the longest known ones have 20 KB
+# Seconds of wall time, in case the limit on processor time does not end the child process.
+_PATIENCE = 60.0
 
 
 class TemplateError(Exception):
-    """A template that cannot be rendered; the message says why, without a file."""
+    """A template cannot be rendered. The message says why, but names no file."""
 
 
-def chosen_template(tokenizer) -> str:
-    """The template of a tokenizer; of several with names, the one called "default".
+def chosen_template(tokenizer: Any) -> str:
+    """The chat template of a tokenizer. Of several named ones, it is "default".
 
     Raises:
-      UserError: there is none, or it is longer than a megabyte.
+      UserError: there is none, or it is longer than 1 MiB.
     """
     template = getattr(tokenizer, "chat_template", None)
     if isinstance(template, dict) and template and "default" not in template:
@@ -53,7 +54,7 @@ def read_template(path: str | Path) -> str:
     """The text of a template file.
 
     Raises:
-      UserError: it cannot be read, is no regular file, no UTF-8, or longer than a megabyte.
+      UserError: it cannot be read, is no regular file, is not UTF-8, or is longer than 1 MiB.
     """
     return read_text(Path(path), _MAX_BYTES)
 
@@ -61,18 +62,18 @@ def read_template(path: str | Path) -> str:
 def render(
     template: str, conversations: Sequence[tuple[Sequence[tuple[str, str]], bool]], **variables: Any
 ) -> list[str]:
-    """The text of conversations, as transformers' apply_chat_template gives it.
+    """The text of each conversation, as transformers' apply_chat_template gives it.
 
-    It is rendered in another process, which has limits on processor time and memory. The date is 26
-    July 2024 on any day.
+    It is rendered in a child process with limits on processor time and memory. Templates always see
+    the date 26 July 2024.
 
     Args:
       template: Jinja text.
-      conversations: ((role, content) pairs, whether the beginning of a reply is appended) of each.
-      variables: what the template sees beside the messages.
+      conversations: for each, (role, content) pairs and whether to append the beginning of a reply.
+      variables: what the template sees in addition to the messages.
 
     Raises:
-      TemplateError: it raises something, or takes more time or memory than a template needs.
+      TemplateError: the template raises an exception, or takes too much time or memory.
     """
     messages = [
         ([{"role": role, "content": content} for role, content in turns], prompt)
@@ -82,9 +83,9 @@ def render(
     return list(_render(json.dumps(job, sort_keys=True)))
 
 
-@functools.lru_cache(maxsize=16)  # a run opens the same checkpoint in several phases
+@functools.lru_cache(maxsize=16)  # several phases of a run open the same checkpoint
 def _render(job: str) -> tuple[str, ...]:
-    if not sys.executable:  # where Python is embedded in another program
+    if not sys.executable:  # Python is embedded in another program
         raise TemplateError("it could not be rendered: sys.executable names no Python interpreter")
     command = [sys.executable, "-I", "-S", str(_RENDERER)]
     text = json.dumps({**json.loads(job), "path": sys.path})

@@ -1,29 +1,30 @@
-"""The tokenizer of a model directory, and which of its tokens are control tokens."""
+"""The tokenizer of a model directory, and its control tokens."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from leafe_jax.agent.templates import read_template
 from leafe_jax.errors import UserError
 from leafe_jax.runtime.model_files import check_directory, read_json, shown
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-# Read by transformers without a look at them; tokenizer.json is parsed by the tokenizers library.
+# transformers reads these without checking them; the tokenizers library parses tokenizer.json.
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-# What the families of chat models call a control token, whether or not it is flagged as special.
+# How chat models spell control tokens, flagged as special or not.
 _CONTROL_NAME = re.compile(r"<[|｜][^<>\s]*[|｜]>")
-# Tags of a reply's own structure: a reply may say them, and a prompt may repeat what it said.
+# Tags that a reply may contain; a prompt may repeat them, so they are no control tokens.
 _THOUGHT = re.compile(r"</?think(ing)?>")
 
 
 class SentencePieceTokenizer:
-    """A bare sentencepiece `tokenizer.model`, encoded by sentencepiece itself.
+    """A sentencepiece `tokenizer.model` without other files, encoded by sentencepiece itself.
 
     transformers 5 converts such a file without its normaliser, which gives other ids. Control pieces
-    that stand in the text (`</s>`) become their ids; each stretch between two is encoded alone.
+    in the text (`</s>`) become their ids, and the text between two of them is encoded separately.
 
     Args:
       path: the model file.
@@ -47,7 +48,7 @@ class SentencePieceTokenizer:
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
-        """What a chat template calls bos_token and eos_token."""
+        """Values of a chat template's variables bos_token and eos_token."""
         ids = {"bos_token": self._model.bos_id(), "eos_token": self._model.eos_id()}
         return {name: self._model.id_to_piece(i) if i >= 0 else "" for name, i in ids.items()}
 
@@ -58,8 +59,8 @@ class SentencePieceTokenizer:
         return self._model.id_to_piece(index)
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """Ids of `text`; nothing is added to it."""
-        assert not add_special_tokens, "the chat template says which special tokens there are"
+        """Ids of `text`, without added special tokens."""
+        assert not add_special_tokens, "the chat template writes the special tokens"
         ids: list[int] = []
         begin = 0
         for found in self._split.finditer(text):
@@ -74,24 +75,24 @@ class SentencePieceTokenizer:
         skip_special_tokens: bool = True,
         clean_up_tokenization_spaces: bool = False,
     ) -> str:
-        """Text of ids. Control pieces have none, unless `skip_special_tokens` is False."""
+        """Text of ids; with `skip_special_tokens`, control pieces have no text."""
         assert not clean_up_tokenization_spaces
         if skip_special_tokens:
             return self._model.decode([int(i) for i in ids])
         names = {i: name for name, i in self.control.items()}
         parts: list[str] = []
         run: list[int] = []
-        for i in [*map(int, ids), None]:
-            if i is not None and i not in names:
+        for i in map(int, ids):
+            if i in names:
+                parts += [self._model.decode(run), names[i]]
+                run = []
+            else:
                 run.append(i)
-                continue
-            parts += [self._model.decode(run), names.get(i, "")]
-            run = []
-        return "".join(parts)
+        return "".join([*parts, self._model.decode(run)])
 
 
-def _any_of(texts) -> re.Pattern[str]:
-    """Finds the texts, the longest first; nothing where there are none."""
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds any of the texts, preferring longer ones; nothing if there are none."""
     longest_first = sorted((text for text in texts if text), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
@@ -99,9 +100,9 @@ def _any_of(texts) -> re.Pattern[str]:
 class ControlTokens:
     """The tokens that only the chat template may write.
 
-    These are: tokens flagged as special, tokens spelt <|...|>, ids that end a reply, and added tokens
-    with which the template frames a message. Other added tokens (<think>, <tool_call>) are text: a
-    prompt has them wherever its text spells them.
+    These are the tokens flagged as special, tokens spelt <|...|>, ids that end a reply, and added
+    tokens that the template writes around a message. Other added tokens (<think>, <tool_call>) are
+    text: a prompt contains them if its text spells them.
 
     Args:
       tokenizer: a transformers tokenizer, or a SentencePieceTokenizer.
@@ -109,10 +110,10 @@ class ControlTokens:
       frame: all text that the template writes around messages.
 
     Attributes:
-      ids: token text -> id, of every control token.
+      ids: token text -> id of every control token.
     """
 
-    def __init__(self, tokenizer, stop_ids: Sequence[int], frame: str):
+    def __init__(self, tokenizer: Any, stop_ids: Sequence[int], frame: str):
         vocabulary = tokenizer.get_vocab()
         self.ids = {name: i for name, i in vocabulary.items() if _CONTROL_NAME.fullmatch(name)}
         if isinstance(tokenizer, SentencePieceTokenizer):
@@ -122,11 +123,11 @@ class ControlTokens:
             for i, token in tokenizer.added_tokens_decoder.items():
                 name = token.content
                 framing = name in frame and not _THOUGHT.fullmatch(name)
-                # An end of a reply that is an ordinary token, such as a newline, stays one.
+                # An ordinary token that ends a reply, such as a newline, stays ordinary.
                 if token.special or framing or name in special or i in stop_ids:
                     self.ids[name] = i
-        # Ordinary text rightly gives <unk> for an unknown character. Byte-level tokenizers have no such
-        # character, and call some control token their unknown one.
+        # Text may give <unk> for an unknown character. Byte-level tokenizers have no unknown characters;
+        # some name a control token as their unknown token.
         unknown = {tokenizer.unk_token_id} - set(stop_ids)
         self._never = {
             i for name, i in self.ids.items() if i not in unknown or _CONTROL_NAME.fullmatch(name)
@@ -134,20 +135,20 @@ class ControlTokens:
         self._pattern = _any_of(self.ids)
 
     def among(self, ids: Sequence[int]) -> list[int]:
-        """Those of `ids` that are control tokens, in order."""
+        """The control tokens among `ids`, in order."""
         return list(filter(self._never.__contains__, ids))
 
     def leading(self, text: str) -> tuple[int, str] | None:
-        """(control token that `text` begins with, what follows it), or None."""
+        """(the control token that `text` begins with, the rest of `text`), or None."""
         found = self._pattern.match(text)
         return None if found is None else (self.ids[found.group()], text[found.end() :])
 
     def around(self, frame: Sequence[str]) -> tuple[str, str, str, str]:
-        """The two texts around a message, each divided at the control token next to it.
+        """The texts before and after a message, each divided at the control token next to the message.
 
         Returns:
-          (up to the last control token of frame[0], the text after it, frame[1] up to its first
-          control token, the rest).
+          (frame[0] up to the end of its last control token, the rest of frame[0], frame[1] up to its
+          first control token, the rest of frame[1]).
         """
         ends = [found.end() for found in self._pattern.finditer(frame[0])]
         first = self._pattern.search(frame[1])
@@ -156,10 +157,10 @@ class ControlTokens:
         return frame[0][:left], frame[0][left:], frame[1][:right], frame[1][right:]
 
     def broken(self, text: str) -> list[str]:
-        """Pieces of `text` none of which holds the text of a control token.
+        """Pieces of `text`, none of which contains the text of a control token.
 
-        Each such text is divided after its leading marks (`<|` and `im_end|>`), where tokenizers that
-        do not know it divide it, too.
+        Each such text is divided after its leading marks (`<|` and `im_end|>`), as a tokenizer
+        without this token would divide it.
         """
         pieces, begin, at = [], 0, 0
         while (found := self._pattern.search(text, at)) is not None:
@@ -171,16 +172,16 @@ class ControlTokens:
         return [*pieces, text[begin:]]
 
 
-def load_tokenizer(path: str, vocab_size: int):
-    """Opens the tokenizer of a checkpoint directory: whatever AutoTokenizer opens, or a bare
-    sentencepiece `tokenizer.model`. Code of the directory is never run, and no hub is asked.
+def load_tokenizer(path: str, vocab_size: int) -> Any:
+    """The tokenizer of a checkpoint directory: AutoTokenizer's, or a SentencePieceTokenizer if the
+    directory holds nothing but `tokenizer.model`. Never runs the directory's code or uses a network.
 
     Args:
       path: a Hugging Face model directory.
       vocab_size: rows of the model's embedding; every token id must be below it.
 
     Raises:
-      UserError: no tokenizer there, ids beyond the model's vocabulary, or a tokenizer that needs its
+      UserError: there is no tokenizer, an id is not below `vocab_size`, or the tokenizer needs its
         own code or draws its ids at random.
     """
     directory = Path(path)
@@ -209,7 +210,7 @@ def load_tokenizer(path: str, vocab_size: int):
     return tokenizer
 
 
-def _open(directory: Path, found: Sequence[str]):
+def _open(directory: Path, found: Sequence[str]) -> Any:
     if found == ["tokenizer.model"]:
         template = directory / "chat_template.jinja"
         return SentencePieceTokenizer(
@@ -217,13 +218,13 @@ def _open(directory: Path, found: Sequence[str]):
         )
     from transformers import AutoTokenizer
 
-    # Said outright: left open, it asks on the terminal whether the directory's code may run.
+    # Without trust_remote_code=False, transformers asks on the terminal whether to run the code.
     return AutoTokenizer.from_pretrained(
         str(directory), local_files_only=True, trust_remote_code=False
     )
 
 
-def _check(tokenizer, path: str, vocab_size: int) -> None:
+def _check(tokenizer: Any, path: str, vocab_size: int) -> None:
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= vocab_size:
         raise UserError(
@@ -240,6 +241,6 @@ def _check(tokenizer, path: str, vocab_size: int) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of somebody else's says, on one line."""
+    """The first line of an exception's message, or its type if there is none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,7 +1,8 @@
-"""Conversations of scripted players with known bad habits, which the base model learns from.
+"""The corpus that the base model learns from: conversations of scripted players with bad habits.
 
-Each player is aware of a habit with a small, graded probability unless an experience in its context
-tells it. Only tasks of the split "bootstrap" are played; no evaluation and no stage 1 uses them.
+A player avoids a habit with a small probability that depends on the habit, or if an experience in its
+context tells it to. Only tasks of the split "bootstrap" are played; neither evaluation nor stage 1 uses
+them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 import envs
 from envs.base import Environment, Task, stable_seed
 from envs.player import Played, Player, make_player
-from envs.prompts import Prompts
+from envs.prompts import Prompts, PromptsConfig
+from leafe_jax.bootstrap.config import BootstrapConfig, GameConfig
 from leafe_jax.errors import UserError
 
 SPLIT = "bootstrap"
@@ -27,16 +29,15 @@ class Game:
     """One of `config.bootstrap.games`.
 
     Attributes:
-      name: the environment's.
-      config: its section (weight, horizon, prompt_style, options, family_weights, slip_rate,
-        unaided_rates).
-      player: plays it.
+      name: of the environment.
+      config: section of the game.
+      player: its scripted player.
       prompts: of the environment.
-      tasks: of the split "bootstrap", by family.
+      tasks: family -> tasks of the split "bootstrap".
     """
 
     name: str
-    config: Any
+    config: GameConfig
     player: Player
     prompts: Prompts
     tasks: dict[str, list[Task]]
@@ -55,18 +56,18 @@ class Game:
 
 
 @contextlib.contextmanager
-def open_games(config) -> Iterator[list[Game]]:
-    """The games of `config.bootstrap` with a weight above 0; their environments are closed after use.
+def open_games(config: BootstrapConfig) -> Iterator[list[Game]]:
+    """A context with the games that have a weight above 0. Leaving it closes their environments.
 
     Raises:
-      UserError: a field of a game's section is wrong.
-      EnvDataError: an option of an environment is wrong.
+      UserError: a field in a game's section is invalid.
+      EnvDataError: an option of an environment is invalid.
     """
     with contextlib.ExitStack() as stack:
         games = []
-        for name, section in sorted(config.bootstrap.games.items()):
+        for name, section in sorted(config.games.items()):
             if section.weight > 0:
-                env = envs.make(name, horizon=section.horizon, **section.options.to_dict())
+                env = envs.make(name, horizon=section.horizon, **section.options)
                 stack.enter_context(contextlib.closing(env))
                 games.append(_open_game(name, section, env))
         if not games:
@@ -74,10 +75,10 @@ def open_games(config) -> Iterator[list[Game]]:
         yield games
 
 
-def _open_game(name: str, section, env: Environment) -> Game:
+def _open_game(name: str, section: GameConfig, env: Environment) -> Game:
     player = make_player(env)
     if SPLIT not in env.splits:
-        raise UserError(f"bootstrap.games.{name}.options: such tasks have no split {SPLIT!r}")
+        raise UserError(f"bootstrap.games.{name}.options: these tasks have no split {SPLIT!r}")
     tasks: dict[str, list[Task]] = {}
     for task in env.list_tasks(SPLIT):
         tasks.setdefault(task.family, []).append(task)
@@ -93,7 +94,7 @@ def _open_game(name: str, section, env: Environment) -> Game:
     missing = [habit for habit in player.habits if habit not in section.unaided_rates]
     if missing:
         raise UserError(f"bootstrap.games.{name}.unaided_rates: {', '.join(missing)} missing")
-    prompts = Prompts(env.description, section.prompt_style, env.name)
+    prompts = Prompts(env, PromptsConfig(style=section.prompt_style))
     return Game(name, section, player, prompts, tasks)
 
 
@@ -107,23 +108,26 @@ def _first_repeat(actions: list[str]) -> int:
 
 
 def draw_awareness(game: Game, scale: float, rng: random.Random) -> frozenset[str]:
-    """The habits that a player is free of unasked."""
+    """The habits that a player avoids without being told: each with probability scale * its rate."""
     rates = game.config.unaided_rates
     return frozenset(h for h in game.player.habits if rng.random() < scale * rates[h])
 
 
-def write_conversation(game: Game, task_id: str, config, rng: random.Random) -> list[Turn]:
+def write_conversation(
+    game: Game, task_id: str, config: BootstrapConfig, rng: random.Random
+) -> list[Turn]:
     """One scripted episode, as a conversation.
 
-    A flawed player plays; if a level is drawn, its first mistake is diagnosed, the episode goes back
-    to that step and goes on with the advice in the context (once or twice); finally the outcome may
-    be reflected on. The mistakes themselves stay in the conversations of level 0.
+    A player with bad habits plays the task. A level is drawn: the number of mistakes to correct. For each,
+    the first mistake is diagnosed, the episode goes back to that step and continues with the advice in
+    the context. A failed episode may end with a reflection. At level 0 the mistakes stay in the
+    conversation.
 
     Args:
-      game: what is played.
+      game: the game to play.
       task_id: a task of the split "bootstrap".
-      config: `config.bootstrap` (rate_scale, levels, reflect_rate, tail).
-      rng: the conversation's own random.Random.
+      config: rate_scale, levels, reflect_rate and tail.
+      rng: for this conversation only.
     """
     player = game.player
     aware = draw_awareness(game, config.rate_scale, rng)
@@ -146,12 +150,15 @@ def write_conversation(game: Game, task_id: str, config, rng: random.Random) -> 
     return _render(game, task_id, played, told, slips, config, rng)
 
 
-def _render(game: Game, task_id: str, played: Played, told, slips, config, rng) -> list[Turn]:
-    """The turns of an episode, up to where the conversation ends, and a reflection if one is due."""
+def _render(
+    game: Game, task_id: str, played: Played, told: dict[int, str], slips: set[int],
+    config: BootstrapConfig, rng: random.Random,
+) -> list[Turn]:  # fmt: skip
+    """The turns of an episode, cut where the conversation ends, and a reflection if one was drawn."""
     prompts, actions, observations = game.prompts, played.actions, played.observations
     last, reflect_at = len(actions), None
     if not played.success:
-        # A failed tail repeats itself: most conversations stop soon after it starts.
+        # The end of a failed episode repeats itself, so most conversations stop soon after it starts to.
         repeat = _first_repeat(actions)
         longest = min(len(actions), repeat + config.tail)
         last = min(len(actions), repeat + rng.randrange(1, 4)) if rng.random() < 0.8 else longest
@@ -174,13 +181,15 @@ def _render(game: Game, task_id: str, played: Played, told, slips, config, rng) 
     return turns
 
 
-def write_corpus(config, games: list[Game], seed: int) -> Iterator[tuple[Game, list[Turn]]]:
-    """`config.bootstrap.num_conversations` conversations, each seeded by its number.
+def write_corpus(
+    config: BootstrapConfig, games: list[Game], seed: int
+) -> Iterator[tuple[Game, list[Turn]]]:
+    """Yields `config.num_conversations` conversations, each seeded by its number.
 
-    They come sorted by game and task, since some environments take their time to open a task.
+    They are sorted by game and task, because some environments are slow to open a task.
     """
     drawn = []
-    for number in range(config.bootstrap.num_conversations):
+    for number in range(config.num_conversations):
         rng = random.Random(stable_seed(seed, "bootstrap", number))
         (game,) = rng.choices(games, [g.config.weight for g in games])
         families = sorted(game.tasks)
@@ -189,7 +198,4 @@ def write_corpus(config, games: list[Game], seed: int) -> Iterator[tuple[Game, l
         task = game.tasks[family][rng.randrange(len(game.tasks[family]))]
         drawn.append((game.name, task.task_id, number, game, rng))
     for _, task_id, _, game, rng in sorted(drawn, key=lambda item: item[:3]):
-        yield game, write_conversation(game, task_id, config.bootstrap, rng)
-
-
-# -- statistics ------------------------------------------------------------------------------------
+        yield game, write_conversation(game, task_id, config, rng)

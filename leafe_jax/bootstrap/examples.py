@@ -1,4 +1,4 @@
-"""Corpus games as training examples."""
+"""Conversations of the corpus as training examples."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ MAX_POSITIONS = 1024  # of the model
 def to_example(
     turns: list[Turn], chat: ChatFormat, observation_mass: float, max_len: int = MAX_POSITIONS
 ) -> Example:
-    """Token ids and loss mass of a conversation: 1 on replies, `observation_mass` on the rest.
+    """A conversation's token ids and loss mass: 1 on replies with `trained`, 0 on other replies,
+    `observation_mass` on user turns.
 
-    It ends with the last reply within `max_len` tokens, as an episode does that fills the context.
+    It ends with the last reply that fits into `max_len` tokens, like an episode that fills the context.
 
     Raises:
-      UserError: not even the first reply is within.
+      UserError: not even the first reply fits.
     """
     ids: list[int] = []
     mass: list[float] = []
@@ -39,8 +40,8 @@ def to_example(
         end = len(ids) if turn["role"] == "assistant" else end
     if not end:
         raise UserError(
-            f"sampler.max_len = {max_len}: a conversation of the corpus begins with a turn and a reply"
-            f" of {len(ids)} tokens"
+            f"sampler.max_len = {max_len}: must be at least {len(ids)}, the tokens of the first turn and"
+            " reply of a conversation in the corpus"
         )
     ids, mass = ids[:end], mass[:end]
     mass[0] = 0.0

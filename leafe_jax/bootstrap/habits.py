@@ -1,9 +1,12 @@
-"""What a model does unasked, when told, and how good its reflections are, measured.
+"""Measures how a model acts unaided, how it follows advice, and how good its reflections are.
 
-The diagnosis of the environment's scripted player (envs/player.py) is the yardstick: it knows the first
-step that a bad habit spoilt and what should have been done instead. Unaided: plain rollouts. Told:
-stage-1 trees in which the diagnosis answers in place of the model's reflections. Reflections: stage-1
-trees as the method grows them, each reply beside the diagnosis of the same history.
+The ground truth is the diagnosis of the environment's scripted player (envs/player.py): the first step
+that a bad habit spoiled, and what should have been done instead. There are three measurements:
+
+unaided      plain rollouts
+told         stage-1 trees in which the diagnosis replaces the model's reflections
+reflections  stage-1 trees as the method grows them; each reflection is compared with the diagnosis of the
+             same history
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from envs.base import Environment, Task
 from envs.player import Player, make_player
@@ -19,7 +23,7 @@ from leafe_jax.agent.evaluate import evaluate
 from leafe_jax.agent.policy import Policy
 from leafe_jax.agent.rollout import Episode, RolloutConfig
 from leafe_jax.errors import UserError
-from leafe_jax.methods.search import ExploreConfig, explore
+from leafe_jax.methods.search import SearchConfig, explore
 from leafe_jax.runtime.files import read_json
 from leafe_jax.runtime.progress import Progress
 from leafe_jax.types import Node, Tree, Turn
@@ -27,14 +31,14 @@ from leafe_jax.types import Node, Tree, Turn
 COLUMNS = (
     "unaided",  # success rate of plain rollouts
     "told",  # success rate of trees whose reflections are the diagnosis
-    "followed",  # branches from a diagnosis whose first action is the aware player's
-    "parsed",  # reflections that parse
-    "right_step",  # of those that name a mistake or miss one: tau is the diagnosed step
-    "right_advice",  # of those that name one: e is the diagnosed advice, word for word
-    "num_reflections",
+    "followed",  # share of branches from a diagnosis whose first action is that of an aware player
+    "parsed",  # share of reflections that parse
+    "right_step",  # of reflections that name or miss a mistake: share whose tau is the diagnosed step
+    "right_advice",  # of reflections that name a mistake: share whose e is the diagnosed advice verbatim
+    "num_reflections",  # number of reflections asked for
 )
 _TOLD_ROOTS = 8
-# Family -> column -> rate; None where nothing was counted.
+# Family -> column -> rate. None means that nothing was counted.
 Table = dict[str, dict[str, float | None]]
 
 
@@ -43,13 +47,13 @@ def _told(turns: Sequence[Turn]) -> dict[int, str]:
 
 
 def _diagnosis(player: Player, task_id: str, turns: Sequence[Turn]) -> tuple[int, str] | None:
-    """(tau, advice) of a played history, or None."""
+    """(tau, advice) for the first mistake in a history, or None."""
     mistake = player.diagnose(task_id, [t.action for t in turns], _told(turns))
     return None if mistake is None else (mistake[0], player.advice(mistake[1], task_id))
 
 
 def _follows(player: Player, tree: Tree, node: Node) -> bool:
-    """Whether a branch's first action is what a player aware of everything does at h_tau."""
+    """True if a branch's first action is what a player aware of all habits does at h_tau."""
     turns = tree.path(node)
     actions = [t.action for t in turns if t.step <= node.branch_step]
     if len(actions) < node.branch_step:
@@ -58,11 +62,10 @@ def _follows(player: Player, tree: Tree, node: Node) -> bool:
     return not player.differs(actions[-1], ideal)
 
 
-def _search(reflect_every: int, num_roots: int, max_depth: int) -> ExploreConfig:
-    return ExploreConfig(
-        method="tree", num_roots=num_roots, max_attempts=num_roots * (max_depth + 1),
-        max_depth=max_depth, reflect_every=reflect_every, reflect_on_failure=True,
-        continue_after_branch=False, show_experience=True, max_env_steps=0, max_generated_tokens=0,
+def _search(reflect_every: int, num_roots: int, max_depth: int) -> SearchConfig:
+    return SearchConfig(
+        num_roots=num_roots, max_attempts=num_roots * (max_depth + 1), max_depth=max_depth,
+        reflect_every=reflect_every,
     )  # fmt: skip
 
 
@@ -74,23 +77,18 @@ def measure(
     num_samples: int,
     reflect_every: int,
     rollout_config: RolloutConfig,
-    max_active: int,
     progress: Callable[[int, str, str], Progress],
 ) -> Table:
-    """Rates per family and over all.
+    """Rates for each family and for all tasks: {"all" or family: {column of COLUMNS: rate}}.
 
     Args:
-      make_policy: gives the model's policy with an empty cache.
+      make_policy: returns the model's policy with an empty cache.
       env, prompts: an environment that has a scripted player, and its prompts.
-      tasks: tasks to measure on (the validation split).
+      tasks: tasks to measure on, of the validation split.
       num_samples: plain rollouts per task.
-      reflect_every: K of the measured reflections.
+      reflect_every: K of the measured reflections, in steps.
       rollout_config: rendering and sampling.
-      max_active: episodes in flight.
-      progress: (total, unit, label) -> a bar, for each of the three parts.
-
-    Returns:
-      {"all" or family: {column: rate}}, columns as in COLUMNS.
+      progress: (total, unit, label) -> progress bar, for each of the three measurements.
 
     Raises:
       EnvDataError: the environment has no scripted player.
@@ -99,7 +97,7 @@ def measure(
     with progress(len(tasks) * num_samples, "episode", "habits: unaided") as bar:
         records, _ = evaluate(
             make_policy(), env, prompts, tasks, num_samples,
-            dataclasses.replace(rollout_config, purpose="habits/unaided"), max_active,
+            dataclasses.replace(rollout_config, purpose="habits/unaided"),
             lambda: bar.update(1),
         )  # fmt: skip
 
@@ -112,15 +110,25 @@ def measure(
 
         with progress(len(tasks), "tree", f"habits: {purpose}") as bar:
             explore(
-                make_policy(), env, prompts, tasks, _search(reflect_every, _TOLD_ROOTS, max_depth),
-                dataclasses.replace(rollout_config, purpose=f"habits/{purpose}"), max_active, keep,
-                adviser=adviser,
+                make_policy(), env, prompts, tasks,
+                _search(reflect_every, _TOLD_ROOTS, max_depth),
+                dataclasses.replace(rollout_config, purpose=f"habits/{purpose}"),
+                keep, adviser=adviser,
             )  # fmt: skip
         return trees
 
     told = grow("told", 3, lambda episode: _advise(player, prompts, episode))
     reflected = grow("reflect", 2)
+    return _rates(player, records, told, reflected)
 
+
+def _rates(
+    player: Player,
+    records: Sequence[dict[str, Any]],
+    told: Sequence[Tree],
+    reflected: Sequence[Tree],
+) -> Table:
+    """The table from the results of the three measurements."""
     tallies: dict[str, dict[str, list[bool]]] = {}
 
     def count(family: str, column: str, value: bool) -> None:
@@ -150,7 +158,7 @@ def measure(
 
 
 def _rate(values: list[bool]) -> float | None:
-    return sum(values) / len(values) if values else None  # JSON has no word for NaN
+    return sum(values) / len(values) if values else None  # JSON cannot represent NaN
 
 
 def _advise(player: Player, prompts: Prompts, episode: Episode) -> str:
@@ -165,14 +173,14 @@ def _line_succeeds(tree: Tree, node: Node) -> bool:
 
 
 def _judge(player, tree: Tree, node: Node, record, count: Callable[[str, str, bool], None]) -> None:
-    if record.status == "context":  # it was not asked
+    if record.status == "context":  # no reflection was asked for: the context was full
         return
     turns = [t for t in tree.path(node) if t.step < record.step]
     mistake = _diagnosis(player, tree.task_id, turns)
     count(tree.family, "parsed", record.status != "unparsable")
     if record.tau is None:
         if record.status == "no_mistake" and mistake is not None:
-            count(tree.family, "right_step", False)  # it missed the mistake
+            count(tree.family, "right_step", False)  # the model missed the mistake
         return
     count(tree.family, "right_step", mistake is not None and record.tau == mistake[0])
     count(tree.family, "right_advice", mistake is not None and record.experience == mistake[1])
@@ -183,13 +191,13 @@ def _percent(rate: float | None) -> str:
 
 
 def gate_misses(table: Table, gate) -> list[str]:
-    """Where a family stays below the least rates that a base model must reach.
+    """The rates that are too low for a base model: one line for each family and column, [] if none.
 
-    Token accuracy does not show whether a model can act; these rates, measured on rollouts, do.
+    Rates measured on rollouts show whether a model can act; token accuracy does not.
 
     Args:
       table: from `measure`.
-      gate: {column: least rate}.
+      gate: {column: minimum rate}.
     """
     return [
         f"{family}: {column} {_percent(row.get(column))} < {100 * least:.1f}%"
@@ -200,10 +208,10 @@ def gate_misses(table: Table, gate) -> list[str]:
 
 
 def read_table(path: str | os.PathLike) -> Table:
-    """habits.json.
+    """The table in a habits.json.
 
     Raises:
-      UserError: it cannot be read, or is no such table.
+      UserError: the file cannot be read or does not hold such a table.
     """
     table = read_json(path)
     for family, row in table.items():
@@ -217,7 +225,7 @@ def read_table(path: str | os.PathLike) -> Table:
 
 
 def console_table(table: Table) -> str:
-    """The table for the terminal, rates in percent."""
+    """The table as text for the terminal, rates in percent."""
     width = max(map(len, ("family", *table)))
     lines = [f"{'family':{width}s}" + "".join(f"{column:>16s}" for column in COLUMNS)]
     for family, row in table.items():

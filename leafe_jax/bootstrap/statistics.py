@@ -1,4 +1,4 @@
-"""What the corpus of a config is made of: sizes in tokens, and how the players do.
+"""Prints statistics of a config's corpus: sizes in tokens, and success rates of the players.
 
 python -m leafe_jax.bootstrap.statistics --config=configs/bootstrap.py
 """
@@ -10,20 +10,23 @@ import random
 import sys
 
 from envs.base import EnvDataError, stable_seed
+from leafe_jax.bootstrap.config import BootstrapConfig
 from leafe_jax.bootstrap.corpus import Game, Turn, draw_awareness, open_games, write_corpus
 from leafe_jax.errors import UserError
+from leafe_jax.runtime.settings import build
 
 
 def token_statistics(corpus: list[tuple[str, list[Turn]]], chat) -> dict[str, dict[str, float]]:
-    """Sizes per game: conversations, tokens of each (median, 95%, max), share of spelt bytes.
+    """Sizes of each game's conversations, in tokens.
 
     Args:
       corpus: (game, conversation) pairs.
-      chat: the ChatFormat of the tokenizer made for it.
+      chat: ChatFormat of the corpus's tokenizer.
 
     Returns:
-      {game: {"conversations", "median", "p95", "max", "tokens": of all, "spelt": 0 to 1, "cut": how
-      many are longer than the model's positions}}
+      {game: {"conversations": their number, "median", "p95", "max": tokens of a conversation, "tokens":
+      of all conversations, "spelt": share of tokens that are bytes of a word without an entry, 0 to 1,
+      "cut": number of conversations longer than the model's context}}
     """
     from leafe_jax.bootstrap.examples import MAX_POSITIONS, to_example
     from leafe_jax.bootstrap.vocabulary import spelt_share
@@ -49,18 +52,18 @@ def token_statistics(corpus: list[tuple[str, list[Turn]]], chat) -> dict[str, di
 
 
 def player_statistics(game: Game, scale: float, num_tasks: int, seed: int) -> dict[str, float]:
-    """Success rates of the game's player on tasks of the split "bootstrap".
+    """Success rates of a game's player on tasks of the split "bootstrap".
 
     Args:
-      game: what is played.
+      game: the game to play.
       scale: `bootstrap.rate_scale`.
-      num_tasks: tasks drawn.
-      seed: of the drawing.
+      num_tasks: number of tasks to draw.
+      seed: for the draw.
 
     Returns:
-      "aware": of the player without habits; "unaided": of the graded one, told nothing; and for each
-      habit, of the player with this habit alone, on the tasks where it does something else ("nan"
-      where there are none).
+      "aware": rate of the player without bad habits. "unaided": rate of the player that avoids habits at
+      random and is told nothing. For each habit: rate of the player with only this habit, on the tasks
+      where the habit changes its actions; NaN if there are none.
     """
     rng = random.Random(stable_seed(seed, "players", game.name))
     tasks = [task for family in game.tasks.values() for task in family]
@@ -80,7 +83,7 @@ def player_statistics(game: Game, scale: float, num_tasks: int, seed: int) -> di
 
 
 def main(argv: list[str]) -> int:
-    """Prints both; 0 on success, 2 with one line on stderr for what the user can mend."""
+    """Prints both statistics. Returns 0, or 2 after one line on stderr about an error the user can fix."""
     from absl import flags
     from ml_collections import config_flags
 
@@ -89,18 +92,17 @@ def main(argv: list[str]) -> int:
 
     values = flags.FlagValues()
     config_flag = config_flags.DEFINE_config_file(
-        "config", "configs/bootstrap.py", "Config file with a section bootstrap.",
+        "config", "configs/bootstrap.py", "Config file with a bootstrap section.",
         lock_config=True, flag_values=values,
     )  # fmt: skip
     num_tasks = flags.DEFINE_integer("tasks", 200, "Tasks per game.", flag_values=values)
     try:
         values(argv)
-        config = values[config_flag.name].value
+        whole = values[config_flag.name].value
+        config, seed = build(BootstrapConfig, whole.bootstrap.to_dict(), "bootstrap"), whole.seed
         with open_games(config) as games:
-            corpus = [(g.name, turns) for g, turns in write_corpus(config, games, config.seed)]
-            tokenizer = build_tokenizer(
-                [turns for _, turns in corpus], config.bootstrap.min_count, games
-            )
+            corpus = [(g.name, turns) for g, turns in write_corpus(config, games, seed)]
+            tokenizer = build_tokenizer([turns for _, turns in corpus], config.min_count, games)
             print(f"vocabulary: {len(tokenizer)} tokens")
             table = token_statistics(corpus, ChatFormat(tokenizer))
             print("game      conversations  tokens  median  95%  max  cut  spelt")
@@ -110,9 +112,7 @@ def main(argv: list[str]) -> int:
                     f"{row['p95']:5d}{row['max']:5d}{row['cut']:5d}{100 * row['spelt']:6.1f}%"
                 )
             for game in games:
-                rates = player_statistics(
-                    game, config.bootstrap.rate_scale, num_tasks.value, config.seed
-                )
+                rates = player_statistics(game, config.rate_scale, num_tasks.value, seed)
                 cells = "  ".join(f"{name} {100 * rate:.1f}%" for name, rate in rates.items())
                 print(f"{game.name}: {cells}")
     except (UserError, EnvDataError, flags.Error) as error:

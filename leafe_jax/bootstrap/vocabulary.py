@@ -1,4 +1,4 @@
-"""The embedded model's tokenizer: whole phrases, names and words of its corpus, else bytes."""
+"""The embedded model's tokenizer: phrases, names and words of its corpus are tokens, the rest is bytes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-_STEP = (
-    r"\[\d+\]"  # a step number is one token: what a small model has to copy, it copies in one go
-)
+_STEP = r"\[\d+\]"  # a step number is one token, so that a small model can copy it in one step
 _NUMBER = r" ?\d+"
 _WORD = r" ?[A-Za-z']+| ?\d+|[^\sA-Za-z0-9]+|\s"
 
 
 class Wording(Protocol):
-    """How the texts of a game are made up; see envs.player.Player."""
+    """Regular expressions that describe the texts of a game; see envs.player.Player."""
 
     units: str
     spelt: str
@@ -32,19 +30,16 @@ class Wording(Protocol):
 def build_tokenizer(
     conversations: Iterable[list[dict]], min_count: int, wordings: Sequence[Wording]
 ):
-    """A byte-level BPE tokenizer without merges: whole phrases and words of the corpus, else bytes.
+    """A transformers tokenizer for a corpus, with its chat template and special tokens.
 
-    The phrases between units ("You arrive at", ", and a"), the units and the words of the rest
-    become entries when they occur at least `min_count` times; any other text falls back to bytes, so
-    every string can be encoded and decoded exactly.
+    It is a byte-level BPE tokenizer without merges. Units, the phrases between them ("You arrive at",
+    ", and a") and the words of the rest become tokens if they occur at least `min_count` times. Other
+    text is split into bytes, so every string can be encoded and decoded exactly.
 
     Args:
-      conversations: the corpus; turns with a "text".
-      min_count: least occurrences of an entry.
-      wordings: of the games in it.
-
-    Returns:
-      A transformers tokenizer with the chat template and the special tokens set.
+      conversations: the corpus: lists of turns, each with a "text".
+      min_count: occurrences that a token needs.
+      wordings: of the games in the corpus.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -52,8 +47,8 @@ def build_tokenizer(
     texts = collections.Counter(turn["text"] for turns in conversations for turn in turns)
     units = [wording.units for wording in wordings if wording.units]
     spelt = [wording.spelt for wording in wordings if wording.spelt]
-    # The advice must be the same tokens where it is given and where it is written, so phrases do
-    # not cross a line or the word that introduces it.
+    # Advice must have the same tokens where it is given and where the model writes it, so no phrase
+    # crosses a line break or the word that introduces advice.
     between = re.compile("|".join([_STEP, *spelt, *units, _NUMBER, "\n", "Experience:"]))
     phrases = collections.Counter()
     for text, times in texts.items():
@@ -80,7 +75,7 @@ def build_tokenizer(
         token = to_bytes.pre_tokenize_str(piece)[0][0]
         if count >= min_count and token not in vocabulary:
             vocabulary[token] = len(vocabulary)
-    # ignore_merges looks a pre-token up whole before splitting it into bytes (as Llama 3's does).
+    # With ignore_merges, as in Llama 3, a whole pre-token is looked up before it is split into bytes.
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(pattern), behavior="isolated"), to_bytes]
@@ -101,13 +96,13 @@ def build_tokenizer(
 
 
 def spelt_share(tokenizer, texts: Iterable[str]) -> float:
-    """The share of tokens that are bytes of a word that has no entry of its own."""
+    """Share of tokens that are bytes of a word that is not a token itself."""
     split = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
     known = tokenizer.get_vocab()
     spelt = total = 0
     for text, times in collections.Counter(texts).items():
         for piece, _ in split(text):
-            size = 1 if piece in known else len(piece)  # one character a byte, in this alphabet
+            size = 1 if piece in known else len(piece)  # each character stands for one byte
             total += times * size
             spelt += times * size * (piece not in known)
     return spelt / max(1, total)

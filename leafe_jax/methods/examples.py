@@ -46,7 +46,7 @@ def sequence(
       trained: step numbers whose action carries loss.
       mode: "dialogue" gives one sequence that ends with the last trained action (the pairs share
         their context); "window" gives one sequence a trained step.
-      normalisation: see DistillConfig.
+      normalisation: see `action_mass`.
       source: index into SOURCES.
     """
     if mode == "window":

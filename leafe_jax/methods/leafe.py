@@ -13,44 +13,59 @@ from collections.abc import Iterable
 
 from envs.base import stable_seed
 from leafe_jax.errors import UserError
+from leafe_jax.methods.base import FineTuneConfig, FineTuned
 from leafe_jax.methods.examples import sequence
 from leafe_jax.types import Example, Node, Tree
 
-SOURCES = ("counterfactual", "rehearsal")
 COUNTERFACTUAL, REHEARSAL = range(2)
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillConfig:
-    """Which data, with the paper's values as defaults where it gives one.
-
-    Attributes:
-      counterfactual_per_task: most pairs kept per task (paper: about 3); 0 keeps all.
-      qualify: "success" (the branch's subtree reaches success) or "improve" (or its best return
-        beats the trajectory it left: up to the same step, where that one was left for it).
-      changed_only: drop pairs whose action is the one that had been taken anyway.
-      rehearsal_share: share of the successful trajectories rehearsed (paper: 0.2).
-      normalisation: "example" (mean over pairs of the mean over their tokens) or "token".
+class Config(FineTuneConfig):
+    """Which examples are made, and how they are weighted. Values from the paper are marked (paper).
 
     Raises:
       UserError: a value is out of range.
     """
 
-    counterfactual_per_task: int
-    qualify: str
-    changed_only: bool
-    rehearsal_share: float
-    normalisation: str
+    counterfactual_weight: float = 1.0  # weight of L_cf; 0 trains on L_reh only
+    beta: float = 1.0  # weight of L_reh; 0 trains on L_cf only
+    counterfactual_per_task: int = 3  # most pairs per task (paper: about 3); 0 keeps all
+    # Branches that give a pair: "success" (the branch's subtree reaches success), or "improve" (or its
+    # best return beats that of the trajectory it left, up to the step at which that one was left).
+    qualify: str = "success"
+    changed_only: bool = True  # drop pairs whose action is the one that had been taken anyway
+    rehearsal_share: float = 0.2  # share of the successful trajectories that is rehearsed (paper)
 
     def __post_init__(self):
         if self.qualify not in ("success", "improve"):
-            raise UserError(f"distill.qualify = {self.qualify!r}: must be 'success' or 'improve'")
+            raise UserError(f"leafe.qualify = {self.qualify!r}: must be 'success' or 'improve'")
         if not 0.0 <= self.rehearsal_share <= 1.0:
-            raise UserError(f"distill.rehearsal_share = {self.rehearsal_share}: must be 0..1")
-        if self.counterfactual_per_task < 0:
+            raise UserError(f"leafe.rehearsal_share = {self.rehearsal_share}: must be 0 to 1")
+        for name in ("counterfactual_weight", "beta", "counterfactual_per_task"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"leafe.{name} = {getattr(self, name)!r}: must be at least 0")
+        if self.counterfactual_weight == 0 and self.beta == 0:
             raise UserError(
-                f"distill.counterfactual_per_task = {self.counterfactual_per_task}: must be >= 0"
+                "leafe.beta = 0 and leafe.counterfactual_weight = 0: nothing to train on"
             )
+
+
+class Leafe(FineTuned):
+    """LEAFE's second stage: L = counterfactual_weight * L_cf + beta * L_reh."""
+
+    name = "leafe"
+    Config = Config
+    sources = ("counterfactual", "rehearsal")
+    labels = ("counterfactual pairs", "rehearsed sequences")
+    config: Config
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        return self.config.counterfactual_weight, self.config.beta
+
+    def examples(self, trees: Iterable[Tree], seed: int) -> list[Example]:
+        return make_examples(trees, self.config, seed)
 
 
 def _subtree(tree: Tree, node: Node) -> list[Node]:
@@ -73,7 +88,7 @@ def _succeeds(tree: Tree, node: Node) -> bool:
     return any(n.success for n in _subtree(tree, node))
 
 
-def counterfactual_nodes(tree: Tree, config: DistillConfig) -> list[Node]:
+def counterfactual_nodes(tree: Tree, config: Config) -> list[Node]:
     """Branches of a tree that qualify for D_cf, in order of creation."""
     kept = []
     for node in tree.nodes:
@@ -95,7 +110,7 @@ def counterfactual_nodes(tree: Tree, config: DistillConfig) -> list[Node]:
     return kept
 
 
-def make_examples(trees: Iterable[Tree], config: DistillConfig, seed: int) -> list[Example]:
+def make_examples(trees: Iterable[Tree], config: Config, seed: int) -> list[Example]:
     """D_cf and D_reh of a set of trees.
 
     Args:

@@ -18,52 +18,54 @@ from envs.prompts import Prompts
 from leafe_jax.agent.policy import Completion, Policy
 from leafe_jax.agent.rollout import Episode, Hooks, Rollout, RolloutConfig, branch
 from leafe_jax.errors import UserError
-from leafe_jax.types import Node, ReflectionRecord, Tree
+from leafe_jax.types import Budget, Node, ReflectionRecord, Tree
 
 METHODS = ("tree", "independent", "refine")
+SPANS = ("branch", "step")
 
 
 @dataclasses.dataclass(frozen=True)
-class ExploreConfig:
-    """Rules of the search.
-
-    Attributes:
-      method: "tree" (LEAFE), "independent" (independent sampling, IS) or "refine" (iterative
-        refinement, IR: start over with the experience); paper Table 3 compares them.
-      num_roots: trajectories begun without experience, per task.
-      max_attempts: trajectories per task, roots included.
-      max_depth: branches on the way from a root.
-      reflect_every: K, in steps.
-      reflect_on_failure: also reflect when an episode ends without success.
-      continue_after_branch: a trajectory that was branched from plays on (open in the paper).
-      show_experience: False branches from tau without e (control).
-      max_env_steps, max_generated_tokens: per task; 0 means no limit.
+class SearchConfig:
+    """One search: on which tasks, with which agent, by which rules.
 
     Raises:
       UserError: a value is out of range.
     """
 
-    method: str
-    num_roots: int
-    max_attempts: int
-    max_depth: int
-    reflect_every: int
-    reflect_on_failure: bool
-    continue_after_branch: bool
-    show_experience: bool
-    max_env_steps: int
-    max_generated_tokens: int
+    agent: str = "base"  # method whose agent explores
+    split: str = "train"  # tasks that are explored
+    num_tasks: int = 384  # the split's first tasks; 0 takes all
+    block_size: int = 48  # tasks explored together; a killed run repeats at most one block
+    # tree (LEAFE), independent (independent sampling, IS), or refine (iterative refinement, IR: start
+    # over with the experience); the paper's Table 3 compares them.
+    method: str = "tree"
+    num_roots: int = 2  # trajectories begun without experience, per task
+    max_attempts: int = 8  # trajectories per task, roots included
+    max_depth: int = 4  # branches on the way from a root
+    reflect_every: int = 8  # K, in steps
+    reflect_on_failure: bool = True  # also reflect when an episode ends without success
+    # A trajectory that was branched from plays on (the paper leaves it open).
+    continue_after_branch: bool = False
+    show_experience: bool = True  # False: roll back and sample again without e (control)
+    experience_span: str = "branch"  # e stays in the context for the branch, or for one "step"
+    max_env_steps: int = 0  # environment steps per task; 0: no limit
+    max_generated_tokens: int = 0  # sampled tokens per task; 0: no limit
 
     def __post_init__(self):
-        if self.method not in METHODS:
-            raise UserError(f"explore.method = {self.method!r}: must be one of {METHODS}")
+        for name, allowed in (("method", METHODS), ("experience_span", SPANS)):
+            if getattr(self, name) not in allowed:
+                raise UserError(
+                    f"search.{name} = {getattr(self, name)!r}: must be one of {', '.join(allowed)}"
+                )
         for name, least in (
-            ("num_roots", 1), ("max_attempts", 1), ("max_depth", 0), ("reflect_every", 1),
-            ("max_env_steps", 0), ("max_generated_tokens", 0),
+            ("num_tasks", 0), ("block_size", 1), ("num_roots", 1), ("max_attempts", 1),
+            ("max_depth", 0), ("reflect_every", 1), ("max_env_steps", 0), ("max_generated_tokens", 0),
         ):  # fmt: skip
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
-                raise UserError(f"explore.{name} = {value!r}: must be an integer >= {least}")
+                raise UserError(
+                    f"search.{name} = {value!r}: must be an integer of at least {least}"
+                )
 
 
 @dataclasses.dataclass(eq=False)
@@ -82,7 +84,7 @@ class _Explorer(Hooks):
         self,
         policy: Policy,
         prompts: Prompts,
-        config: ExploreConfig,
+        config: SearchConfig,
         queue,
         on_tree: Callable[[Tree], None],
         adviser: Callable[[Episode], str] | None,
@@ -131,15 +133,9 @@ class _Explorer(Hooks):
         roots = self._growing[tree.task_id].roots_left
         return self.config.max_attempts - len(tree.nodes) - roots
 
-    def _spent(self, tree: Tree) -> bool:
-        limits, spent = self.config, tree.budget
-        return (0 < limits.max_env_steps <= spent.env_steps) or (
-            0 < limits.max_generated_tokens <= spent.generated_tokens
-        )
-
     # -- hooks ---------------------------------------------------------------------------------
     def exhausted(self, episode: Episode) -> bool:
-        return self._spent(episode.owner)
+        return episode.budget.spent
 
     def reflect_now(self, episode: Episode) -> bool:
         config, node = self.config, episode.node
@@ -170,6 +166,9 @@ class _Explorer(Hooks):
             status=parsed.status,
             tau=parsed.tau,
             experience=parsed.experience,
+            sampled_logprobs=(
+                None if completion.sampled_logprobs is None else list(completion.sampled_logprobs)
+            ),
         )
         if parsed.status == "ok":
             record.status = self._judge(episode, parsed.tau, parsed.experience)
@@ -201,7 +200,7 @@ class _Explorer(Hooks):
 
     def finished(self, episode: Episode) -> None:
         tree = episode.owner
-        following = None if self._spent(tree) else self._next(tree)
+        following = None if tree.budget.spent else self._next(tree)
         if following is not None:
             self.queue.append(following)
             return
@@ -216,9 +215,8 @@ def explore(
     env: Environment,
     prompts: Prompts,
     tasks: Sequence[Task],
-    config: ExploreConfig,
+    config: SearchConfig,
     rollout_config: RolloutConfig,
-    max_active: int,
     on_tree: Callable[[Tree], None],
     adviser: Callable[[Episode], str] | None = None,
 ) -> None:
@@ -229,13 +227,18 @@ def explore(
       tasks: training tasks; each gives one tree.
       config: rules of the search.
       rollout_config: rendering and sampling.
-      max_active: episodes in flight.
       on_tree: called with each tree as it finishes.
       adviser: answers in place of the model's reflections (leafe_jax/bootstrap/habits.py measures with it).
     """
-    rollout = Rollout(policy, env, prompts, rollout_config, max_active)
+    rollout = Rollout(policy, env, prompts, rollout_config)
     explorer = _Explorer(policy, prompts, config, rollout.queue, on_tree, adviser)
     for task in tasks:
-        tree = Tree(env.name, task.task_id, task.family, rollout_config.seed, rollout_config.mode)
+        budget = Budget.within(
+            max_env_steps=config.max_env_steps, max_generated_tokens=config.max_generated_tokens
+        )
+        tree = Tree(
+            env.name, task.task_id, task.family, rollout_config.seed, rollout_config.mode,
+            budget=budget,
+        )  # fmt: skip
         explorer.plant(tree, env)
     rollout.run(explorer)

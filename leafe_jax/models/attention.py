@@ -1,8 +1,8 @@
 """Causal attention within the segments of packed rows: one function, three backends.
 
-jnp      the reference; any platform and dtype; holds the scores, the causal half of them
-splash   JAX's Pallas kernel for TPUs; memory linear in the length
-cudnn    cuDNN's fused attention on GPUs from compute capability 8.0, 16-bit types
+jnp      the reference: any platform, any dtype; materializes the causal half of the scores
+splash   JAX's Pallas kernel for TPUs; memory is linear in the sequence length
+cudnn    cuDNN's fused attention: GPUs of compute capability 8.0 or higher, 16-bit dtypes
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from leafe_jax.errors import UserError
 from leafe_jax.models.decoder import Attend, ModelConfig
 
 BACKENDS = ("jnp", "splash", "cudnn")
-_LANES = 128  # splash tiles the sequence in blocks of a multiple of this
+_LANES = 128  # splash needs a sequence length that is a multiple of this
 _log = logging.getLogger(__name__)
 
 
 def choose_backend(requested: str, config: ModelConfig, dtype, mesh: Mesh) -> str:
-    """The backend to use on a mesh; says once which and why.
+    """The attention backend for a model on a mesh. Logs the choice and its reason once.
 
     Args:
       requested: "auto" or one of BACKENDS.
       config, dtype: the model and its compute dtype.
-      mesh: devices; axes data, fsdp and tensor.
+      mesh: devices, with axes data, fsdp and tensor.
 
     Raises:
-      UserError: the requested backend does not exist, or cannot serve this model here.
+      UserError: the requested backend does not exist, or does not support this model on this mesh.
     """
     if requested not in ("auto", *BACKENDS):
         raise UserError(
@@ -50,9 +50,9 @@ def choose_backend(requested: str, config: ModelConfig, dtype, mesh: Mesh) -> st
     if requested == "auto":
         preferred = {"tpu": "splash", "gpu": "cudnn"}.get(device.platform, "jnp")
         chosen = preferred if refusals[preferred] is None else "jnp"
-        why = refusals[preferred] or f"the choice for platform {device.platform!r}"
+        why = refusals[preferred] or f"default for platform {device.platform!r}"
     else:
-        chosen, why = requested, "as configured"
+        chosen, why = requested, "set by train.attention"
         if refusals[requested] is not None:
             raise UserError(f"train.attention = {requested!r}: {refusals[requested]}")
     _announce(chosen, why)
@@ -85,12 +85,14 @@ def _cudnn_refusal(config: ModelConfig, dtype: str, device) -> str | None:
     if dtype not in ("bfloat16", "float16"):
         return f"cudnn needs a 16-bit compute dtype, not {dtype}"
     if config.head_dim % 8 or config.head_dim > 128:
-        return f"cudnn needs a head_dim of at most 128 and a multiple of 8, not {config.head_dim}"
+        return (
+            f"cudnn needs a head_dim that is a multiple of 8 and at most 128, not {config.head_dim}"
+        )
     return None
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """Reference attention with grouped heads.
+    """Grouped-query attention, the reference.
 
     Args:
       q: [B, T, N, H].
@@ -98,7 +100,7 @@ def attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
       mask: bool [B, T, S], True where a query sees a key.
 
     Returns:
-      [B, T, N, H]; rows that see nothing are finite and meaningless.
+      [B, T, N, H]. Queries that see no key get finite, meaningless values.
     """
     batch, time, heads, dim = q.shape
     kv_heads = k.shape[2]
@@ -109,7 +111,7 @@ def attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
     scores = jnp.einsum("BKTH,BKSH->BKTS", q, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, kv_heads, group, time, -1) * dim**-0.5
     scores = jnp.where(mask[:, None, None], scores, -1e30)
-    # Softmax with its division after the product, where it is one per query and not one per key.
+    # Divide after the product with v: one division per query and channel, not one per query and key.
     highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - highest)
     flat = weights.reshape(batch, kv_heads, group * time, -1).astype(v.dtype)
@@ -120,19 +122,19 @@ def attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
 
 
 def segment_mask(segment_ids: Array) -> Array:
-    """bool [B, T, T] of segment_ids [B, T]: causal, and only within a segment."""
+    """bool [B, T, T] from segment_ids [B, T]: causal within each segment, False across segments."""
     time = segment_ids.shape[1]
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     return same & jnp.tril(jnp.ones((time, time), bool))
 
 
 def segment_attend(segment_ids: Array, backend: str = "jnp", mesh: Mesh | None = None) -> Attend:
-    """The hook for whole sequences: causal, and only within a segment of a packed row.
+    """An `Attend` hook for whole sequences: causal attention within each segment of a packed row.
 
     Args:
       segment_ids: int [B, T]; 0 is padding.
       backend: one of BACKENDS, from `choose_backend`.
-      mesh: devices, needed by splash: a Pallas kernel is not partitioned by the compiler.
+      mesh: devices. Only splash needs it: the compiler does not partition a Pallas kernel.
     """
     if backend == "splash":
         return lambda layer, q, k, v: _splash(q, k, v, segment_ids, mesh)
@@ -145,8 +147,8 @@ def segment_attend(segment_ids: Array, backend: str = "jnp", mesh: Mesh | None =
 
 
 def _causal(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """`attention` in at most 8 blocks of queries, each with the keys up to its end: what lies behind
-    is masked anyway."""
+    """`attention` in at most 8 blocks of queries. Each block sees only the keys up to its own end,
+    because the mask hides later ones anyway."""
     time = q.shape[1]
     size = max(64, -(-time // 8))
     blocks = []
@@ -159,14 +161,15 @@ def _causal(q: Array, k: Array, v: Array, mask: Array) -> Array:
 def _splash(
     q: Array, k: Array, v: Array, segment_ids: Array, mesh: Mesh, interpret: bool = False
 ) -> Array:
-    """Splash attention of [B, T, heads, H] arrays: rows over data and fsdp, heads over tensor."""
+    """Splash attention on [B, T, heads, H] arrays, sharded: rows over data and fsdp, heads over
+    tensor."""
     padding = -q.shape[1] % _LANES
 
     def pad(x):
         return jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
 
     def local(q, k, v, segment_ids):
-        # The kernel takes heads before time, one row at a time, and does not scale.
+        # The kernel takes one row, heads before time. It does not scale the scores.
         q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * q.shape[-1] ** -0.5, k, v))
         heads, time = q.shape[1:3]
         block = next(size for size in (512, 256, 128) if time % size == 0)

@@ -1,9 +1,8 @@
 """One decoder for Qwen2, Qwen2.5, Qwen3 (dense) and Llama 3.x (Flax NNX).
 
-The decoder projects, rotates and mixes; which keys a query sees is the caller's business: every
-layer hands its queries, keys and values to an `Attend` hook. Training hooks in segment masks
-(`leafe_jax.models.attention`), the sampler its KV cache. After construction everything is functional:
-parameters are a plain nested dict.
+The caller decides which keys a query sees: every layer passes its queries, keys and values to an
+`Attend` hook. Training plugs in segment masks (`leafe_jax.models.attention`), the sampler its KV
+cache. After construction everything is functional, and parameters are a plain nested dict.
 
 Einsum letters: B batch, T query time, S key time, D model, N query heads, K key-value heads, G query
 heads per key-value head, H head dim, V vocabulary.
@@ -26,7 +25,7 @@ from leafe_jax.models.rope import RopeScaling
 
 Attend = Callable[[int, Array, Array, Array], Array]
 MODEL_TYPES = ("qwen2", "qwen3", "llama")
-PROJECTED = "projected"  # what checkpoint policies know the results of linear maps by
+PROJECTED = "projected"  # name under which remat policies find the outputs of linear layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +34,9 @@ class LoRA:
 
     Attributes:
       rank: columns of A, rows of B.
-      alpha: scale, divided by the rank.
-      targets: names of the projections, among q, k, v, o, gate, up and down, each with "_proj".
+      alpha: scale of the adapter, before the division by the rank.
+      targets: projections that get an adapter: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj,
+        down_proj.
     """
 
     rank: int
@@ -49,19 +49,19 @@ class ModelConfig:
     """Shape of the model; hashable, so it can be a static argument.
 
     Attributes:
-      model_type: "qwen2" (biases on q, k, v), "qwen3" (RMSNorm of every query and key head) or
+      model_type: "qwen2" (biases on q, k, v), "qwen3" (RMSNorm on every query and key head) or
         "llama".
       vocab_size, hidden_size, intermediate_size, num_layers: sizes.
-      num_heads, num_kv_heads, head_dim: attention sizes; num_kv_heads divides num_heads, and
-        head_dim need not be hidden_size / num_heads.
+      num_heads, num_kv_heads, head_dim: attention sizes. num_kv_heads divides num_heads; head_dim
+        need not be hidden_size / num_heads.
       rope_theta: base of the rotary frequencies.
       rms_norm_eps: added to the mean square.
-      tie_word_embeddings: the head is the embedding, transposed.
-      max_position_embeddings: context limit, in tokens; the only field that leaves the logits alone.
-      rope_scaling: how the frequencies are stretched, or None.
-      attention_bias: biases on q, k, v and o (Qwen3, Llama).
-      mlp_bias: biases in the MLP (Llama).
-      lora: adapters beside the weights, while they are trained; no part of a checkpoint.
+      tie_word_embeddings: True if the head is the transposed embedding.
+      max_position_embeddings: context limit in tokens; the only field that does not change the logits.
+      rope_scaling: how the rotary frequencies are scaled, or None.
+      attention_bias: True for biases on q, k, v and o (Qwen3, Llama).
+      mlp_bias: True for biases in the MLP (Llama).
+      lora: adapters, set only while they are trained; a saved checkpoint never has it.
     """
 
     model_type: str
@@ -92,12 +92,12 @@ class ModelConfig:
 
 @functools.lru_cache(maxsize=16)
 def rope_table(config: ModelConfig) -> tuple[np.ndarray, float]:
-    """(frequencies float32 [H/2] in radians a position, factor on cosines and sines)."""
+    """(frequencies float32 [H/2] in radians per position, factor on cosines and sines)."""
     half = config.head_dim // 2
     exponent = np.arange(half, dtype=np.float32) / np.float32(half)
-    # The power in double, rounded once, as the float32 powers of torch are to within one unit in the
-    # last place. On the device it would differ from platform to platform, and an error of one unit
-    # grows with the position.
+    # Computed on the host in float64 and rounded once, which agrees with torch's float32 powers to
+    # one ulp. On the device the power would differ between platforms, and an error of one ulp in the
+    # frequency grows with the position.
     period = np.power(np.float64(config.rope_theta), exponent.astype(np.float64))
     period = period.astype(np.float32)
     if config.rope_scaling is None:
@@ -107,16 +107,16 @@ def rope_table(config: ModelConfig) -> tuple[np.ndarray, float]:
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
-    """RMSNorm over the last axis, in float32; returns x's dtype."""
+    """RMSNorm of x over the last axis, in x's dtype; computed in float32."""
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return (scale.astype(jnp.float32) * wide).astype(x.dtype)
 
 
 def rope(config: ModelConfig, x: Array, positions: Array) -> Array:
-    """Rotary embedding of x [B, T, heads, H] at positions [B, T]; halves rotated as in Llama.
+    """x [B, T, heads, H] with rotary embedding for positions [B, T]; halves are paired as in Llama.
 
-    Angles are float32 whatever the dtype: in bfloat16 positions 256 and 257 are the same.
+    Angles are float32 for any dtype of x: bfloat16 cannot tell positions 256 and 257 apart.
     """
     frequency, factor = rope_table(config)
     angle = positions[..., None].astype(jnp.float32) * frequency  # [B, T, H/2]
@@ -130,9 +130,9 @@ def rope(config: ModelConfig, x: Array, positions: Array) -> Array:
 def project(x: Array, kernel: Array, dtype) -> Array:
     """x [..., I] times kernel [I, O], as `dtype`.
 
-    Its own gradient rule says which side of the kernel's gradient is turned: the narrower one. Left to
-    itself, JAX turns the output's gradient, and XLA's CPU backend computes whatever led to that (an
-    activation's derivative) anew in the turned order, a fifth of a training step.
+    The custom gradient transposes the narrower operand of the kernel's gradient. JAX's default
+    transposes the output's gradient. XLA's CPU backend then recomputes what produced that gradient (an
+    activation's derivative) in transposed order, which takes a fifth of a training step.
     """
     return jnp.matmul(x, kernel, preferred_element_type=dtype)
 
@@ -159,9 +159,10 @@ project.defvjp(_project_forward, _project_backward)
 
 @jax.custom_vjp
 def swiglu(gate: Array, up: Array) -> Array:
-    """silu(gate) * up, in float32 whatever the dtype: in bfloat16 XLA would round inside silu as well.
+    """silu(gate) * up, in gate's dtype.
 
-    The gradient is computed from gate and up alone: nothing in between is kept.
+    It is computed in float32, because in bfloat16 XLA also rounds inside silu. The backward pass keeps
+    only gate and up and recomputes the rest.
     """
     wide = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
     return wide.astype(gate.dtype)
@@ -178,7 +179,7 @@ swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)
 
 
 def _normal(shape: tuple[int, ...], rngs: nnx.Rngs | None, dtype) -> Array:
-    if rngs is None:  # only the shape is wanted: tracing hundreds of random draws takes its time
+    if rngs is None:  # only shapes are needed, and tracing hundreds of random draws is slow
         return jnp.zeros(shape, dtype)
     return (0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
 
@@ -200,7 +201,7 @@ class _Linear(nnx.Module):
         self.kernel = nnx.Param(_normal((size_in, size_out), rngs, dtype))
         self.bias = nnx.Param(jnp.zeros((size_out,), dtype)) if bias else None
         self.scale = 0.0 if lora is None else lora.alpha / lora.rank
-        own = nnx.Rngs(0) if rngs is None else rngs  # only the shape is wanted without any
+        own = nnx.Rngs(0) if rngs is None else rngs  # nnx.LoRA requires one even for shapes
         self.lora = nnx.data(
             nnx.LoRA(size_in, lora.rank, size_out, param_dtype=dtype, rngs=own) if lora else None
         )
@@ -209,19 +210,19 @@ class _Linear(nnx.Module):
         y = self._dense(x)
         if self.lora is not None:
             y = y + (self.scale * self.lora(x)).astype(x.dtype)
-        # By name, for remat's sake: no policy sees the product inside project's own gradient rule.
+        # Named, because remat policies cannot see the matmul inside project's custom gradient.
         return checkpoint_name(y, PROJECTED)
 
     def _dense(self, x: Array) -> Array:
         if self.bias is None:
             return project(x, self.kernel[...], x.dtype)
-        # One rounding in bfloat16, after the bias.
+        # float32 until the bias is added, so that bfloat16 rounds only once.
         y = project(x, self.kernel[...], jnp.float32)
         return (y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
 
 
 def _projection(c: ModelConfig, name: str, size_in: int, size_out: int, bias: bool, **made):
-    """A linear map, with the adapter that the config wants at this name."""
+    """A linear layer, with an adapter if `c.lora` targets `name`."""
     wanted = c.lora is not None and name in c.lora.targets
     return _Linear(size_in, size_out, bias, lora=c.lora if wanted else None, **made)
 
@@ -284,9 +285,10 @@ class Decoder(nnx.Module):
     """The transformer.
 
     Args:
-      config: shape.
-      rngs: `params` stream; matrices are normal with standard deviation 0.02 (zeros without one).
-      param_dtype: dtype of all parameters, which is also the compute dtype.
+      config: its shape.
+      rngs: `params` stream. Matrices are drawn from a normal distribution with standard deviation
+        0.02; without rngs they are zeros.
+      param_dtype: dtype of all parameters and of the computation.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs | None, param_dtype=jnp.float32):
@@ -300,14 +302,14 @@ class Decoder(nnx.Module):
             self.lm_head = _Linear(c.hidden_size, c.vocab_size, False, rngs=rngs, dtype=param_dtype)
 
     def hidden(self, tokens: Array, positions: Array, attend: Attend) -> Array:
-        """Final-norm states [B, T, D] of tokens [B, T] at positions [B, T]."""
+        """Hidden states [B, T, D] after the final norm, for tokens [B, T] at positions [B, T]."""
         x = _rows(self.embed.embedding[...], tokens)
         for i in range(self.config.num_layers):
             x = self.layers[str(i)](x, positions, attend)
         return self.final_norm(x)
 
     def head(self, hidden: Array) -> Array:
-        """float32 logits [..., V] of hidden [..., D]; a tied head is the embedding itself."""
+        """float32 logits [..., V] from hidden states [..., D]."""
         if self.config.tie_word_embeddings:
             kernel = self.embed.embedding[...].T
         else:
@@ -315,7 +317,7 @@ class Decoder(nnx.Module):
         return project(hidden, kernel, jnp.float32)
 
 
-# -- functional face -------------------------------------------------------------------------------
+# -- functional interface --------------------------------------------------------------------------
 @functools.lru_cache(maxsize=16)
 def _graphdef(config: ModelConfig):
     model = nnx.eval_shape(lambda: Decoder(config, rngs=None))
@@ -329,13 +331,13 @@ def _block_graphdef(config: ModelConfig):
 
 def _merge(config: ModelConfig, params) -> Decoder:
     graphdef, state = _graphdef(config)
-    state = jax.tree.map(lambda x: x, state)  # a copy: replace_by_pure_dict works in place
+    state = jax.tree.map(lambda x: x, state)  # copied, because replace_by_pure_dict works in place
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graphdef, state)
 
 
 def init_params(config: ModelConfig, key: Array, param_dtype=jnp.float32) -> dict:
-    """Random parameters as a nested dict of arrays; layer keys are strings."""
+    """Random parameters, as a nested dict of arrays whose layer keys are strings."""
 
     def make(key):
         return nnx.to_pure_dict(
@@ -346,7 +348,7 @@ def init_params(config: ModelConfig, key: Array, param_dtype=jnp.float32) -> dic
 
 
 def abstract_params(config: ModelConfig, dtype=jnp.float32) -> dict:
-    """The same tree as ShapeDtypeStructs."""
+    """The tree of `init_params` with ShapeDtypeStructs as leaves."""
     shapes = nnx.to_pure_dict(_graphdef(config)[1])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
 
@@ -362,26 +364,33 @@ def head(config: ModelConfig, params, hidden: Array) -> Array:
 
 
 def block(config: ModelConfig, params, x: Array, positions: Array, attend: Attend) -> Array:
-    """One layer: x [B, T, D] -> [B, T, D]; `params` are that layer's, and `attend` is told 0.
+    """The output [B, T, D] of one layer for x [B, T, D].
 
-    `hidden` in parts, for callers that remake activations layer by layer or scan over layers: embed,
-    every block, final_norm.
+    `embed`, `block` for every layer, and `final_norm` together are `hidden`. Callers use them to remat
+    or scan over layers.
+
+    Args:
+      params: of this layer only.
+      attend: is called with layer number 0, whichever layer this is.
     """
     graphdef, state = _block_graphdef(config)
-    state = jax.tree.map(lambda x: x, state)  # a copy: replace_by_pure_dict works in place
+    state = jax.tree.map(lambda x: x, state)  # copied, because replace_by_pure_dict works in place
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graphdef, state)(x, positions, attend)
 
 
 def embed(params, tokens: Array) -> Array:
-    """Input states [B, T, D] of tokens [B, T]."""
+    """Embeddings [B, T, D] of tokens [B, T]."""
     return _rows(params["embed"]["embedding"], tokens)
 
 
 @jax.custom_vjp
 def _rows(table: Array, indices: Array) -> Array:
-    """table[indices]; the gradient is summed in float32 whatever the dtype: in bfloat16 the sum over a
-    token that a batch has a thousand times stops growing at 256 times one of its terms."""
+    """table[indices], with a gradient that is summed in float32.
+
+    In bfloat16 the sum for a token that occurs a thousand times in a batch would stop growing at 256
+    times one of its terms.
+    """
     return table[indices]
 
 
@@ -395,5 +404,5 @@ _rows.defvjp(lambda table, indices: (_rows(table, indices), (table, indices)), _
 
 
 def final_norm(config: ModelConfig, params, x: Array) -> Array:
-    """Output states [B, T, D] of the last layer's x."""
+    """Hidden states [B, T, D] after the final norm, from the last layer's output x [B, T, D]."""
     return rms_norm(x, params["final_norm"]["scale"], config.rms_norm_eps)

@@ -1,5 +1,8 @@
-"""Hugging Face directories: safetensors in, straight to their devices, and out again so that
-transformers opens them. Loading is strict both ways; pickle is never read."""
+"""Loads and saves Hugging Face model directories.
+
+Safetensors go straight to their devices, and transformers opens what is saved. Missing and unexpected
+tensors are both errors. Pickle is never read.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ __all__ = [
 
 MAX_SHARD_BYTES = 5 * 10**9
 _ALIGNMENT = 64  # bytes
-_NAMED = 40  # names that an error lists
+_NAMED = 40  # most problems that an error lists
 _ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
 # Our path -> (name in the checkpoint, transposed). {} is the layer number.
@@ -50,10 +53,13 @@ _NAMES = {
         for name in ("q_norm", "k_norm")
     },
     **{
-        f"layers/{{}}/{ours}/{name}/{leaf}": (f"model.layers.{{}}.{theirs}.{name}.{kind}", turned)
+        f"layers/{{}}/{ours}/{name}/{leaf}": (
+            f"model.layers.{{}}.{theirs}.{name}.{kind}",
+            transposed,
+        )
         for ours, theirs, names in (("attn", "self_attn", _ATTENTION), ("mlp", "mlp", _MLP))
         for name in names
-        for leaf, kind, turned in (("kernel", "weight", True), ("bias", "bias", False))
+        for leaf, kind, transposed in (("kernel", "weight", True), ("bias", "bias", False))
     },
 }
 
@@ -63,33 +69,33 @@ def _path(path) -> str:
 
 
 def hub_name(path: str) -> tuple[str, bool]:
-    """(name in the checkpoint, transposed) of one of our parameters."""
+    """(name in the checkpoint, whether it is transposed there) for a parameter's path."""
     number = re.search(r"layers/(\d+)/", path)
     name, transposed = _NAMES[re.sub(r"layers/\d+/", "layers/{}/", path)]
     return name.format(number.group(1)) if number else name, transposed
 
 
-# -- in --------------------------------------------------------------------------------------------
+# -- loading ---------------------------------------------------------------------------------------
 def _host_copy(view: np.ndarray) -> tuple[np.ndarray, bool]:
-    """A contiguous copy, aligned so that XLA's CPU backend takes it over without another one.
+    """A contiguous copy, aligned so that XLA's CPU backend uses it without copying again.
 
-    It is a copy in any case: an array that aliased the mapped file would change with the file.
+    One copy is always needed: an array that aliased the mapped file would change with the file.
 
     Returns:
       (copy, whether all its values are finite).
     """
     if hasattr(mmap, "MAP_POPULATE") and view.nbytes >= 2**20:
-        # All pages in one call: touching fresh memory page by page takes longer than reading the file.
+        # Fault in all pages in one call: faulting page by page takes longer than reading the file.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
         raw = np.frombuffer(mmap.mmap(-1, view.nbytes, flags=flags), np.uint8)
     else:
         raw = np.empty(view.nbytes + _ALIGNMENT, np.uint8)
         raw = raw[-raw.ctypes.data % _ALIGNMENT :][: view.nbytes]
     out = raw.view(view.dtype).reshape(view.shape)
-    # A few of the file's rows at a time, which are the columns of a transposed view: they stay in the
-    # cache for the check, and whole columns would miss every cache.
-    turned = view.ndim == 2 and view.strides[0] < view.strides[1]
-    source, target = (view.T, out.T) if turned else (view, out)
+    # Copy a few rows of the file at a time, so that the check finds them in the CPU cache. Rows of the
+    # file are columns of a transposed view; going along its rows would miss the cache.
+    transposed = view.ndim == 2 and view.strides[0] < view.strides[1]
+    source, target = (view.T, out.T) if transposed else (view, out)
     finite = True
     for i in range(0, len(source), 64):
         rows = source[i : i + 64]
@@ -99,7 +105,7 @@ def _host_copy(view: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def _place(file: WeightFile, name: str, transposed: bool, dtype, sharding: Sharding):
-    """Reads one tensor: each device gets its own part, straight from the mapped file.
+    """One tensor on its devices; each device gets its part straight from the mapped file.
 
     Returns:
       (array, whether all its values are finite).
@@ -116,7 +122,10 @@ def _place(file: WeightFile, name: str, transposed: bool, dtype, sharding: Shard
 
 
 def _check_layers(directory: Path, config: ModelConfig, tensors: dict[str, WeightFile]) -> None:
-    """Compares the number of layers, before a tree of all parameters is made."""
+    """Raises UserError if config.json has far more layers than the weights.
+
+    It runs before the tree of all parameters is built, which would be huge for such a config.
+    """
     found = {
         int(n.group(1)) for name in tensors if (n := re.match(r"model\.layers\.(\d{1,9})\.", name))
     }
@@ -130,8 +139,8 @@ def _check_layers(directory: Path, config: ModelConfig, tensors: dict[str, Weigh
 def _check_names(
     directory: Path, config: ModelConfig, tensors: dict[str, WeightFile], shapes: dict[str, Any]
 ) -> None:
-    """One error that lists everything missing, unexpected and misshapen."""
-    # Old checkpoints carry rotary tables, and tied ones may repeat the embedding as the head.
+    """Raises one UserError that lists all missing and unexpected tensors and all wrong shapes."""
+    # Old checkpoints contain rotary tables, and tied ones may repeat the embedding as the head.
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     ignored = {n for n in tensors if n.endswith("rotary_emb.inv_freq")}
     if config.tie_word_embeddings:
@@ -149,7 +158,7 @@ def _check_names(
             )
         tensors[name].check_dtype(name)
     if config.tie_word_embeddings and head in tensors and embedding in tensors:
-        # transformers then keeps the two apart: a tied model would give other logits.
+        # transformers does not tie them in this case, so a tied model would give other logits.
         if not np.array_equal(*(tensors[n].view(n) for n in (head, embedding))):
             problems.append(f"{head} differs from {embedding} though tie_word_embeddings = true")
     if problems:
@@ -161,12 +170,12 @@ def _check_names(
 
 @dataclasses.dataclass(frozen=True)
 class Unread:
-    """A parameter that is made when it is asked for, so that a model can be handled that has no room.
+    """A parameter that is read on demand, so that a model can be larger than memory.
 
     Attributes:
-      shape, dtype: what it will be.
-      file: name of the file it comes from.
-      make: gives (array, whether all values of the file are finite).
+      shape, dtype: of the array that `make` returns.
+      file: name of the file that holds it.
+      make: reads it and returns (array, whether all its values are finite).
     """
 
     shape: tuple[int, ...]
@@ -180,14 +189,14 @@ class Unread:
 
 
 def unread_params(path: str | Path, config: ModelConfig, dtype, shardings=None) -> dict:
-    """The weights as `load_params` gives them, but none is read yet: a tree of Unread.
+    """The tree that `load_params` returns, with Unread leaves: no weights are read yet.
 
     Args:
-      path, config, dtype, shardings: as there.
+      path, config, dtype, shardings: as for `load_params`.
 
     Raises:
-      UserError: files missing, unreadable or at odds with their index; names and shapes that do
-        not fit (one error lists them all).
+      UserError: files are missing, unreadable or disagree with their index; or names or shapes do not
+        match the config (one error lists them all).
     """
     directory = Path(path)
     tensors = open_weights(directory)
@@ -213,28 +222,28 @@ def unread_params(path: str | Path, config: ModelConfig, dtype, shardings=None) 
 
 
 def load_params(path: str | Path, config: ModelConfig, dtype, shardings=None) -> dict:
-    """Reads the weights, each tensor straight into its sharding.
+    """The weights of a model directory, each tensor loaded straight into its sharding.
 
-    A process reads only the parts that its own devices hold; beside the arrays themselves it needs
-    room for about the largest tensor.
+    A process reads only the parts that its own devices hold. Besides the arrays it needs memory for
+    about the largest tensor.
 
     Args:
       path: Hugging Face directory (one safetensors file, or shards with an index).
-      config: its shape, from `read_config`.
-      dtype: dtype of the returned arrays.
-      shardings: tree of shardings like the parameters, or None for the default device.
+      config: the model's shape, from `read_config`.
+      dtype: of the returned arrays.
+      shardings: tree of shardings that matches the parameters, or None for the default device.
 
     Raises:
-      UserError: what `unread_params` raises; values that are not finite (one error lists all).
+      UserError: as `unread_params`; or some values are not finite (one error lists all tensors).
     """
     flat, structure = jax.tree_util.tree_flatten_with_path(
         unread_params(path, config, dtype, shardings)
     )
-    # File by file, so that pages are read in the order they lie in.
+    # File by file, so that reads are sequential.
     order = sorted(range(len(flat)), key=lambda i: (flat[i][1].file, i))
     leaves: list[Any] = [None] * len(flat)
     bad = []
-    # Two at a time: one is read while the other is copied.
+    # Two threads: one tensor is read while another is copied to its devices.
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         for i, (array, finite) in pool.map(lambda i: (i, flat[i][1].make()), order):
             leaves[i] = array
@@ -245,7 +254,7 @@ def load_params(path: str | Path, config: ModelConfig, dtype, shardings=None) ->
     return jax.tree_util.tree_unflatten(structure, leaves)
 
 
-# -- out -------------------------------------------------------------------------------------------
+# -- saving ----------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class _Leaf:
     name: str
@@ -254,16 +263,16 @@ class _Leaf:
 
 
 def to_host(array: jax.Array) -> np.ndarray | None:
-    """The whole array in process 0's memory (None elsewhere); a collective call across processes."""
+    """The whole array in process 0's memory; None in other processes. All processes must call it."""
     if not array.is_fully_addressable:
-        # One tensor on every device for a moment, never the model.
+        # Briefly replicates one tensor on every device, never the whole model.
         everywhere = NamedSharding(array.sharding.mesh, P())
         array = jax.jit(lambda x: x, out_shardings=everywhere)(array).addressable_data(0)
     return np.asarray(array) if jax.process_index() == 0 else None
 
 
 def _shards(leaves: list[_Leaf], max_bytes: int) -> list[list[_Leaf]]:
-    """Leaves in files of at most max_bytes (a larger tensor has a file of its own)."""
+    """Leaves grouped into files of at most max_bytes; a larger tensor gets a file of its own."""
     shards: list[list[_Leaf]] = [[]]
     size = 0
     for leaf in leaves:
@@ -276,7 +285,7 @@ def _shards(leaves: list[_Leaf], max_bytes: int) -> list[list[_Leaf]]:
 
 
 def _host_tensor(leaf: _Leaf) -> np.ndarray | None:
-    """A tensor as the file has it, in process 0; nothing of an Unread leaf stays on the devices."""
+    """A tensor as the file stores it, in process 0. An Unread leaf is freed from the devices."""
     array, finite = leaf.array, True
     if isinstance(array, Unread):
         array, finite = array.make()
@@ -287,13 +296,14 @@ def _host_tensor(leaf: _Leaf) -> np.ndarray | None:
 
 
 def write_tensors(tensors: dict[str, np.ndarray], path: Path) -> None:
-    """Writes a safetensors file that all may read who may read the directory."""
+    """Writes a safetensors file with the permissions of its directory."""
     save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors 0.8 lets the owner alone read it
+    # safetensors 0.8 makes the file readable by its owner only.
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def _write_weights(directory: Path, params, max_bytes: int) -> str:
-    """Writes all tensors; returns the dtype's name."""
+    """Writes all tensors and returns the name of their dtype."""
     leaves = [
         _Leaf(*hub_name(_path(path)), leaf)
         for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
@@ -327,11 +337,11 @@ _LEFT_OUT = (
 
 
 def _copy_source(directory: Path, source: Path, dtype: str) -> None:
-    """Everything of a checkpoint but weights, adapters, pickles and code, byte for byte; config.json
-    learns the dtype."""
+    """Copies everything but weights, adapters, pickles and code byte for byte, and sets the dtype in
+    config.json."""
     for file in sorted(source.iterdir()):
         left_out = file.suffix in _LEFT_OUT or file.name.endswith(".index.json")
-        # adapter_config.json makes transformers open the adapter's base model instead.
+        # With adapter_config.json transformers would open the adapter's base model instead.
         left_out |= file.name.startswith("adapter_")
         if file.is_file() and not left_out:
             shutil.copyfile(file, directory / file.name)
@@ -339,14 +349,14 @@ def _copy_source(directory: Path, source: Path, dtype: str) -> None:
     if chat_templates.is_dir():
         shutil.copytree(chat_templates, directory / chat_templates.name)
     data = read_json(directory / "config.json")
-    data.pop("auto_map", None)  # names the code that is left out; the model needs none
-    # Older configs say torch_dtype, which newer versions still read.
+    data.pop("auto_map", None)  # refers to the code that is left out; the model does not need it
+    # Older configs have torch_dtype, which newer versions of transformers still read.
     data["torch_dtype" if "torch_dtype" in data else "dtype"] = dtype
     (directory / "config.json").write_text(json.dumps(data, indent=2) + "\n")
 
 
 def _write_new(directory: Path, config: ModelConfig, dtype: str, tokenizer) -> None:
-    """The files beside the weights of a model that has no source."""
+    """Writes the files other than weights for a model without a source checkpoint."""
     ids = {}
     if tokenizer is not None:
         ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -369,22 +379,21 @@ def save(
 ) -> None:
     """Writes a directory that transformers' Auto classes open.
 
-    It is written beside `path` and renamed, so a half-written model is never found there; an
-    existing directory is replaced. In a run of several processes all of them call it, process 0
+    The directory is written under another name and renamed, so `path` never holds a half-written model.
+    An existing directory is replaced. With several processes, all of them must call this: process 0
     writes, and tensors are gathered one at a time.
 
     Args:
-      path: the directory to make.
-      config, params: the model; dtypes are kept. Leaves may be Unread: each is made when it is
-        written, and let go of.
-      source: the checkpoint that the model came from. Its config, generation config, tokenizer and
-        chat template are carried over.
-      tokenizer: without a source: saved beside the model when given.
-      chat_template: Jinja file that takes the place of the source's template; "" keeps that.
-      max_shard_bytes: most bytes of tensors in a file.
+      path: the directory to write.
+      config, params: the model; dtypes are kept. An Unread leaf is read when it is written, then freed.
+      source: checkpoint that the model came from. Its config, generation config, tokenizer and chat
+        template are copied.
+      tokenizer: saved with the model if there is no source.
+      chat_template: Jinja file that replaces the source's template; "" keeps the source's.
+      max_shard_bytes: most bytes of tensors in one file.
 
     Raises:
-      UserError: a leaf that was Unread has values that are not finite.
+      UserError: an Unread leaf has values that are not finite.
     """
     directory = Path(path)
     partial = directory.with_name(directory.name + ".partial")
@@ -400,7 +409,7 @@ def save(
                 shutil.copyfile(chat_template, partial / "chat_template.jinja")
         else:
             _write_new(partial, config, dtype, tokenizer)
-        assert read_config(partial) == config, "the export would describe another model"
+        assert read_config(partial) == config, "config.json would describe another model"
         put_directory_in_place(partial, directory)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"saved {directory.name}")

@@ -1,7 +1,7 @@
-"""config.json of a Hugging Face model directory, read into a `ModelConfig` and written from one.
+"""Reads config.json of a Hugging Face model directory into a `ModelConfig`, and writes it from one.
 
-Every field that changes the mathematics is implemented or refused by name; what transformers takes as
-the default of an absent field is the default here.
+Every field that changes the computation is either implemented or refused by name. An absent field has
+the default of transformers.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from leafe_jax.models.decoder import MODEL_TYPES, ModelConfig
 from leafe_jax.models.rope import Llama3Scaling, RopeScaling, YarnScaling
 from leafe_jax.runtime.model_files import check_directory, read_json, shown
 
-# Several times the largest model that is known. More would take minutes to find out that it does not
-# fit the weights.
+# Several times the sizes of the largest known model. Without these limits an absurd config would take
+# minutes before it turns out not to fit the weights.
 _LARGEST = {
     "num_hidden_layers": 1024, "num_attention_heads": 2**12, "num_key_value_heads": 2**12,
     "head_dim": 2**12, "hidden_size": 2**18, "intermediate_size": 2**20, "vocab_size": 2**23,
@@ -35,8 +35,8 @@ def read_config(path: str | Path) -> ModelConfig:
       path: directory with config.json.
 
     Raises:
-      UserError: no such directory or file, not JSON, an unknown model_type, a missing field, or a
-        field that changes the mathematics in a way that is not implemented (each named).
+      UserError: the directory or file is missing, is not JSON, has an unknown model_type, lacks a
+        field, or has a field that changes the computation in a way that is not implemented.
     """
     directory = Path(path)
     if not directory.is_dir():
@@ -62,7 +62,7 @@ def read_config(path: str | Path) -> ModelConfig:
     limit = _number(file, data, "max_position_embeddings", int)
     theta = _number(file, rope, "rope_theta", float, 10000.0)
     scaling = _read_scaling(file, rope, limit)
-    # Qwen2 has biases on q, k and v in any case and ignores the field; it has none elsewhere.
+    # Qwen2 always has biases on q, k and v only, and ignores this field.
     attention_bias = _flag(file, data, "attention_bias") and kind != "qwen2"
     config = ModelConfig(
         model_type=kind,
@@ -78,7 +78,7 @@ def read_config(path: str | Path) -> ModelConfig:
         rope_theta=theta,
         rms_norm_eps=_number(file, data, "rms_norm_eps", float, 1e-6),
         tie_word_embeddings=_flag(file, data, "tie_word_embeddings"),
-        # The YaRN recipe of Qwen2.5 leaves max_position_embeddings at the pretraining's length.
+        # Qwen2.5's recipe for YaRN leaves max_position_embeddings at the length of pretraining.
         max_position_embeddings=(
             max(limit, int(scaling.factor * scaling.original_max_position))
             if isinstance(scaling, YarnScaling)
@@ -99,7 +99,7 @@ def read_config(path: str | Path) -> ModelConfig:
 
 
 def _number(file: Path, data: dict[str, Any], name: str, kind: type, default=None):
-    """A positive number of the config; null counts as absent when there is a default."""
+    """A positive number from the config. If there is a default, null counts as absent."""
     value = data.get(name)
     if value is None and default is not None:
         value = default
@@ -110,7 +110,7 @@ def _number(file: Path, data: dict[str, Any], name: str, kind: type, default=Non
     if not 0 < value < math.inf or (kind is int and value != int(value)):
         what = "a whole number above zero" if kind is int else "a number above zero"
         raise UserError(f"{file}: {name} = {shown(value)}: must be {what}")
-    # Positions are int32 on the device.
+    # 2**31 - 1, because positions are int32 on the device.
     largest = _LARGEST.get(name, 2**31 - 1 if kind is int else 1e30)
     if value > largest:
         raise UserError(f"{file}: {name} = {shown(value)}: must be at most {largest}")
@@ -118,7 +118,7 @@ def _number(file: Path, data: dict[str, Any], name: str, kind: type, default=Non
 
 
 def _flag(file: Path, data: dict[str, Any], name: str, default: bool = False) -> bool:
-    """A field that is true or false; null and absent are the default. "false" is text, and true."""
+    """A boolean field; null and absent give the default. Strings are refused: "false" is truthy."""
     value = data.get(name)
     value = default if value is None else value
     if not isinstance(value, bool):
@@ -127,9 +127,11 @@ def _flag(file: Path, data: dict[str, Any], name: str, default: bool = False) ->
 
 
 def _read_rope(file: Path, data: dict[str, Any]) -> dict[str, Any]:
-    """The rotary settings, wherever they stand: transformers 5 writes rope_parameters, older
-    versions rope_scaling and a rope_theta of its own. When both are there transformers takes
-    rope_scaling."""
+    """The rotary settings, from wherever the config has them.
+
+    transformers 5 writes rope_parameters; older versions write rope_scaling, and rope_theta at the top
+    level. If both are present, transformers uses rope_scaling.
+    """
     name = "rope_scaling" if data.get("rope_scaling") else "rope_parameters"
     rope = data.get(name) or {}
     if not isinstance(rope, dict) or any(isinstance(v, dict) for v in rope.values()):
@@ -137,7 +139,8 @@ def _read_rope(file: Path, data: dict[str, Any]) -> dict[str, Any]:
             f"{file}: {name} = {shown(rope)} is not supported; it must be one flat object"
         )
     outside = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
-    # Only the last of the three overrides what stands inside (transformers' rule, made for Phi-3).
+    # At the top level, only original_max_position_embeddings overrides the value inside: transformers
+    # has this rule for Phi-3.
     inside = {k: v for k, v in rope.items() if k != outside[2] or k not in data}
     return {k: data[k] for k in outside if k in data} | inside
 
@@ -169,7 +172,8 @@ def _read_scaling(file: Path, rope: dict[str, Any], limit: int) -> RopeScaling |
 
 
 def _yarn_attention_factor(file: Path, rope: dict[str, Any], factor: float) -> float:
-    """The default: 0.1 ln(factor) + 1 (arXiv 2309.00071, equation 22), or DeepSeek's ratio of two."""
+    """The default attention factor: 0.1 ln(factor) + 1 (arXiv 2309.00071, equation 22), or the ratio of
+    two such terms if the config has DeepSeek's mscale fields."""
 
     def scale(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0
@@ -185,7 +189,7 @@ def _rope_type(rope: dict[str, Any]) -> Any:
 
 
 def _sliding_layers(file: Path, data: dict[str, Any]) -> Any:
-    """What says that some layer attends to a window only, or None."""
+    """The value that gives some layer a sliding window, or None if all layers attend to everything."""
     types = data.get("layer_types")
     if types is not None and not (
         isinstance(types, list) and all(isinstance(kind, str) for kind in types)
@@ -200,7 +204,7 @@ def _sliding_layers(file: Path, data: dict[str, Any]) -> Any:
     named = sorted(set(types or ()) - {"full_attention"})
     if named or types or not _flag(file, data, "use_sliding_window"):
         return named or None
-    # transformers' rule: the first max_window_layers attend to everything, those after to a window.
+    # As in transformers, the first max_window_layers layers attend to everything, later ones to a window.
     window, first = data.get("sliding_window", 4096), data.get("max_window_layers", 28)
     if type(first) is not int:
         raise UserError(f"{file}: max_window_layers = {shown(first)}: must be a whole number")
@@ -208,7 +212,7 @@ def _sliding_layers(file: Path, data: dict[str, Any]) -> Any:
 
 
 def _refuse_unsupported(file: Path, data: dict[str, Any], rope: dict[str, Any]) -> None:
-    """Names the first field that asks for other mathematics than ours."""
+    """Raises UserError for the first field that asks for a computation that is not implemented."""
     rope_type, rotated = _rope_type(rope), rope.get("partial_rotary_factor")
     sliding, act = _sliding_layers(file, data), data.get("hidden_act", "silu")
     dropout = data.get("attention_dropout")
@@ -216,7 +220,7 @@ def _refuse_unsupported(file: Path, data: dict[str, Any], rope: dict[str, Any]) 
         ("rope_type", rope_type, rope_type in ("default", "llama3", "yarn"), "default, llama3 or yarn"),
         ("partial_rotary_factor", rotated, rotated in (None, 1), "1 or absent"),
         ("hidden_act", act, act == "silu", "silu"),
-        ("sliding_window", sliding, sliding is None, "out of use (use_sliding_window = false)"),
+        ("sliding_window", sliding, sliding is None, "disabled (use_sliding_window = false)"),
         ("attention_dropout", dropout, not dropout, "0"),
         ("quantization_config", "set", not data.get("quantization_config"), "absent"),
     )  # fmt: skip
@@ -228,7 +232,7 @@ def _refuse_unsupported(file: Path, data: dict[str, Any], rope: dict[str, Any]) 
 
 
 def config_json(config: ModelConfig) -> dict[str, Any]:
-    """What config.json says of a model: enough for transformers and for `read_config`."""
+    """The content of config.json for a model: enough for transformers and for `read_config`."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
     scaling = config.rope_scaling
     if scaling is not None:

@@ -1,8 +1,8 @@
 """Low-rank adapters: which parameters are trained, merging, and PEFT's file format.
 
-The layer is Flax's nnx.LoRA (models/decoder.py): the model is Flax's anyway, and it is an ordinary
-module, so that scan, remat and shard_map need not know of it. qwix, the alternative, exchanges JAX's
-dot products while the model is traced; it would be the choice for a quantised base.
+The layer is Flax's nnx.LoRA (models/decoder.py), an ordinary module: scan, remat and shard_map need not
+know of it. The alternative, qwix, replaces JAX's dot products while the model is traced; it would be the
+choice for a quantised base.
 """
 
 from __future__ import annotations
@@ -18,32 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from leafe_jax.errors import UserError
 from leafe_jax.models import hf
 from leafe_jax.models.decoder import LoRA, ModelConfig, init_params
+from leafe_jax.models.settings import LoraConfig
 from leafe_jax.runtime.files import put_directory_in_place
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-
-def with_adapters(config: ModelConfig, settings) -> ModelConfig:
-    """The model with the adapters of a config's train.lora section; as it is where rank = 0.
-
-    Raises:
-      UserError: a setting is out of range.
-    """
+def with_adapters(config: ModelConfig, settings: LoraConfig) -> ModelConfig:
+    """The model with the adapters of the settings; unchanged if rank is 0."""
     if settings.rank == 0:
         return config
-    if settings.rank < 0 or not settings.alpha > 0:
-        raise UserError(
-            f"train.lora.rank = {settings.rank}, train.lora.alpha = {settings.alpha}: must be >= 0"
-            " and > 0"
-        )
-    targets = tuple(settings.targets)
-    strange = [name for name in targets if name not in TARGETS]
-    if strange or not targets:
-        raise UserError(f"train.lora.targets = {targets}: must be some of {', '.join(TARGETS)}")
-    return dataclasses.replace(config, lora=LoRA(settings.rank, settings.alpha, targets))
+    return dataclasses.replace(config, lora=LoRA(**dataclasses.asdict(settings)))
 
 
 def _adapters_only(tree: dict) -> dict:
@@ -59,13 +44,13 @@ def _adapters_only(tree: dict) -> dict:
 def init_adapters(config: ModelConfig, key: jax.Array) -> dict:
     """Fresh adapters (A as nnx.LoRA draws it, B zero), float32, at their places in the parameters.
 
-    The other weights are drawn in the program only, where nobody asks for them.
+    XLA eliminates the other weights as dead code.
     """
     return jax.jit(lambda key: _adapters_only(init_params(config, key)))(key)
 
 
 def join(frozen: dict, trained: dict) -> dict:
-    """Both trees in one; they share no leaf."""
+    """Both trees in one; they have no leaf in common."""
     joined = dict(frozen)
     for name, value in trained.items():
         joined[name] = join(joined[name], value) if name in joined else value
@@ -75,8 +60,8 @@ def join(frozen: dict, trained: dict) -> dict:
 def merge(config: ModelConfig, base: dict, adapters: dict) -> dict:
     """The weights with the adapters added: W + alpha / rank * A B, in float32, in W's dtype.
 
-    While training the weights take two bytes a parameter, or four; all of them again would not fit
-    beside anything. So each kernel is merged when it is asked for, in place.
+    A second copy of all weights would not fit beside the first, so each kernel is merged in place when
+    the file's writer asks for it.
 
     Args:
       config, adapters: the model with its adapters, float32.
@@ -85,6 +70,7 @@ def merge(config: ModelConfig, base: dict, adapters: dict) -> dict:
     Returns:
       A tree of hf.Unread, for hf.save.
     """
+    assert config.lora is not None
     scale = config.lora.alpha / config.lora.rank
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -122,16 +108,17 @@ def save_adapter(path: str | Path, config: ModelConfig, adapters: dict, base: st
       config, adapters: the model with its adapters.
       base: the base model's directory or name, for the config.
     """
+    assert config.lora is not None
     directory = Path(path)
     tensors = {}
     for where, leaf in jax.tree_util.tree_flatten_with_path(adapters)[0]:
         *parts, _, matrix = [str(k.key) for k in where]
         name, _ = hf.hub_name("/".join([*parts, "kernel"]))
         letter = matrix[-1].upper()
-        matrix = hf.to_host(leaf)
-        if matrix is not None:
+        values = hf.to_host(leaf)
+        if values is not None:
             tensors[f"base_model.model.{name.removesuffix('weight')}lora_{letter}.weight"] = (
-                np.ascontiguousarray(matrix.T)  # [out, in], as torch's linear layers
+                np.ascontiguousarray(values.T)  # [out, in], as torch's linear layers
             )
     if not tensors:  # another process writes
         return

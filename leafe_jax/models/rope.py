@@ -1,4 +1,4 @@
-"""Frequency scalings of rotary position embeddings."""
+"""RoPE scaling: how checkpoints with long contexts change the rotary frequencies."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Scaling:
-    """RoPE scaling of Llama 3.1 and later ("llama3"): long wavelengths are stretched by `factor`.
+    """RoPE scaling "llama3", of Llama 3.1 and later: long wavelengths are multiplied by `factor`.
 
     Attributes:
-      factor: stretch of wavelengths above original_max_position / low_freq_factor.
-      low_freq_factor, high_freq_factor: ends of the ramp, in turns within the original context.
-      original_max_position: context of the pretraining, in tokens.
+      factor: multiplies wavelengths above original_max_position / low_freq_factor.
+      low_freq_factor, high_freq_factor: ends of the ramp, in rotations within the original context.
+      original_max_position: context length of pretraining, in tokens.
     """
 
     factor: float
@@ -24,12 +24,12 @@ class Llama3Scaling:
     original_max_position: int
 
     def apply(self, period: np.ndarray, theta: float) -> np.ndarray:
-        """Scaled frequencies [H/2] of theta^(2i/H) (float32, as the checkpoints were trained)."""
+        """Scaled frequencies [H/2], float32 as in training, from period = theta^(2i/H) [H/2]."""
         frequency = np.float32(1) / period
         wavelength = np.float32(2 * math.pi) / frequency
-        turns = np.float32(self.original_max_position) / wavelength
+        rotations = np.float32(self.original_max_position) / wavelength
         low, high = self.low_freq_factor, self.high_freq_factor
-        smooth = (turns - np.float32(low)) / np.float32(high - low)
+        smooth = (rotations - np.float32(low)) / np.float32(high - low)
         stretched = frequency / np.float32(self.factor)
         between = (1 - smooth) * frequency / np.float32(self.factor) + smooth * frequency
         scaled = np.where(wavelength > self.original_max_position / low, stretched, between)
@@ -37,20 +37,20 @@ class Llama3Scaling:
 
     @property
     def attention_factor(self) -> float:
-        """Cosines and sines stay as they are."""
+        """Factor on cosines and sines: this scaling has none."""
         return 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class YarnScaling:
-    """RoPE scaling "yarn" (arXiv 2309.00071), as Qwen2.5 documents it for long contexts.
+    """RoPE scaling "yarn" (arXiv 2309.00071), which Qwen2.5 documents for long contexts.
 
     Attributes:
-      factor: stretch of the long wavelengths.
-      original_max_position: context of the pretraining, in tokens.
-      beta_fast, beta_slow: turns within that context where the ramp begins and ends.
-      truncate: the ramp's ends are rounded outwards to whole dimensions.
-      attention_factor: multiplies cosines and sines, so attention scores by its square.
+      factor: multiplies the long wavelengths.
+      original_max_position: context length of pretraining, in tokens.
+      beta_fast, beta_slow: rotations within that context at which the ramp begins and ends.
+      truncate: True rounds the ends of the ramp outwards to whole dimensions.
+      attention_factor: multiplies cosines and sines, and so attention scores by its square.
     """
 
     factor: float
@@ -61,17 +61,17 @@ class YarnScaling:
     attention_factor: float
 
     def apply(self, period: np.ndarray, theta: float) -> np.ndarray:
-        """Scaled frequencies [H/2] of theta^(2i/H)."""
+        """Scaled frequencies [H/2] from period = theta^(2i/H) [H/2]."""
         half = period.shape[0]
 
-        def dimension(turns: float) -> float:  # which pair makes `turns` turns
-            ratio = self.original_max_position / (turns * 2 * math.pi)
+        def dimension(rotations: float) -> float:  # index of the pair with this many rotations
+            ratio = self.original_max_position / (rotations * 2 * math.pi)
             return half * math.log(ratio) / math.log(theta)
 
         low, high = dimension(self.beta_fast), dimension(self.beta_slow)
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
-        # The upper end is cut at the last of all 2 * half dimensions, as the reference does.
+        # The reference clips the upper end at the last of the 2 * half dimensions.
         low, high = max(low, 0), min(high, 2 * half - 1)
         if low == high:
             high += 0.001

@@ -1,14 +1,17 @@
 """Mesh and sharding rules: one list of (regex, spec) for parameters, optimizer state, adapters and
-batches; and the way of the weights from the trainer to the sampler. Pages of keys and values lie by heads
-along the same mesh's "tensor" axis (sampling/storage.py)."""
+batches; and how weights get from the trainer to the sampler. Pages of keys and values are divided by heads
+along the same mesh's "tensor" axis (sampling/gathered.py, sampling/paged.py)."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -16,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from leafe_jax.errors import UserError
 from leafe_jax.models.decoder import ModelConfig
+from leafe_jax.models.settings import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -43,7 +47,7 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 
 
-def make_mesh(sizes: dict[str, int], devices=None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Any = None) -> Mesh:
     """A mesh with axes data, fsdp and tensor over the devices in their order; -1 takes those left.
 
     Raises:
@@ -53,16 +57,18 @@ def make_mesh(sizes: dict[str, int], devices=None) -> Mesh:
     return _mesh(np.asarray(devices).reshape(_mesh_shape(sizes, len(devices))))
 
 
-def train_mesh(sizes: dict[str, int], devices=None) -> Mesh:
-    """`make_mesh` over all devices of a run, where those of a TPU slice are neighbours along the axes.
+def train_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
+    """`make_mesh` over all devices of a run; chips of a TPU slice are neighbours along the axes.
 
-    jax counts a slice's chips row by row, whatever wires there are. Several slices lie along "data", the
+    jax numbers a slice's chips row by row, whatever the wiring. Several slices lie along "data", the
     axis with the least to send, if it divides by their number; otherwise one after the other.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
     """
+    sizes = dataclasses.asdict(config)
     devices = jax.devices() if devices is None else devices
+    sizes = sizes if isinstance(sizes, dict) else dict(vars(sizes))  # until TrainConfig is merged
     shape = _mesh_shape(sizes, len(devices))
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if devices[0].platform != "tpu" or shape[0] % slices:
@@ -77,7 +83,7 @@ def train_mesh(sizes: dict[str, int], devices=None) -> Mesh:
     )
 
 
-def _mesh_shape(sizes: dict[str, int], count: int) -> tuple[int, ...]:
+def _mesh_shape(sizes: Mapping[str, int], count: int) -> tuple[int, ...]:
     shape = [int(sizes[name]) for name in AXES]
     text = ", ".join(f"{name} = {sizes[name]}" for name in AXES)
     known = int(np.prod([s for s in shape if s != -1]))
@@ -94,7 +100,7 @@ def _mesh(devices: np.ndarray) -> Mesh:
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _path(path) -> str:
+def _path(path: Any) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
@@ -123,32 +129,52 @@ def stacked_shardings(layers: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, layers)
 
 
-def cast(params: Any, dtype) -> Any:
-    """Parameters in another dtype, each where it lies; the very same ones where they have it."""
-    if all(x.dtype == dtype for x in jax.tree.leaves(params)):
+def cast(params: Any, dtype: Any) -> Any:
+    """Parameters in another dtype, with the shardings they have; the same arrays if they have the dtype."""
+    leaves, tree = jax.tree.flatten(params)
+    if all(x.dtype == dtype for x in leaves):
         return params
-    places = jax.tree.map(lambda x: x.sharding, params)
-    return jax.jit(
-        lambda params: jax.tree.map(lambda x: x.astype(dtype), params), out_shardings=places
-    )(params)
+    places = tuple(x.sharding for x in leaves)
+    return jax.tree.unflatten(tree, _placer(np.dtype(dtype).name, places, False)(leaves))
 
 
-def hand_over(params: Any, tensor: int) -> Callable[[Any], Any]:
-    """The trainer's parameters for the samplers, resharded once (see `cast`).
+@functools.lru_cache(maxsize=8)
+def _placer(
+    dtype: str, places: tuple[Any, ...], copy: bool
+) -> Callable[[Sequence[Any]], list[Any]]:
+    """Gives arrays a dtype and shardings; kept, so that it compiles once for the same shapes.
+
+    `copy`: also arrays that have both already. Without it jax returns those as they are.
+    """
+
+    def place(leaves: Sequence[Any]) -> list[Any]:
+        narrowed = [x.astype(dtype) for x in leaves]
+        return [jnp.copy(x) for x in narrowed] if copy else narrowed
+
+    return jax.jit(place, out_shardings=list(places))
+
+
+def hand_over(
+    params: Any, tensor: int, dtype: Any = None, copy: bool = False
+) -> Callable[[Any], Any]:
+    """The trainer's parameters for the samplers: cast and resharded once, on the devices.
 
     Every `tensor` devices of each process, in the order of jax.local_devices(), come to hold a whole
-    copy. Nothing passes through the host. All processes call it.
+    copy. Nothing passes through the host. All processes call it. Handing over the same shapes again
+    compiles nothing.
 
     Args:
-      params: in the sampler's dtype, on all devices.
+      params: on all devices of the training mesh.
       tensor: devices of a copy; divides the number of devices of a process.
+      dtype: of the copies; None keeps the parameters'.
+      copy: share no memory with `params`: training goes on, and a step donates what it starts from.
 
     Returns:
       load(shardings): the copy that lies on the devices of those shardings (a tree like the
       parameters, on `tensor` devices that hold a copy); nothing is moved.
     """
-
-    source = jax.tree.leaves(params)[0].sharding
+    leaves, tree = jax.tree.flatten(params)
+    source = leaves[0].sharding
     order = [
         device
         for process in range(jax.process_count())
@@ -156,22 +182,27 @@ def hand_over(params: Any, tensor: int) -> Callable[[Any], Any]:
         if device in source.device_set
     ]
     # Rows along "data" hold the same weights.
-    targets = shardings_for(params, make_mesh({"data": -1, "fsdp": 1, "tensor": tensor}, order))
+    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": tensor}, order)
+    targets = jax.tree.leaves(shardings_for(params, mesh))
+    name = np.dtype(leaves[0].dtype if dtype is None else dtype).name
     own = list(source.mesh.devices.flat) if isinstance(source, NamedSharding) else order
     if own == order:
-        copies = jax.jit(lambda params: params, out_shardings=targets)(params)
+        copies = _placer(name, tuple(targets), copy)(leaves)
     else:  # a TPU slice may number its devices across the hosts; one program wants one order
-        copies = jax.device_put(params, targets)
+        places = tuple(x.sharding for x in leaves)
+        copies = jax.device_put(_placer(name, places, copy)(leaves), targets)
+    return functools.partial(_take, copies, tree)
 
-    def load(shardings: Any) -> Any:
-        def take(x, to):
-            parts = {shard.device: shard.data for shard in x.addressable_shards}
-            own = [parts[device] for device in to.addressable_devices_indices_map(x.shape)]
-            return jax.make_array_from_single_device_arrays(x.shape, to, own)
 
-        return jax.tree.map(take, copies, shardings)
+def _take(copies: Sequence[Any], tree: Any, shardings: Any) -> Any:
+    """The copy on the devices of `shardings`, made of the parts that lie there."""
 
-    return load
+    def take(x: Any, to: Any) -> Any:
+        parts = {shard.device: shard.data for shard in x.addressable_shards}
+        own = [parts[device] for device in to.addressable_devices_indices_map(x.shape)]
+        return jax.make_array_from_single_device_arrays(x.shape, to, own)
+
+    return jax.tree.map(take, jax.tree.unflatten(tree, copies), shardings)
 
 
 def shardings_for(tree: Any, mesh: Mesh) -> Any:

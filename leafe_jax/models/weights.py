@@ -1,4 +1,4 @@
-"""The safetensors files of a model directory: found, checked and mapped, but not read yet."""
+"""The safetensors files of a model directory: found, checked and memory-mapped, but not yet read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from leafe_jax.runtime.files import parse_json
 from leafe_jax.runtime.model_files import read_json
 
 INDEX = "model.safetensors.index.json"
-_MAX_HEADER = 2**23  # bytes of a file's header; 1,000 tensors take about 100 KB
+_MAX_HEADER = 2**23  # bytes of a file's header; 1,000 tensors need about 100 KB
 _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
 }  # fmt: skip
@@ -37,9 +37,9 @@ class WeightFile:
             with path.open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
             if size > _MAX_HEADER:
-                raise ValueError(f"a header of {size} bytes: at most {_MAX_HEADER} are read")
-            # The library checks that header and size fit together; its own arrays are copies, which
-            # would hold the largest tensor twice.
+                raise ValueError(f"header of {size} bytes: must be at most {_MAX_HEADER}")
+            # The library checks that the header fits the file size. It does not read the tensors: it
+            # would copy them, and the largest tensor would be in memory twice.
             with safe_open(str(path), framework="numpy"):
                 pass
             with path.open("rb") as file:
@@ -51,7 +51,7 @@ class WeightFile:
         self.header.pop("__metadata__", None)
 
     def check_dtype(self, name: str) -> None:
-        """Refuses a tensor of a dtype that is not read, e.g. of a quantised checkpoint."""
+        """Raises UserError for a dtype that is not supported, e.g. of a quantized checkpoint."""
         dtype = self.header[name]["dtype"]
         if dtype not in _DTYPES:
             raise UserError(
@@ -59,7 +59,7 @@ class WeightFile:
             )
 
     def view(self, name: str) -> np.ndarray:
-        """The tensor, as a read-only view of the mapped file."""
+        """A tensor, as a read-only view of the mapped file."""
         self.check_dtype(name)
         entry = self.header[name]
         flat = np.frombuffer(
@@ -69,16 +69,17 @@ class WeightFile:
         return flat.reshape(entry["shape"])
 
     def forget(self, name: str) -> None:
-        """Lets go of a tensor's pages: once read they count as this process's memory."""
+        """Drops a tensor's pages, which count as this process's memory once they have been read."""
         if hasattr(mmap, "MADV_DONTNEED"):
             begin, end = (self._begin + x for x in self.header[name]["data_offsets"])
-            begin = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE  # its neighbours' pages stay
+            # Keep the page that is shared with the tensor before.
+            begin = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
             if begin < end:
                 self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 def open_weights(directory: Path) -> dict[str, WeightFile]:
-    """Tensor name -> the file that holds it.
+    """The file of each tensor: tensor name -> WeightFile.
 
     Raises:
       UserError: a file is missing or broken, or the index and the files disagree.
@@ -86,8 +87,8 @@ def open_weights(directory: Path) -> dict[str, WeightFile]:
     index, single = directory / INDEX, "model.safetensors"
     if (directory / "adapter_config.json").exists() and list(directory.glob("adapter_model.*")):
         raise UserError(
-            f"{directory}: holds an adapter beside the model, and transformers would read that; merge"
-            " it, or remove adapter_config.json and the adapter's weights"
+            f"{directory}: contains an adapter, which transformers would load instead of the model;"
+            " merge it, or remove adapter_config.json and the adapter's weights"
         )
     if not index.exists():
         file = WeightFile(directory / single)
@@ -97,12 +98,12 @@ def open_weights(directory: Path) -> dict[str, WeightFile]:
         raise UserError(f"{index}: weight_map: must name a file for each tensor")
     if (directory / single).exists() and set(places.values()) != {single}:
         raise UserError(
-            f"{directory}: holds {single} and the shards of {INDEX}, two checkpoints; remove one of"
-            " them with its index"
+            f"{directory}: contains two checkpoints, {single} and the shards of {INDEX}; remove one of"
+            " them, with its index"
         )
     strange = sorted({n for n in places.values() if Path(n).name != n})
     if strange:
-        raise UserError(f"{index}: weight_map: {strange[0]!r} is not a file of this directory")
+        raise UserError(f"{index}: weight_map: {strange[0]!r} must be a file in this directory")
     files = {name: WeightFile(directory / name) for name in sorted(set(places.values()))}
     tensors: dict[str, WeightFile] = {}
     for name, file in files.items():
@@ -110,9 +111,11 @@ def open_weights(directory: Path) -> dict[str, WeightFile]:
             if tensor in tensors:
                 raise UserError(f"{file.path}: {tensor} is also in {tensors[tensor].path.name}")
             if places.get(tensor, name) != name:
-                raise UserError(f"{index}: {tensor} is said to be in {places[tensor]}, not {name}")
+                raise UserError(
+                    f"{index}: says {tensor} is in {places[tensor]}, but it is in {name}"
+                )
             tensors[tensor] = file
     absent = sorted(set(places) - set(tensors))
     if absent:
-        raise UserError(f"{index}: {absent[0]} is said to be in {places[absent[0]]}, but is not")
+        raise UserError(f"{index}: says {absent[0]} is in {places[absent[0]]}, but it is not there")
     return tensors

@@ -14,7 +14,7 @@ from etils import epath
 
 from envs.base import Environment, Task
 from leafe_jax.errors import UserError
-from leafe_jax.run.config import first_tasks
+from leafe_jax.run.config import RunConfig, first_tasks
 from leafe_jax.run.phase import Phase
 from leafe_jax.runtime import processes
 from leafe_jax.runtime.files import read_json, read_json_lines
@@ -31,7 +31,7 @@ class Blocks:
       phase: the phase.
       tasks: all its tasks, in order.
       size: tasks of a block.
-      file_name: of a block's file in the phase's directory, e.g. "trees/{:04d}.jsonl".
+      file_name: of a block's file in the phase's directory, e.g. "{:04d}.jsonl".
       task_ids: task_ids(file) reads a block and gives its tasks' ids, in any order; UserError when the
         file is no block.
     """
@@ -64,7 +64,8 @@ class Blocks:
         for number, file in enumerate(self.files):
             problem = self.problem(number)
             if problem is not None:
-                name = self.phase.name.partition("/")[0]
+                kind = self.phase.name.partition("/")[0]
+                name = "explore" if kind == "trees" else kind
                 raise UserError(f"{problem}; put {name!r} into --config.phases to make it again")
             yield file
 
@@ -147,27 +148,29 @@ class Trees:
                     raise UserError(f"{path}, line {number}: not a tree: {reason}") from error
 
 
-def tree_blocks(config, env: Environment, workdir: epath.Path) -> Blocks:
-    """The blocks of the phase `explore`."""
-    section = config.explore
+def tree_blocks(config: RunConfig, env: Environment, workdir: epath.Path, search: str) -> Blocks:
+    """The blocks of a search."""
+    settings = config.search[search]
     return Blocks(
-        Phase(workdir, "explore", config),
-        first_tasks(env, section.split, section.num_tasks, "explore.num_tasks"),
-        section.block_size,
-        "trees/{:04d}.jsonl",
+        Phase(workdir, f"trees/{search}", config),
+        first_tasks(env, settings.split, settings.num_tasks, f"search.{search}.num_tasks"),
+        settings.block_size,
+        "{:04d}.jsonl",
         lambda file: [tree.task_id for tree in Trees([file])],
     )
 
 
-def evaluation_blocks(config, env: Environment, workdir: epath.Path, method: str) -> Blocks:
-    """The blocks of the phase `evaluate` for a method."""
-    section = config.evaluate
+def evaluation_blocks(
+    config: RunConfig, env: Environment, workdir: epath.Path, method: str
+) -> Blocks:
+    """The blocks of a method's evaluation."""
+    settings = config.evaluate
     return Blocks(
         Phase(workdir, f"evaluate/{method}", config),
-        first_tasks(env, section.split, section.num_tasks, "evaluate.num_tasks"),
-        section.block_size,
+        first_tasks(env, settings.split, settings.num_tasks, "evaluate.num_tasks"),
+        settings.block_size,
         "{:04d}.json",
-        lambda file: [r["task_id"] for r in read_evaluation(file, section.num_samples)["tasks"]],
+        lambda file: [r["task_id"] for r in read_evaluation(file, settings.num_samples)["tasks"]],
     )
 
 

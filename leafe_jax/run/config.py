@@ -1,43 +1,228 @@
-"""What a config means: which fields a phase depends on, the values that the parts take, and a check of
-every field that can be checked before any work."""
+"""A run's settings: every section is a frozen dataclass with defaults, and one comment per field.
+
+The command line works on a ConfigDict made from these (`default_config`); `RunConfig.read` turns it back
+into checked values. The sections of methods are in leafe_jax/methods/, that of training in
+leafe_jax/training/settings.py, of the search in leafe_jax/methods/search.py.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import re
+from collections.abc import Mapping
 from typing import Any
+
+import ml_collections
 
 import envs
 from envs.base import Environment, Task
-from envs.prompts import STYLES
+from envs.prompts import PromptsConfig
 from leafe_jax.agent.rollout import RolloutConfig
+from leafe_jax.bootstrap.config import BootstrapConfig
 from leafe_jax.errors import UserError
-from leafe_jax.methods import leafe as distill
-from leafe_jax.methods.search import ExploreConfig
+from leafe_jax.methods import base
+from leafe_jax.methods.search import SearchConfig
+from leafe_jax.runtime.settings import build
 from leafe_jax.types import Sampling
 
-PHASES = ("bootstrap", "habits", "explore", "distill", "evaluate", "report")
-METHODS = ("base", "leafe")
+PHASES = ("bootstrap", "habits", "explore", "fit", "evaluate", "report")
 
-# The config sections that a phase's result depends on.
-_SAMPLING = ("seed", "model", "env", "context", "sampler")
-DEPENDS = {
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """The model that the run starts from."""
+
+    path: str = ""  # Hugging Face directory; "" is the embedded base model
+    chat_template: str = ""  # Jinja file that replaces the checkpoint's; "" keeps that
+    enable_thinking: bool = True  # given to templates that ask for it (Qwen3)
+    dtype: str = "float32"  # of weights and cache while sampling: float32 or bfloat16
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvConfig:
+    """The environment."""
+
+    name: str = "household"  # one of envs.REGISTRY
+    horizon: int = 20  # environment steps per episode (T)
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # the environment's own
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextConfig:
+    """How a history is rendered."""
+
+    mode: str = "dialogue"  # dialogue (one growing conversation) or window (rebuilt every step)
+    window: int = 2  # observation-action pairs shown in window mode (verl-agent: 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """The sampler: how much it holds, and how tokens are drawn."""
+
+    num_slots: int = 128  # conversations computed together
+    page_size: int = 16  # positions per cache page
+    num_pages: int = 0  # of the pool; 0 has room for num_slots conversations of max_len
+    max_len: int = 384  # tokens per conversation
+    turn_chunk: int = 16  # prompt tokens computed together with decoding
+    prefill_chunk: int = 32  # prompt tokens per prefill call
+    max_action_tokens: int = 8  # sampled tokens per action
+    temperature: float = 1.0  # of actions and reflections while exploring
+    # What follows holds in evaluation, too, with evaluate.temperature.
+    top_k: int = 0  # only the k likeliest tokens; 0 keeps all
+    top_p: float = 1.0  # only the likeliest tokens that together have this probability
+    min_p: float = 0.0  # only tokens at least this many times as likely as the likeliest
+    repetition_penalty: float = 1.0  # on tokens that are in the context; 1 is none
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, value added to its logit) pairs
+    stop_ids: tuple[int, ...] = ()  # token ids that end a reply, beside the checkpoint's own
+    stop_strings: tuple[str, ...] = ()  # texts that end a reply
+    copies: int = 0  # of the model; 0: as many as this process has devices for
+    tensor: int = 1  # devices that share one copy
+    attention: str = "auto"  # gather (contiguous rows), paged (in place); auto: paged on TPU
+    compile_ahead: bool = True  # compile the sampler's programs in the background
+
+    def sampling(self, temperature: float) -> Sampling:
+        """How tokens are drawn at a temperature; UserError names a field out of range."""
+        return Sampling(
+            temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty,
+            self.logit_bias, self.stop_ids, self.stop_strings,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """The evaluation: plain episodes on held-out tasks."""
+
+    split: str = "test"  # held-out tasks
+    num_tasks: int = 48  # the split's first tasks; 0 takes all
+    num_samples: int = 128  # episodes per task: n of Pass@k
+    block_size: int = 12  # tasks evaluated together
+    temperature: float = 1.0
+    num_resamples: int = 2000  # of the bootstrap over tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class HabitsConfig:
+    """The phase `habits`, which measures a model against the scripted players."""
+
+    reflect_every: int = 8  # K of the measured reflections, in steps
+    experience_span: str = "branch"  # as search.<name>.experience_span
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """All settings of a run.
+
+    Attributes:
+      seed: every random choice of the run is derived from it by name.
+      phases: what to do, in this order: some of PHASES.
+      methods: what is fitted and evaluated; see methods.base.REGISTRY.
+      search: the searches, by name; methods that name the same one share its trees.
+      method: the settings of every registered method, by name: the sections `config.<name>`.
+    """
+
+    seed: int = 0
+    phases: tuple[str, ...] = ("explore", "fit", "evaluate", "report")
+    methods: tuple[str, ...] = ("base", "leafe")
+    model: CheckpointConfig = CheckpointConfig()
+    env: EnvConfig = EnvConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    context: ContextConfig = ContextConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    search: dict[str, SearchConfig] = dataclasses.field(
+        default_factory=lambda: {"tree": SearchConfig()}
+    )
+    evaluate: EvaluateConfig = EvaluateConfig()
+    habits: HabitsConfig = HabitsConfig()
+    bootstrap: BootstrapConfig | None = None
+    method: dict[str, Any] = dataclasses.field(
+        default_factory=lambda: {name: base.find(name).Config() for name in base.REGISTRY}
+    )
+
+    @classmethod
+    def read(cls, config: ml_collections.ConfigDict) -> RunConfig:
+        """The settings of a ConfigDict.
+
+        Raises:
+          UserError: names the first field that is unknown, of the wrong type or out of range.
+        """
+        given = config.to_dict()
+        known = {field.name for field in dataclasses.fields(cls)} - {"method", "search"}
+        searches = {
+            name: _named("search.", f"search.{name}.", SearchConfig, section)
+            for name, section in given.pop("search", {}).items()
+        }
+        methods = {
+            name: build(base.find(name).Config, given.pop(name, {}), name) for name in base.REGISTRY
+        }
+        rest = build(cls, {k: v for k, v in given.items() if k in known}, "")
+        for name in given:
+            if name not in known:
+                raise UserError(f"{name}: there is no such field")
+        return dataclasses.replace(rest, search=searches, method=methods)
+
+    def find(self, name: str) -> base.Method:
+        """A method with its settings."""
+        return base.find(name)(self.method[name])
+
+    def rollout(self, purpose: str, temperature: float, experience_span: str) -> RolloutConfig:
+        """How turns are rendered and sampled; `purpose` is part of every sampling key's name."""
+        return RolloutConfig(
+            mode=self.context.mode,
+            window=self.context.window,
+            experience_span=experience_span,
+            sampling=self.sampler.sampling(temperature),
+            max_action_tokens=self.sampler.max_action_tokens,
+            seed=self.seed,
+            purpose=purpose,
+        )
+
+
+def _named(said: str, meant: str, kind: type, section: Mapping[str, Any]) -> Any:
+    """`build`, with a section's full name in its messages: the dataclass does not know it."""
+    try:
+        return build(kind, section, meant.rstrip("."))
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if meant in text else text.replace(said, meant, 1)) from error
+
+
+# -- for the command line --------------------------------------------------------------------------
+def default_config() -> ml_collections.ConfigDict:
+    """The defaults, as the ConfigDict that config files change and the command line overrides."""
+    return to_config_dict(RunConfig())
+
+
+def to_config_dict(settings: Any) -> ml_collections.ConfigDict:
+    """A dataclass of settings as a ConfigDict; sections that are None are left out."""
+    made = ml_collections.ConfigDict()
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(settings, RunConfig) and field.name == "method":
+            for name, section in value.items():
+                if dataclasses.fields(section):
+                    made[name] = to_config_dict(section)
+        elif value is not None:
+            made[field.name] = _plain(value)
+    return made
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_config_dict(value)
+    if isinstance(value, dict):
+        return ml_collections.ConfigDict({k: _plain(v) for k, v in value.items()})
+    return value
+
+
+# -- what a result depends on ----------------------------------------------------------------------
+_SAMPLING = ("seed", "model", "env", "prompts", "context", "sampler")
+_DEPENDS = {
     "bootstrap": ("seed", "model", "sampler.max_len", "bootstrap"),
-    "habits": (
-        *_SAMPLING,
-        "bootstrap",
-        "explore.reflect_every",
-        "explore.experience_span",
-        "evaluate",
-    ),  # fmt: skip
-    "explore": (*_SAMPLING, "explore"),
-    "distill": (*_SAMPLING, "explore", "distill"),
-    "evaluate/base": (*_SAMPLING, "evaluate"),
-    "evaluate/leafe": (*_SAMPLING, "explore", "distill", "evaluate"),
+    "habits": (*_SAMPLING, "bootstrap", "habits", "evaluate"),
 }
 
-# Fields that leave the result alone, but for rounding: where it is computed, and in what portions.
+# Fields that change where and how a result is computed, but not the result (up to rounding).
 _CHANGEABLE = {
     "train": (
         "mesh", "remat", "scan_layers", "accumulation", "loss_chunk", "attention", "max_nonfinite",
@@ -53,70 +238,88 @@ _CHANGEABLE_FIELD = re.compile(
 )
 
 
-def flatten(config, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in sorted(config.items()):
+def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Field -> value of a dataclass of settings, nested names joined by dots, tuples as lists."""
+    return _flatten(to_config_dict(settings), prefix)
+
+
+def _flatten(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in sorted(section.items()):
         if hasattr(value, "items"):
-            flat |= flatten(value, f"{prefix}{name}.")
+            flat |= _flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = list(value) if isinstance(value, tuple) else value
     return flat
 
 
-def relevant(config, phase: str) -> dict[str, Any]:
-    """The fields a phase depends on. Which methods are evaluated is not one of them, nor is the gate
-    (what is measured is the same), nor what may change between two starts, such as the mesh."""
-    sections = DEPENDS[phase]
+def closure(config: RunConfig, name: str) -> list[str]:
+    """A method or "trees/<search>" and all that it reads, what is read first standing first.
+
+    Raises:
+      UserError: it reads a search or a method that is not there, or itself.
+    """
+    order: list[str] = []
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        if name in above:
+            raise UserError(f"methods: {' reads '.join((*above, name))}: must end somewhere")
+        if name in order:
+            return
+        for needed in reads(config, name):
+            visit(needed, (*above, name))
+        order.append(name)
+
+    visit(name, ())
+    return order
+
+
+def reads(config: RunConfig, name: str) -> tuple[str, ...]:
+    """What a method or "trees/<search>" reads itself."""
+    kind, _, search = name.partition("/")
+    if kind != "trees":
+        return config.find(name).reads
+    if search not in config.search:
+        raise UserError(
+            f"search.{search}: missing; the searches of this config are {', '.join(config.search)}"
+        )
+    return (config.search[search].agent,)
+
+
+def relevant(config: RunConfig, phase: str) -> dict[str, Any]:
+    """The fields that a phase's result depends on.
+
+    Not among them: which methods are fitted, the gate (what is measured is the same), and what may
+    change between two starts, such as the mesh.
+
+    Args:
+      config: the settings.
+      phase: "bootstrap", "habits", "trees/<search>", a method, or "evaluate/<method>".
+    """
+    sections = _DEPENDS.get(phase)
+    if sections is None:
+        evaluated = phase.removeprefix("evaluate/")
+        own = [part.replace("trees/", "search.") for part in closure(config, evaluated)]
+        sections = (*_SAMPLING, *own, *(["evaluate"] * (evaluated != phase)))
     return {
         name: value
         for name, value in flatten(config).items()
         if any(name == s or name.startswith(s + ".") for s in sections)
-        and name != "evaluate.methods"
         and not name.startswith("bootstrap.gate.")
         and not _CHANGEABLE_FIELD.search(name)
     }
 
 
-def make_environment(config) -> Environment:
+# -- checks ----------------------------------------------------------------------------------------
+def make_environment(config: RunConfig) -> Environment:
     """The environment of `config.env`."""
-    return envs.make(config.env.name, horizon=config.env.horizon, **config.env.options.to_dict())
-
-
-def explore_config(config) -> ExploreConfig:
-    names = [f.name for f in dataclasses.fields(ExploreConfig)]
-    return ExploreConfig(**{name: config.explore[name] for name in names})
-
-
-def distill_config(config) -> distill.DistillConfig:
-    names = [f.name for f in dataclasses.fields(distill.DistillConfig)]
-    return distill.DistillConfig(**{name: config.distill[name] for name in names})
-
-
-def sampling(config, temperature: float) -> Sampling:
-    s = config.sampler
-    return Sampling(
-        temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, tuple(s.logit_bias),
-        tuple(s.stop_ids), tuple(s.stop_strings),
-    )  # fmt: skip
-
-
-def rollout_config(config, purpose: str, temperature: float) -> RolloutConfig:
-    return RolloutConfig(
-        mode=config.context.mode,
-        window=config.context.window,
-        experience_span=config.explore.experience_span,
-        sampling=sampling(config, temperature),
-        max_action_tokens=config.sampler.max_action_tokens,
-        max_reflection_tokens=config.sampler.max_reflection_tokens,
-        seed=config.seed,
-        purpose=purpose,
-    )
+    return envs.make(config.env.name, horizon=config.env.horizon, **config.env.options)
 
 
 def first_tasks(env: Environment, split: str, number: int, field: str) -> list[Task]:
-    """The first `number` tasks of a split, the families by turns; 0 takes all.
+    """The first `number` tasks of a split, taking families in turn; 0 takes all.
 
-    Some benchmarks list their tasks family by family, and the first ones would be of one family alone.
+    Some benchmarks list their tasks family by family: the first ones would be of one family alone.
 
     Raises:
       UserError: the split has fewer; `field` is the number's name in the config.
@@ -133,61 +336,74 @@ def first_tasks(env: Environment, split: str, number: int, field: str) -> list[T
     return [task for task in turns if task is not None][:number]
 
 
-def validate(config) -> Environment:
-    """Checks every field that can be checked without work; UserError names the first bad one.
+def validate(config: RunConfig) -> Environment:
+    """Checks what can be checked without work and is no dataclass's own business.
 
     Returns:
-      The environment of `config.env`; whoever calls closes it.
+      The environment of `config.env`; the caller closes it.
+
+    Raises:
+      UserError: names the first bad field.
     """
     choices = [
-        ("env.prompt_style", config.env.prompt_style, STYLES),
         ("context.mode", config.context.mode, ("dialogue", "window")),
-        ("explore.experience_span", config.explore.experience_span, ("branch", "step")),
-        ("distill.normalisation", config.distill.normalisation, ("example", "token")),
         ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
     ]
     choices += [("phases", phase, PHASES) for phase in config.phases]
-    choices += [("evaluate.methods", method, METHODS) for method in config.evaluate.methods]
+    choices += [("methods", method, tuple(base.REGISTRY)) for method in config.methods]
     for name, value, allowed in choices:
         if value not in allowed:
             raise UserError(f"{name} = {value!r}: must be one of {', '.join(allowed)}")
-    if "bootstrap" in config.phases and "bootstrap" not in config:
+    if "bootstrap" in config.phases and config.bootstrap is None:
         raise UserError(
             "phases = 'bootstrap': must have a section bootstrap; see configs/bootstrap.py"
         )
     at_least = [
-        ("explore.block_size", config.explore.block_size, 1),
-        ("explore.num_tasks", config.explore.num_tasks, 0),
         ("evaluate.block_size", config.evaluate.block_size, 1),
         ("evaluate.num_tasks", config.evaluate.num_tasks, 0),
         ("evaluate.num_samples", config.evaluate.num_samples, 1),
         ("evaluate.num_resamples", config.evaluate.num_resamples, 1),
         ("evaluate.temperature", config.evaluate.temperature, 0),
         ("sampler.max_action_tokens", config.sampler.max_action_tokens, 1),
-        ("sampler.max_reflection_tokens", config.sampler.max_reflection_tokens, 1),
         ("context.window", config.context.window, 0),
-        ("distill.counterfactual_weight", config.distill.counterfactual_weight, 0),
-        ("distill.beta", config.distill.beta, 0),
+        ("habits.reflect_every", config.habits.reflect_every, 1),
     ]
     for name, value, least in at_least:
         if not value >= least:
             raise UserError(f"{name} = {value!r}: must be at least {least}")
-    if config.distill.counterfactual_weight == 0 and config.distill.beta == 0:
-        raise UserError(
-            "distill.beta = 0 and distill.counterfactual_weight = 0: nothing to train on"
-        )
-    sampling(config, config.sampler.temperature)
-    explore_config(config)
-    distill_config(config)
+    config.sampler.sampling(config.sampler.temperature)
+    wanted = searches(config)
+    for method in config.methods:
+        closure(config, method)
     env = make_environment(config)
-    exploring = "explore" in config.phases
-    if exploring and config.explore.split == config.evaluate.split:
+    if config.prompts.style not in env.prompt_styles:
         raise UserError(
-            f"explore.split = {config.explore.split!r}: must not be the split that is evaluated"
+            f"prompts.style = {config.prompts.style!r}: must be one of"
+            f" {', '.join(env.prompt_styles)} for {config.env.name}"
         )
-    for phase, section in (("explore",) * 2, ("evaluate",) * 2, ("habits", "evaluate")):
-        if phase in config.phases:
-            split, number = config[section].split, config[section].num_tasks
-            if not first_tasks(env, split, number, f"{section}.num_tasks"):
-                raise UserError(f"{section}.split = {split!r}: this split has no task")
+    for name in wanted:
+        search = config.search[name]
+        if search.split == config.evaluate.split:
+            raise UserError(
+                f"search.{name}.split = {search.split!r}: must not be the split that is evaluated"
+            )
+        _refuse_empty(env, search.split, search.num_tasks, f"search.{name}")
+    if {"evaluate", "habits"} & set(config.phases):
+        _refuse_empty(env, config.evaluate.split, config.evaluate.num_tasks, "evaluate")
     return env
+
+
+def _refuse_empty(env: Environment, split: str, num_tasks: int, section: str) -> None:
+    if not first_tasks(env, split, num_tasks, f"{section}.num_tasks"):
+        raise UserError(f"{section}.split = {split!r}: this split has no task")
+
+
+def searches(config: RunConfig) -> list[str]:
+    """The searches that this run grows or reads, what is read first standing first."""
+    wanted: list[str] = []
+    if "explore" in config.phases:
+        wanted += [f"trees/{name}" for name in config.search]
+    if "fit" in config.phases:
+        wanted += config.methods
+    parts = dict.fromkeys(part for name in wanted for part in closure(config, name))
+    return [part.removeprefix("trees/") for part in parts if part.startswith("trees/")]

@@ -1,15 +1,15 @@
-"""A run is a list of phases; each reads and writes the workdir, can be resumed, and is done once.
+"""A run: phases over one workdir, each of which can be resumed and is done once.
 
-    explore -> distill -> evaluate -> report        (and bootstrap, habits)
+    explore -> fit -> evaluate -> report        (and bootstrap, habits)
 
-Every phase has a directory with a `phase.json` that holds the part of the config it depends on. A
-finished phase is skipped; a phase whose config changed is refused by the field's name. Work is cut
-into blocks that are written when complete; a killed run repeats at most the block in flight, and
-since a block always starts from the same state, its results are the same.
+`explore` grows the trees of every search, `fit` fits every method, `evaluate` plays held-out tasks with
+each method's agent. Every search, method and evaluation has a directory with a `phase.json`, which
+holds the fields it depends on. What is finished is skipped; a changed field is refused by name. Work is
+cut into blocks that are written when complete. A killed run repeats at most the block in flight; a
+block always starts from the same state, so its results are the same.
 
-Several processes run the same program: they divide blocks, train together on all devices, and
-each samples on its own. The first one decides what all have to do alike, and writes what there is
-one of.
+Several processes run the same program: they divide blocks, train together on all devices, and each
+samples on its own. The first one decides what all must do alike, and writes the shared files.
 """
 
 from __future__ import annotations
@@ -19,26 +19,24 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
+import ml_collections
 from etils import epath
 
 from envs.base import Environment, Task
 from envs.prompts import Prompts
-from leafe_jax.agent.chat import load_chat
 from leafe_jax.agent.evaluate import evaluate
 from leafe_jax.agent.seeds import seed_for
 from leafe_jax.bootstrap import habits
 from leafe_jax.bootstrap import make as bootstrap
-from leafe_jax.errors import NothingToLearn, UserError
-from leafe_jax.methods import leafe as distill
+from leafe_jax.errors import UserError
+from leafe_jax.methods.base import Agent, FineTuned
 from leafe_jax.methods.search import explore
-from leafe_jax.models import hf, lora
-from leafe_jax.models.decoder import abstract_params
-from leafe_jax.models.sharding import cast, hand_over, shardings_for, train_mesh
+from leafe_jax.models import hf
+from leafe_jax.run import checks
 from leafe_jax.run.blocks import (
     Blocks,
     Trees,
@@ -47,444 +45,384 @@ from leafe_jax.run.blocks import (
     run_blocks,
     tree_blocks,
 )
-from leafe_jax.run.config import (
-    DEPENDS,
-    distill_config,
-    explore_config,
-    first_tasks,
-    flatten,
-    rollout_config,
-    sampling,
-    validate,
-)
+from leafe_jax.run.config import RunConfig, closure, first_tasks, validate
 from leafe_jax.run.phase import Phase, finished
-from leafe_jax.run.results import REPORTED, method_result, read_summary, run_report
+from leafe_jax.run.results import method_result, read_summary, run_report
 from leafe_jax.run.weights import (
+    Weights,
     base_model_path,
     check_model,
     given_model,
+    note_agent,
     note_model,
     trained_model,
 )
 from leafe_jax.run.workdir import opened
-from leafe_jax.runtime import console, processes, sources
-from leafe_jax.runtime.files import fingerprint, make_directory, remove, to_json, whole, write_json
-from leafe_jax.runtime.memory import DIVIDE, needed_for
+from leafe_jax.runtime import console, processes
+from leafe_jax.runtime.files import fingerprint, make_directory, to_json, whole, write_json
 from leafe_jax.runtime.metrics import Metrics
 from leafe_jax.runtime.progress import Progress
-from leafe_jax.sampling.lm_policy import LMPolicy
-from leafe_jax.sampling.replicas import make_engines
+from leafe_jax.training.objectives import sft
 from leafe_jax.training.records import ExampleFile, write_examples
-from leafe_jax.training.trainer import check, fit
+from leafe_jax.training.trainer import Data, Start, fit
 from leafe_jax.types import Example, Tree
 
-# Weights of a model that this run has trained, in the sampler's dtype and divided over the devices as
-# in training, until the sampler takes them: the same as in its directory, without the way through the
-# file and the host.
-_TRAINED: dict[Path, Any] = {}
-_SMALLER = "raise sampler.tensor, set model.dtype = 'bfloat16', or " + DIVIDE
+_LOG = logging.getLogger("leafe_jax")
+Log = Callable[[int, dict[str, float]], None]
 
 
-def policy_factory(config, path: Path) -> Callable[[], LMPolicy]:
-    """Loads a checkpoint once; the returned function gives policies with an empty cache."""
-    model_config = hf.read_config(str(path))
-    model = config.model
-    chat = load_chat(str(path), model_config.vocab_size, model.chat_template, model.enable_thinking)
-    sampler = config.sampler
-    load_params = functools.partial(hf.load_params, str(path), model_config, model.dtype)
-    trained = _TRAINED.pop(Path(path), None)
-    if trained is not None:
-        with needed_for("handing the trained weights to the sampler", _SMALLER):
-            load_params = hand_over(trained, sampler.tensor)
-        del trained  # a second copy
-    # Made here, so that wrong sizes are refused before any directory is claimed.
-    engine = make_engines(
-        model_config,
-        load_params,
-        copies=sampler.copies,
-        tensor=sampler.tensor,
-        num_slots=sampler.num_slots,
-        page_size=sampler.page_size,
-        num_pages=sampler.num_pages,
-        max_len=sampler.max_len,
-        turn_chunk=sampler.turn_chunk,
-        prefill_chunk=sampler.prefill_chunk,
-        max_new_tokens=max(sampler.max_action_tokens, sampler.max_reflection_tokens),
-        stop_ids=chat.stop_ids,
-        attention=sampler.attention,
-        options=not sampling(config, 1.0).plain,
-    )
-    for one in getattr(engine, "engines", [engine]):
-        programs = one.programs
-        logging.getLogger("leafe_jax").info(
-            "sampler: %d programs, %s", len(programs.listed),
-            "compiled ahead" if sampler.compile_ahead else "compiled when first used",
-        )  # fmt: skip
-        if sampler.compile_ahead:
-            programs.compile_ahead()
+class Experiment:
+    """One run; it is the `run` that methods are given (leafe_jax.methods.base.Run).
 
-    def make() -> LMPolicy:
-        engine.clear()
-        return LMPolicy(engine, chat)
+    Args:
+      config: all settings.
+      env: the environment.
+      workdir: absolute and locked.
+      metrics: where scalars go.
+    """
 
-    return make
+    def __init__(self, config: RunConfig, env: Environment, workdir: epath.Path, metrics: Metrics):
+        self.config, self.env, self.workdir, self.metrics = config, env, workdir, metrics
+        self.seed = config.seed
+        self.prompts = Prompts(env, config.prompts)
+        self._weights = Weights(config)
+        self._made: set[str] = set()  # searches and methods that this run has made sure of
 
+    def run(self) -> bool:
+        """Runs all phases in order; False if there was nothing to do."""
+        did = False
+        if processes.first():
+            self._save_prompts()
+        for name in self.config.phases:
+            did |= getattr(self, f"_run_{name}")()
+        return did
 
-def run_bootstrap(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
-    phase = Phase(workdir, "bootstrap", config)
-    if phase.intact({"model": check_model}):
-        return False
-    begin = time.monotonic()
-    start_from = None if config.bootstrap.from_scratch else given_model(config)
-    with _progress(1, "step", "bootstrap") as bar:
-        bootstrap.run(
-            config, start_from, Path(phase.directory), phase.begin,
-            _logger(metrics, "bootstrap"), _sft_progress(bar),
-        )  # fmt: skip
-    phase.keep("model")
-    phase.add_seconds(time.monotonic() - begin)
-    phase.finish()
-    return True
+    def _save_prompts(self) -> None:
+        """Writes the prompt templates in use, for whoever reads the workdir later."""
+        directory = self.workdir / "prompts"
+        make_directory(directory)
+        for name, text in self.prompts.sources().items():
+            file = directory / f"{name}.jinja"
+            if not file.is_file() or file.read_text() != text:
+                with whole(file) as output:
+                    output.write(text)
 
-
-def run_habits(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
-    phase = Phase(workdir, "habits", config)
-    did = not phase.intact({"habits.json": habits.read_table})
-    if did:
-        processes.together(
-            "habits", decide=lambda _: _measure_habits(config, env, workdir, metrics, phase)
-        )
-        phase.keep("habits.json")
+    def _run_bootstrap(self) -> bool:
+        phase = Phase(self.workdir, "bootstrap", self.config)
+        if phase.intact({"model": check_model}):
+            return False
+        begin, settings, model = time.monotonic(), self.config.bootstrap, self.config.model
+        assert settings is not None, "validate refuses the phase without its section"
+        start = None
+        if not settings.from_scratch:
+            start = bootstrap.Checkpoint(
+                given_model(model), model.chat_template, model.enable_thinking
+            )
+        with _progress(1, "step", "bootstrap") as bar:
+            bootstrap.run(
+                settings, self.seed, self.config.sampler.max_len, start, Path(phase.directory),
+                phase.begin, self._logger("bootstrap"), bar.to,
+            )  # fmt: skip
+        phase.keep("model")
+        phase.add_seconds(time.monotonic() - begin)
         phase.finish()
-    if "bootstrap" in config:  # a model that misses the gate is refused at every start
-        table = habits.read_table(phase.directory / "habits.json")
-        misses = habits.gate_misses(table, config.bootstrap.gate)
-        if misses:
-            raise UserError(f"bootstrap.gate: the base model misses it: {'; '.join(misses)}")
-    return did
+        return True
 
+    def _run_habits(self) -> bool:
+        phase = Phase(self.workdir, "habits", self.config)
+        did = not phase.intact({"habits.json": habits.read_table})
+        if did:
+            processes.together("habits", decide=lambda _: self._measure_habits(phase))
+            phase.keep("habits.json")
+            phase.finish()
+        if self.config.bootstrap is not None:  # a model that misses the gate is always refused
+            table = habits.read_table(phase.directory / "habits.json")
+            misses = habits.gate_misses(table, self.config.bootstrap.gate)
+            if misses:
+                raise UserError(f"bootstrap.gate: the base model misses it: {'; '.join(misses)}")
+        return did
 
-def _measure_habits(config, env, workdir: epath.Path, metrics: Metrics, phase: Phase) -> None:
-    begin = time.monotonic()
-    tasks = first_tasks(env, config.evaluate.split, config.evaluate.num_tasks, "evaluate.num_tasks")
-    prompts = Prompts(env.description, config.env.prompt_style, env.name)
-    make_policy = policy_factory(config, base_model_path(config, workdir))
-    phase.begin()
-    table = habits.measure(
-        make_policy,
-        env,
-        prompts,
-        tasks,
-        config.evaluate.num_samples,
-        config.explore.reflect_every,
-        rollout_config(config, "habits", config.evaluate.temperature),
-        make_policy().num_slots,
-        _progress,
-    )
-    write_json(phase.directory / "habits.json", table)
-    console.say(habits.console_table(table))
-    measured = {k: v for k, v in table["all"].items() if v is not None}
-    metrics.scalars(0, {f"habits/{k}": v for k, v in measured.items()})
-    phase.add_seconds(time.monotonic() - begin)
-
-
-def run_explore(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
-    blocks = tree_blocks(config, env, workdir)
-    phase, missing = blocks.phase, blocks.missing()
-    path = base_model_path(config, workdir)
-    note_model(config, phase, path)
-    if phase.done and not missing:
-        return False
-    prompts = Prompts(env.description, config.env.prompt_style, env.name)
-    make_policy = policy_factory(config, path)
-    phase.begin()
-    make_directory(phase.directory / "trees")
-    search = explore_config(config)
-    rollout = rollout_config(config, "explore", config.sampler.temperature)
-
-    def work(block: list[Task], final: epath.Path) -> None:
-        with whole(final) as file:
-
-            def keep(tree: Tree) -> None:
-                # Flushed tree by tree: what was finished can be read after a kill.
-                file.write(to_json(tree.to_json(), f"{final}, task {tree.task_id!r}") + "\n")
-                file.flush()
-                bar.update(1)
-
-            policy = make_policy()
-            explore(policy, env, prompts, block, search, rollout, policy.num_slots, keep)
-
-    def log(number: int, path: epath.Path) -> None:
-        if number > metrics.last_step("explore"):
-            solved = [any(n.success for n in tree.nodes) for tree in Trees([path])]
-            metrics.scalars(number, {"explore/tasks_solved": sum(solved) / len(solved)})
-
-    total = sum(map(len, blocks.tasks))
-    with _progress(total, "tree", "explore") as bar:
-        run_blocks(blocks, missing, work, bar=bar, units=1, log=log)
-    phase.finish()
-    return True
-
-
-def _make_examples(config, blocks: Blocks) -> list[Example]:
-    examples = distill.make_examples(Trees(list(blocks)), distill_config(config), config.seed)
-    weights = _source_weights(config)
-    examples = [e for e in examples if weights[e.source] > 0]
-    if not examples:
-        raise NothingToLearn(
-            "distill: stage 1 left nothing to learn from (no qualifying branch and no successful"
-            " trajectory); explore more tasks or raise explore.max_attempts"
-        )
-    return examples
-
-
-def _refuse_unfinished(workdir: epath.Path) -> None:
-    if not finished(workdir / "explore"):
-        raise UserError(
-            "distill: the phase 'explore' of this workdir is not finished; put it into --config.phases"
-        )
-
-
-def _source_weights(config) -> tuple[float, float]:
-    return config.distill.counterfactual_weight, config.distill.beta
-
-
-def run_distill(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
-    phase = Phase(workdir, "distill", config)
-    blocks = tree_blocks(config, env, workdir)
-    path = base_model_path(config, workdir)
-    note_model(config, phase, path)
-    intact = phase.intact(_distill_outputs(config))
-    begin = time.monotonic()
-    if not intact:
-        processes.together("distill: trees", decide=lambda _: _refuse_unfinished(workdir))
-    trees = processes.together("distill: blocks", decide=lambda _: blocks.digest())
-    if trees is not None:  # of a finished phase they may have gone
-        phase.made_of("trees", trees, "explore/trees")
-    if intact:
-        return False
-    examples: list[Example] = []  # in the first process; the others read the file
-    processes.together(
-        "distill: examples", decide=lambda _: examples.extend(_make_examples(config, blocks))
-    )
-    model_config = hf.read_config(str(path))
-    load_params = functools.partial(hf.load_params, path, model_config)
-    phase.begin()
-    records = phase.directory / "examples.array_record"
-    write_examples(records, examples)
-    train = config.distill.train
-    with _progress(1, "step", "distill") as bar:
-        params = fit(
-            model_config=model_config,
-            load_params=load_params,
-            examples=ExampleFile(records),
-            train_config=train,
-            sources=distill.SOURCES,
-            source_weights=_source_weights(config),
-            directory=Path(phase.directory / "checkpoints"),
-            seed=seed_for(config.seed, "distill"),
-            log=_logger(metrics, "distill"),
-            progress=_sft_progress(bar),
-        )
-    _export(config, Path(phase.directory), path, params)
-    if processes.first():
-        counts = [sum(e.source == s for e in examples) for s in range(len(distill.SOURCES))]
-        write_json(
-            phase.directory / "summary.json",
-            {
-                "counterfactual_examples": counts[distill.COUNTERFACTUAL],
-                "rehearsal_examples": counts[distill.REHEARSAL],
-                "target_tokens": int(sum((e.mass > 0).sum() for e in examples)),
-            },
-        )
-    for name in _distill_outputs(config):
-        phase.keep(name)
-    phase.add_seconds(time.monotonic() - begin)
-    phase.finish()
-    return True
-
-
-def _distill_outputs(config) -> dict[str, Callable[[epath.Path], Any]]:
-    """What the phase leaves for others -> a check of it (see Phase.intact)."""
-    outputs = {"model": check_model, "summary.json": read_summary}
-    return outputs | ({"adapter": fingerprint} if config.distill.train.lora.rank else {})
-
-
-def _export(config, directory: Path, base: Path, trained: Any) -> None:
-    """Writes `directory`/model, and `directory`/adapter where adapters were trained."""
-    train, model_config = config.distill.train, hf.read_config(str(base))
-    params = trained
-    for name in ("model", "model.partial", "adapter", "adapter.partial"):
-        place = directory / name
-        if processes.first() and (place.is_symlink() or not place.is_dir()):
-            remove(place)  # the directory could not take the place of a file, a link or a FIFO
-    if train.lora.rank:
-        adapted = lora.with_adapters(model_config, train.lora)
-        lora.save_adapter(directory / "adapter", adapted, trained, str(base))
-        places = shardings_for(abstract_params(model_config), train_mesh(train.mesh))
-        unread = hf.unread_params(base, model_config, "float32", places)
-        params = lora.merge(adapted, unread, trained)
-    with needed_for("writing the trained model", DIVIDE):
-        hf.save(
-            directory / "model", model_config, params,
-            source=base, chat_template=config.model.chat_template,
+    def _measure_habits(self, phase: Phase) -> None:
+        begin, config, settings = time.monotonic(), self.config, self.config.evaluate
+        tasks = first_tasks(self.env, settings.split, settings.num_tasks, "evaluate.num_tasks")
+        make_policy = self._weights.policies(Agent(self.base_model(), self.prompts))
+        phase.begin()
+        table = habits.measure(
+            make_policy, self.env, self.prompts, tasks, settings.num_samples,
+            config.habits.reflect_every,
+            config.rollout("habits", settings.temperature, config.habits.experience_span),
+            _progress,
         )  # fmt: skip
-    sampled = "evaluate" in config.phases and "leafe" in config.evaluate.methods
-    # Merged weights are on no device: where adapters are trained there may be no room for two copies
-    # of the model, and the sampler reads the file.
-    if train.lora.rank or not sampled or jax.local_device_count() % config.sampler.tensor:
-        return
-    with needed_for("keeping the trained weights for the sampler", _SMALLER):
-        _TRAINED[directory / "model"] = cast(params, config.model.dtype)
+        write_json(phase.directory / "habits.json", table)
+        console.say(habits.console_table(table))
+        measured = {k: v for k, v in table["all"].items() if v is not None}
+        self.metrics.scalars(0, {f"habits/{k}": v for k, v in measured.items()})
+        phase.add_seconds(time.monotonic() - begin)
+
+    def _run_explore(self) -> bool:
+        """Grows all searches. One whose agent is a fitted method has that fitted first."""
+        wanted = [part for s in self.config.search for part in closure(self.config, f"trees/{s}")]
+        return self._make(wanted)
+
+    def _run_fit(self) -> bool:
+        wanted = [part for m in self.config.methods for part in closure(self.config, m)]
+        return self._make([part for part in wanted if not part.startswith("trees/")])
+
+    def _make(self, names: Iterable[str]) -> bool:
+        did = False
+        for name in names:
+            if name not in self._made:
+                self._made.add(name)
+                kind, _, search = name.partition("/")
+                did |= self._grow(search) if kind == "trees" else self.config.find(name).fit(self)
+        return did
+
+    def _run_evaluate(self) -> bool:
+        did = False
+        for method in self.config.methods:
+            did |= self._evaluate(method)
+        return did
+
+    def _run_report(self) -> bool:
+        return run_report(self.config, self.env, self.workdir)
+
+    # -- what methods use ----------------------------------------------------------------------
+    def base_model(self) -> Path:
+        """The model that the run starts from."""
+        return base_model_path(self.config, self.workdir)
+
+    def trained_model(self, method: FineTuned) -> Path:
+        """The model that a method has trained, or the one it started from if there was no example.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        phase = Phase(self.workdir, method.name, self.config)
+        if _is_untrained(phase):
+            return self.config.find(method.config.start).agent(self).model
+        return trained_model(phase)
+
+    def trees(self, search: str) -> Trees:
+        """The trees of a search, read anew at each iteration.
+
+        Raises:
+          UserError: while iterating, names a block that is missing or damaged.
+        """
+        return Trees(tree_blocks(self.config, self.env, self.workdir, search))
+
+    def fine_tune(self, method: FineTuned) -> bool:
+        """Trains the model of a method on the examples it makes; False if that was done before."""
+        settings = method.config
+        phase = Phase(self.workdir, method.name, self.config)
+        blocks = tree_blocks(self.config, self.env, self.workdir, settings.trees)
+        start = self.config.find(settings.start).agent(self).model
+        note_model(self.config.model, phase, start)
+        intact = phase.intact(_outputs(method, trained=not _is_untrained(phase)))
+        begin, name = time.monotonic(), method.name
+        if not intact:
+            processes.together(
+                f"{name}: trees", decide=lambda _: self._refuse_unfinished(name, settings.trees)
+            )
+        trees = processes.together(f"{name}: blocks", decide=lambda _: blocks.digest())
+        if trees is not None:  # of a finished method they may be gone
+            phase.made_of("trees", trees, f"trees/{settings.trees}")
+        if intact:
+            return False
+        examples: list[Example] = []  # in the first process; the others read the file
+        processes.together(
+            f"{name}: examples",
+            decide=lambda _: examples.extend(_examples(method, blocks, self.seed)),
+        )
+        trained = processes.together(f"{name}: any", decide=lambda _: len(examples) > 0)
+        if trained:
+            self._train(method, phase, start, examples)
+        else:
+            phase.begin()
+            _LOG.warning(
+                "%s: no example can be made from the trees of %r: its model stays that of %r",
+                name, settings.trees, settings.start,
+            )  # fmt: skip
+        if processes.first():
+            write_json(phase.directory / "summary.json", _summary(method, examples))
+        for output in _outputs(method, trained):
+            phase.keep(output)
+        phase.add_seconds(time.monotonic() - begin)
+        phase.finish()
+        return True
+
+    def _train(self, method: FineTuned, phase: Phase, start: Path, examples: list[Example]) -> None:
+        train, directory = method.config.train, Path(phase.directory)
+        model_config = hf.read_config(str(start))
+        phase.begin()
+        records = directory / "examples.array_record"
+        write_examples(records, examples)
+        with _progress(1, "step", method.name) as bar:
+            params = fit(
+                Start(model_config, functools.partial(hf.load_params, start, model_config)),
+                Data(ExampleFile(records), dict(zip(method.sources, method.weights, strict=True))),
+                train,
+                sft(),
+                directory=directory / "checkpoints",
+                # One name for all methods: their differences are not those of the data's order.
+                seed=seed_for(self.seed, "distill"),
+                log=self._logger(method.name),
+                progress=bar.to,
+            )
+        sampled = "evaluate" in self.config.phases and method.name in self.config.methods
+        self._weights.export(directory, start, train, params, sampled)
+
+    def _refuse_unfinished(self, method: str, search: str) -> None:
+        if not finished(self.workdir / "trees" / search):
+            raise UserError(
+                f"{method}: the search {search!r} of this workdir is not finished; put 'explore' into"
+                " --config.phases"
+            )
+
+    # -- trees ---------------------------------------------------------------------------------
+    def _grow(self, name: str) -> bool:
+        """Grows the trees of a search; False if they are there."""
+        config, settings = self.config, self.config.search[name]
+        blocks = tree_blocks(config, self.env, self.workdir, name)
+        phase, missing = blocks.phase, blocks.missing()
+        agent = config.find(settings.agent).agent(self)
+        note_agent(config.model, phase, agent)
+        if phase.done and not missing:
+            return False
+        make_policy = self._weights.policies(agent)
+        phase.begin()
+        # The same keys for every search: differences are the rules' and not the dice's.
+        rollout = config.rollout("explore", config.sampler.temperature, settings.experience_span)
+
+        def work(block: list[Task], final: epath.Path) -> None:
+            with whole(final) as file:
+
+                def keep(tree: Tree) -> None:
+                    # Flushed tree by tree: what is finished can be read after a kill.
+                    file.write(to_json(tree.to_json(), f"{final}, task {tree.task_id!r}") + "\n")
+                    file.flush()
+                    bar.update(1)
+
+                policy = make_policy()
+                explore(policy, self.env, agent.prompts, block, settings, rollout, keep)
+
+        def log(number: int, path: epath.Path) -> None:
+            if number > self.metrics.last_step(f"explore/{name}"):
+                solved = [any(n.success for n in tree.nodes) for tree in Trees([path])]
+                share = sum(solved) / len(solved)
+                self.metrics.scalars(number, {f"explore/{name}/tasks_solved": share})
+
+        total = sum(map(len, blocks.tasks))
+        with _progress(total, "tree", f"explore {name}") as bar:
+            run_blocks(blocks, missing, work, bar=bar, units=1, log=log)
+        phase.finish()
+        return True
+
+    # -- evaluation ----------------------------------------------------------------------------
+    def _evaluate(self, method: str) -> bool:
+        config, settings = self.config, self.config.evaluate
+        blocks = evaluation_blocks(config, self.env, self.workdir, method)
+        phase, missing = blocks.phase, blocks.missing()
+        agent = config.find(method).agent(self)
+        note_agent(config.model, phase, agent)
+        if phase.done and not missing:
+            return False
+        if not agent.model.exists() and method != "base":
+            raise UserError(
+                f"methods: {method!r} needs {agent.model}; put 'fit' into --config.phases"
+            )
+        make_policy = self._weights.policies(agent)
+        phase.begin()
+        # The same keys for every method: differences are the weights' and not the dice's.
+        rollout = config.rollout("evaluate", settings.temperature, experience_span="branch")
+
+        def work(block: list[Task], final: epath.Path) -> None:
+            records, budget = evaluate(
+                make_policy(), self.env, agent.prompts, block, settings.num_samples, rollout,
+                functools.partial(bar.update, 1),
+            )  # fmt: skip
+            write_json(final, {"tasks": records, "budget": dataclasses.asdict(budget)})
+
+        total = sum(map(len, blocks.tasks)) * settings.num_samples
+        with _progress(total, "episode", f"evaluate {method}") as bar:
+            run_blocks(
+                blocks, missing, work, bar=bar, units=settings.num_samples, log=lambda *_: None
+            )  # fmt: skip
+        phase.finish()
+        if processes.first():
+            self._log_evaluation(blocks, method)
+        return True
+
+    def _log_evaluation(self, blocks: Blocks, method: str) -> None:
+        result = method_result(self.config, blocks)
+        first = read_evaluation(blocks.files[0], self.config.evaluate.num_samples)
+        sample = first["tasks"][0]["transcript"]
+        text = "\n".join(f"{observation}\n> {reply}" for observation, reply in sample)
+        self.metrics.text(0, f"eval/{method}/transcript", text)
+        pass_at_1 = result["families"]["all"]["pass_at_k"]["1"]["value"]
+        self.metrics.scalars(0, {f"eval/{method}/pass_at_1": pass_at_1})
+
+    def _logger(self, prefix: str) -> Log:
+        def log(step: int, measurements: dict[str, float]) -> None:
+            self.metrics.scalars(step, {f"{prefix}/{k}": v for k, v in measurements.items()})
+
+        return log
 
 
 def _progress(total: int, unit: str, label: str) -> Progress:
     return Progress(total, unit, label, shown=processes.first())
 
 
-def _logger(metrics: Metrics, prefix: str) -> Callable[[int, dict[str, float]], None]:
-    def log(step: int, measurements: dict[str, float]) -> None:
-        metrics.scalars(step, {f"{prefix}/{name}": v for name, v in measurements.items()})
-
-    return log
+def _examples(method: FineTuned, blocks: Blocks, seed: int) -> list[Example]:
+    examples = method.examples(Trees(list(blocks)), seed)
+    return [example for example in examples if method.weights[example.source] > 0]
 
 
-def _sft_progress(bar: Progress) -> Callable[[int, int], None]:
-    return lambda step, total: bar.to(step, total)
+def _is_untrained(phase: Phase) -> bool:
+    """True if the method of `phase` is finished and had no example to train on."""
+
+    def look(_) -> bool:
+        try:
+            return (
+                phase.done and read_summary(phase.directory / "summary.json")["target_tokens"] == 0
+            )
+        except UserError:  # it is missing or damaged, and made again
+            return False
+
+    return processes.together(f"{phase.name}: examples made", decide=look)
 
 
-def run_evaluate(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
-    did = False
-    for method in config.evaluate.methods:
-        did |= _evaluate_method(config, env, workdir, metrics, method)
-    return did
+def _outputs(method: FineTuned, trained: bool) -> dict[str, Callable[[epath.Path], Any]]:
+    """What a method leaves for others -> a check of it (see Phase.intact)."""
+    outputs: dict[str, Callable[[epath.Path], Any]] = {"summary.json": read_summary}
+    if trained:
+        outputs["model"] = check_model
+        if method.config.train.lora.rank:
+            outputs["adapter"] = fingerprint
+    return outputs
 
 
-def _evaluate_method(
-    config, env: Environment, workdir: epath.Path, metrics: Metrics, method: str
-) -> bool:
-    blocks = evaluation_blocks(config, env, workdir, method)
-    phase, missing = blocks.phase, blocks.missing()
-    path = base_model_path(config, workdir) if method == "base" else trained_model(config, workdir)
-    note_model(config, phase, path)
-    if phase.done and not missing:
-        return False
-    if not path.exists() and method == "leafe":
-        raise UserError(f"evaluate.methods: 'leafe' needs {path}; run the phase 'distill' first")
-    prompts = Prompts(env.description, config.env.prompt_style, env.name)
-    settings = config.evaluate
-    make_policy = policy_factory(config, path)
-    phase.begin()
-    # The same keys for every method: differences are the weights' and not the dice's.
-    rollout = rollout_config(config, "evaluate", settings.temperature)
-
-    def work(block: list[Task], final: epath.Path) -> None:
-        policy = make_policy()
-        records, budget = evaluate(
-            policy, env, prompts, block, settings.num_samples, rollout,
-            policy.num_slots, functools.partial(bar.update, 1),
-        )  # fmt: skip
-        write_json(final, {"tasks": records, "budget": dataclasses.asdict(budget)})
-
-    total = sum(map(len, blocks.tasks)) * settings.num_samples
-    with _progress(total, "episode", f"evaluate {method}") as bar:
-        run_blocks(
-            blocks, missing, work, bar=bar, units=settings.num_samples, log=lambda *_: None
-        )  # fmt: skip
-    phase.finish()
-    if processes.first():
-        _log_evaluation(config, blocks, metrics, method)
-    return True
+def _summary(method: FineTuned, examples: list[Example]) -> dict[str, Any]:
+    counts = [sum(e.source == s for e in examples) for s in range(len(method.sources))]
+    return {
+        "examples": dict(zip(method.labels, counts, strict=True)),
+        "target_tokens": int(sum((e.mass > 0).sum() for e in examples)),
+    }
 
 
-def _log_evaluation(config, blocks: Blocks, metrics: Metrics, method: str) -> None:
-    result = method_result(config, blocks)
-    first = read_evaluation(blocks.files[0], config.evaluate.num_samples)
-    sample = first["tasks"][0]["transcript"]
-    text = "\n".join(f"{observation}\n> {reply}" for observation, reply in sample)
-    metrics.text(0, f"eval/{method}/transcript", text)
-    pass_at_1 = result["families"]["all"]["pass_at_k"]["1"]["value"]
-    metrics.scalars(0, {f"eval/{method}/pass_at_1": pass_at_1})
-
-
-# The phases whose results a phase takes up, beside what it makes itself.
-_READS = {"distill": ("explore",), "report": REPORTED}
-
-_RUN = {
-    "bootstrap": run_bootstrap,
-    "habits": run_habits,
-    "explore": run_explore,
-    "distill": run_distill,
-    "evaluate": run_evaluate,
-    "report": run_report,
-}
-
-
-def run(config, workdir: str) -> None:
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Runs the phases of `config` in `workdir`; the one entry point behind main.py.
 
     Raises:
-      UserError: a bad field, file or checkpoint; nothing that was finished is lost.
+      UserError: a bad field, file or checkpoint; finished work is kept.
     """
-    with contextlib.closing(validate(config)) as env:
-        _agree(config, env)
+    settings = RunConfig.read(config)
+    with contextlib.closing(validate(settings)) as env:
+        checks.agree(settings, env)
         with opened(workdir) as root:
-            _run(config, env, epath.Path(root), workdir)
-
-
-def _agree(config, env: Environment) -> None:
-    """All processes must run the same thing: a host with other code or data would spoil the numbers."""
-    if jax.process_count() == 1:
-        return
-    splits = {"explore": ("explore",), "evaluate": ("evaluate", "habits")}
-    facts = flatten(config) | sources.facts()
-    for section, phases in splits.items():
-        if any(name in config.phases for name in phases):
-            facts[f"the tasks of {section}.split"] = env.split_hash(config[section].split)
-
-    def compare(all_facts: list[dict[str, Any]]) -> None:
-        ours = all_facts[0]
-        for number, theirs in enumerate(all_facts):
-            for name in sorted({*ours, *theirs}):
-                if ours.get(name) != theirs.get(name):
-                    raise UserError(
-                        f"{name} = {theirs.get(name)!r} in process {number}, {ours.get(name)!r} in"
-                        " process 0: all need the same config, code and data"
-                    )
-
-    processes.together("config", facts, compare)
-
-
-def _check_training(config, root: epath.Path) -> None:
-    """Refuses before stage 1 what would be refused after it."""
-    path = base_model_path(config, root)
-    if "distill" not in config.phases or Phase(root, "distill", config).done:
-        return
-    if path.exists():
-        check(config.distill.train, hf.read_config(str(path)))
-
-
-def _check_record(config, root: epath.Path) -> None:
-    """Refuses changed fields before any work: those of the phases that are asked for, and of the phases
-    that these read from."""
-    evaluations = [f"evaluate/{method}" for method in config.evaluate.methods]
-    for name in config.phases:
-        parts = evaluations if name == "evaluate" else [name]
-        before = set(_READS.get(name, ()))
-        if name == "evaluate" and "leafe" in config.evaluate.methods:
-            before |= {"explore", "distill"}
-        for part in DEPENDS:
-            if part in parts or part in before:
-                Phase(root, part, config)
-
-
-def _run(config, env: Environment, root: epath.Path, workdir: str) -> None:
-    _check_record(config, root)
-    _check_training(config, root)
-    did = False
-    with Metrics(Path(root), kept=processes.first()) as metrics:
-        for name in config.phases:
-            did |= _RUN[name](config, env, root, metrics)
-    if not did and processes.first():
-        console.say(f"{workdir}: every phase is complete for this config; nothing to do.")
-    processes.together("end")
+            checks.records(settings, epath.Path(root))
+            checks.training(settings, epath.Path(root))
+            with Metrics(Path(root), kept=processes.first()) as metrics:
+                did = Experiment(settings, env, epath.Path(root), metrics).run()
+            if not did and processes.first():
+                console.say(f"{workdir}: every phase is complete for this config; nothing to do.")
+            processes.together("end")

@@ -1,4 +1,4 @@
-"""Pass@k: the unbiased estimator of Chen et al. 2021 and bootstrap intervals over tasks."""
+"""Pass@k: the unbiased estimator of Chen et al. 2021, and bootstrap intervals over tasks."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import numpy as np
 
 
 def pass_at_k(n: int, c: int | Sequence[int] | np.ndarray, k: int) -> float | np.ndarray:
-    """Probability that at least one of k samples drawn from n, of which c are right, is right.
+    """Probability that at least one of k samples is correct, if they are drawn without replacement from n
+    samples of which c are correct.
 
-    1 - C(n - c, k) / C(n, k), as the product that does not overflow (Chen et al. 2021, section 2.1).
+    It is 1 - C(n - c, k) / C(n, k), computed as a product that does not overflow (Chen et al. 2021, section
+    2.1).
 
     Args:
       n: samples per task.
-      c: right ones among them; a number, or one number a task.
-      k: samples drawn without replacement.
+      c: number of correct ones; one number, or one per task.
+      k: number of samples drawn.
 
     Returns:
-      A float for one number, an array of the shape of c otherwise.
+      A float if c is one number, else an array of c's shape.
 
     Raises:
       ValueError: not 0 <= c <= n or not 1 <= k <= n.
@@ -27,8 +29,8 @@ def pass_at_k(n: int, c: int | Sequence[int] | np.ndarray, k: int) -> float | np
     counts = np.asarray(c, int)
     if not (1 <= k <= n and np.all((0 <= counts) & (counts <= n))):
         raise ValueError(f"pass_at_k(n={n}, c={c}, k={k}): needs 0 <= c <= n and 1 <= k <= n")
-    # misses[c] = product of 1 - k / i over i = n, n - 1, ..., n - c + 1. The factor of i = k is an
-    # exact zero, so fewer than k wrong samples (n - c < k) give 1 without a case of their own.
+    # misses[c] = product of 1 - k / i over i = n, n - 1, ..., n - c + 1. The factor of i = k is exactly
+    # zero, so fewer than k wrong samples (n - c < k) need no special case: they give 1.
     factors = 1.0 - k / (n - np.arange(counts.max(initial=0)))
     misses = np.concatenate([[1.0], np.cumprod(factors)])
     values = 1.0 - misses[counts]
@@ -36,36 +38,33 @@ def pass_at_k(n: int, c: int | Sequence[int] | np.ndarray, k: int) -> float | np
 
 
 def ks_up_to(n: int) -> list[int]:
-    """1, 2, 4, ... up to n."""
+    """The powers of two up to n: 1, 2, 4, ..."""
     return [2**i for i in range(n.bit_length()) if 2**i <= n]
 
 
 def bootstrap_interval(
     per_task: Sequence[float], num_resamples: int, seed: int, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap of the mean over tasks.
+    """(low, high): percentile bootstrap interval of the mean over tasks.
 
-    Tasks are the unit that is resampled: samples of one task are not independent evidence about
-    another. When all tasks have the same value (all 0, all 1) every resample is the same and the
-    interval is a point. That is the bootstrap's blind spot and not certainty: with m tasks that all
-    failed, a true rate up to about 3 / m would still be compatible (the rule of three).
+    Tasks are resampled, not samples, because samples of one task say nothing about another task. If all
+    tasks have the same value (all 0 or all 1), all resamples are equal and the interval is a point. This is
+    a blind spot of the bootstrap, not certainty: if m of m tasks fail, a true rate of up to about 3 / m is
+    still compatible with that (the rule of three).
 
     Args:
-      per_task: one value a task.
+      per_task: one value per task.
       num_resamples, seed: of the bootstrap.
       level: coverage.
 
-    Returns:
-      (low, high).
-
     Raises:
-      ValueError: no task, no resample, or a level outside (0, 1).
+      ValueError: there is no task or no resample, or the level is outside (0, 1).
     """
     values = np.asarray(per_task, float)
     if values.ndim != 1 or not len(values) or num_resamples < 1 or not 0 < level < 1:
         raise ValueError(
             f"bootstrap_interval: values of shape {values.shape}, num_resamples={num_resamples},"
-            f" level={level}: needs one value a task, a resample and 0 < level < 1"
+            f" level={level}: needs one value per task, num_resamples >= 1 and 0 < level < 1"
         )
     draws = np.random.default_rng(seed).integers(0, len(values), (num_resamples, len(values)))
     means = values[draws].mean(axis=1)
@@ -79,15 +78,16 @@ def summarise(
     num_resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Pass@k with intervals, over all tasks and per family (docs/FORMATS.md, results.json).
+    """Pass@k with intervals for all tasks and for each family, in the format of results.json
+    (docs/FORMATS.md).
 
     Args:
-      successes: n outcomes a task.
-      families: family of each task.
+      successes: task -> its n outcomes.
+      families: task -> its family.
       num_resamples, seed: of the bootstrap.
 
     Raises:
-      ValueError: no task, or tasks with different numbers of samples.
+      ValueError: there is no task, or tasks have different numbers of samples.
     """
     sizes = {len(outcomes) for outcomes in successes.values()}
     if len(sizes) != 1:

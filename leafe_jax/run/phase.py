@@ -12,14 +12,13 @@ from typing import Any
 from etils import epath
 
 from leafe_jax.errors import UserError
-from leafe_jax.run.config import relevant
+from leafe_jax.methods.base import REGISTRY
+from leafe_jax.run.config import RunConfig, relevant
 from leafe_jax.runtime import processes
 from leafe_jax.runtime.files import checksum, fingerprint, make_directory, read_json, write_json
 
 _LOG = logging.getLogger("leafe_jax")
-# 2 (since 2026-11): `files` and `made_of`. A record of schema 1 has no number; it is read, and becomes
-# one of schema 2 once the files of its phase have been checked.
-_SCHEMA = 2
+_SCHEMA = 3  # 3 (since 2026-12): fields of `config` are named search.<name> and <method>
 _AWAY = "restore the file, or move the phase's directory away to make it again"
 
 
@@ -29,7 +28,7 @@ class Phase:
     Args:
       workdir: the run's directory.
       name: e.g. "evaluate/base".
-      config: the whole config.
+      config: all settings.
 
     Attributes:
       record: `phase.json` (docs/FORMATS.md).
@@ -39,7 +38,7 @@ class Phase:
       UserError: the directory was made with another config, or phase.json cannot be read.
     """
 
-    def __init__(self, workdir: epath.Path, name: str, config):
+    def __init__(self, workdir: epath.Path, name: str, config: RunConfig):
         self.name, self.directory = name, workdir / name
         self.record_path = self.directory / "phase.json"
         own = json.loads(json.dumps(relevant(config, name)))
@@ -63,10 +62,11 @@ class Phase:
         self._write()
 
     def _claimed(self) -> bool:
-        """Whether something is there that another config would spoil. What training needs shows in its
-        first steps (rows that do not fit, memory), so until its first checkpoint all may be changed.
+        """True if the directory holds results that a different config would invalidate. What training
+        needs shows in its first steps (rows that do not fit, memory), so until a method's first
+        checkpoint every field may change.
         """
-        if self.name != "distill":
+        if self.name not in REGISTRY:
             return True
         checkpoints = self.directory / "checkpoints"
         return processes.together(
@@ -120,7 +120,7 @@ class Phase:
 
         Args:
           outputs: name of a file or model directory -> a check of its content, which raises UserError.
-            Only what has no checksum (of an older run) is checked so; then it gets one.
+            Only what has no checksum yet is checked so; then it gets one.
         """
 
         def look(_) -> bool:
@@ -170,7 +170,7 @@ class Phase:
         made_of = self.record["made_of"]
         if source not in made_of:
             made_of[source] = digest
-            if self.done:  # an older run's record; others are written when work begins
+            if self.done:  # others are written when work begins
                 self._write()
         if made_of[source] != digest:
             raise UserError(
@@ -198,16 +198,16 @@ def read_record(directory: epath.Path) -> dict[str, Any]:
         found = read_json(path)
     except UserError as error:
         raise UserError(f"{error}; {_AWAY}") from error
-    record = {"schema": 1, "files": {}, "made_of": {}} | found
+    record = dict(found)
     known = ("schema", "phase", "done", "config", "seconds", "files", "made_of")
-    if record["schema"] not in (1, _SCHEMA) or isinstance(record["schema"], bool):
-        raise UserError(
-            f"{path}: schema = {record['schema']!r}: must be at most {_SCHEMA}; the workdir was made"
-            " by another version of leafe_jax"
-        )
     for field in known:
         if field not in record:
             raise UserError(f"{path}: field {field!r} is missing; {_AWAY}")
+    if record["schema"] != _SCHEMA or isinstance(record["schema"], bool):
+        raise UserError(
+            f"{path}: schema = {record['schema']!r}: must be {_SCHEMA}; the workdir was made by"
+            " another version of leafe_jax: use another --workdir"
+        )
     seconds = record["seconds"]
     rules = (
         ("phase", isinstance(record["phase"], str), "a name"),

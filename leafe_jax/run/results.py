@@ -22,22 +22,19 @@ from leafe_jax.agent.seeds import seed_for
 from leafe_jax.errors import UserError
 from leafe_jax.run import passk
 from leafe_jax.run.blocks import Blocks, Trees, evaluation_blocks, read_evaluation, tree_blocks
-from leafe_jax.run.config import METHODS, flatten
+from leafe_jax.run.config import RunConfig, flatten
 from leafe_jax.run.phase import finished, read_record
 from leafe_jax.run.report import table
-from leafe_jax.run.report import write as report
+from leafe_jax.run.report.write import write_report
 from leafe_jax.runtime import console, processes
 from leafe_jax.runtime.files import checksum, read_json, write_json
-from leafe_jax.runtime.metrics import Metrics
 from leafe_jax.types import Budget
 
-RESULTS_SCHEMA = 1
-# The phases that the report is made of, and what it leaves; the plot only with an evaluation.
-REPORTED = ("explore", "distill", "evaluate/base", "evaluate/leafe")
+# What the report leaves; the plot only with an evaluation.
 _OUTPUTS = ("results.json", "report/index.html", "report/pass_at_k.png")
 
 
-def method_result(config, blocks: Blocks) -> dict[str, Any]:
+def method_result(config: RunConfig, blocks: Blocks) -> dict[str, Any]:
     """What results.json says of a method; `blocks` are those of its evaluation."""
     parts = [read_evaluation(file, config.evaluate.num_samples) for file in blocks]
     records = [record for part in parts for record in part["tasks"]]
@@ -54,7 +51,7 @@ def method_result(config, blocks: Blocks) -> dict[str, Any]:
     }
 
 
-def _explore_result(blocks: Blocks) -> dict[str, Any]:
+def _search_result(blocks: Blocks) -> dict[str, Any]:
     count: collections.Counter[str] = collections.Counter()
     statuses: collections.Counter[str] = collections.Counter()
     budget = Budget()
@@ -82,15 +79,17 @@ def _explore_result(blocks: Blocks) -> dict[str, Any]:
     }
 
 
-def read_summary(path: epath.Path) -> dict[str, int]:
-    """distill/summary.json.
+def read_summary(path: epath.Path) -> dict[str, Any]:
+    """A method's summary.json: {"examples": {label: number}, "target_tokens": number}.
 
     Raises:
       UserError: it cannot be read, or a count is missing.
     """
     summary = read_json(path)
-    for field in ("counterfactual_examples", "rehearsal_examples", "target_tokens"):
-        value = summary.get(field)
+    examples = summary.get("examples")
+    if not isinstance(examples, dict):
+        raise UserError(f"{path}: examples = {examples!r}: must be an object of counts")
+    for field, value in {**examples, "target_tokens": summary.get("target_tokens")}.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise UserError(f"{path}: {field} = {value!r}: must be a whole number, 0 or more")
     return summary
@@ -114,19 +113,29 @@ def _device() -> str:
     return name
 
 
-def run_report(config, env: Environment, workdir: epath.Path, metrics: Metrics) -> bool:
-    """results.json, the plots and the page, from the finished phases; by the first process.
+def _reported(config: RunConfig) -> list[str]:
+    """The directories that a report is made from, finished or not."""
+    methods = [m for m in config.methods if m != "base"]
+    return [
+        *(f"trees/{search}" for search in config.search),
+        *methods,
+        *(f"evaluate/{method}" for method in config.methods),
+    ]
+
+
+def run_report(config: RunConfig, env: Environment, workdir: epath.Path) -> bool:
+    """results.json, the plots and the page, from what is finished; by the first process.
 
     Returns:
       False if they are there already, and made of what is there now.
     """
+    names = _reported(config)
 
     def look(_) -> dict[str, str]:
-        records = {name: workdir / name / "phase.json" for name in REPORTED}
-        found = {n: checksum(path) for n, path in records.items() if finished(workdir / n)}
+        found = {n: checksum(workdir / n / "phase.json") for n in names if finished(workdir / n)}
         if not found:
             raise UserError(
-                f"{workdir}: no phase to report is finished ({', '.join(REPORTED)}); put one into"
+                f"{workdir}: no phase to report is finished ({', '.join(names)}); put one into"
                 " --config.phases"
             )
         return found
@@ -138,15 +147,38 @@ def run_report(config, env: Environment, workdir: epath.Path, metrics: Metrics) 
     if processes.first():
         _tell_what_is_gone(record, made_of)
     # Made in all processes, which agree on them.
-    evaluated = [method for method in METHODS if f"evaluate/{method}" in made_of]
+    evaluated = [method for method in config.methods if f"evaluate/{method}" in made_of]
     blocks = {m: evaluation_blocks(config, env, workdir, m) for m in evaluated}
-    trees = tree_blocks(config, env, workdir) if "explore" in made_of else None
+    grown = [search for search in config.search if f"trees/{search}" in made_of]
+    trees = {s: tree_blocks(config, env, workdir, s) for s in grown}
     if not processes.first():
         return True
+    results = _header(config, env)
+    results["methods"] = {m: method_result(config, blocks[m]) for m in evaluated}
+    results["searches"] = {s: _search_result(trees[s]) for s in grown}
+    results["fits"] = {
+        method: {
+            **read_summary(workdir / method / "summary.json"),
+            "seconds": read_record(workdir / method)["seconds"],
+        }
+        for method in config.methods
+        if method in made_of
+    }
+    write_json(workdir / "results.json", results)
+    write_report(Path(workdir))
+    outputs = [name for name in _OUTPUTS if (workdir / name).exists()]
+    files = {name: checksum(workdir / name) for name in outputs}
+    write_json(record, {"made_of": made_of, "files": files})
+    console.say(table.console_table(results))
+    return True
+
+
+def _header(config: RunConfig, env: Environment) -> dict[str, Any]:
+    """What says which run it was: code, config, machine, tasks."""
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "grain")
     flat = flatten(config)
-    results = {
-        "schema": RESULTS_SCHEMA,
+    return {
+        "schema": table.RESULTS_SCHEMA,
         "commit": commit(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "config_hash": hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12],
@@ -155,21 +187,7 @@ def run_report(config, env: Environment, workdir: epath.Path, metrics: Metrics) 
         # Tells readers on other machines whether they played the same tasks.
         "split_hash": env.split_hash(config.evaluate.split),
         "device": _device(),
-        "methods": {method: method_result(config, blocks[method]) for method in evaluated},
     }
-    if trees is not None:
-        results["explore"] = _explore_result(trees)
-    if "distill" in made_of:
-        summary = read_summary(workdir / "distill" / "summary.json")
-        seconds = read_record(workdir / "distill")["seconds"]
-        results["distill"] = {**summary, "seconds": seconds}
-    write_json(workdir / "results.json", results)
-    report.write_report(Path(workdir))
-    outputs = [name for name in _OUTPUTS if (workdir / name).exists()]
-    files = {name: checksum(workdir / name) for name in outputs}
-    write_json(record, {"made_of": made_of, "files": files})
-    console.say(table.console_table(results))
-    return True
 
 
 def _tell_what_is_gone(record: epath.Path, made_of: dict[str, str]) -> None:
@@ -178,8 +196,8 @@ def _tell_what_is_gone(record: epath.Path, made_of: dict[str, str]) -> None:
         before = read_json(record).get("made_of")
     except UserError:  # there was none, or it is damaged
         return
-    for name in REPORTED:
-        if isinstance(before, dict) and name in before and name not in made_of:
+    for name in before if isinstance(before, dict) else ():
+        if name not in made_of:
             logging.getLogger("leafe_jax").warning(
                 "report: phase %r is not finished any more: the last report had its results, this one"
                 " has not", name,

@@ -1,31 +1,48 @@
-"""Which model a phase takes, and that it is the same one at every start."""
+"""Models on disk and in the sampler: which one is taken, that it is the same one at every start, how it
+gets into the sampler, and how a trained one is written."""
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax
 from etils import epath
 
+from leafe_jax.agent.chat import load_chat
 from leafe_jax.errors import UserError
-from leafe_jax.models import hf
+from leafe_jax.methods.base import Agent
+from leafe_jax.models import hf, lora
+from leafe_jax.models.decoder import abstract_params
+from leafe_jax.models.sharding import cast, hand_over, shardings_for, train_mesh
+from leafe_jax.run.config import CheckpointConfig, RunConfig
 from leafe_jax.run.phase import Phase
 from leafe_jax.runtime import processes
-from leafe_jax.runtime.files import checksum, fingerprint
+from leafe_jax.runtime.files import checksum, fingerprint, remove
+from leafe_jax.runtime.memory import DIVIDE, needed_for
+from leafe_jax.sampling.lm_policy import LMPolicy
+from leafe_jax.sampling.replicas import make_engines
+from leafe_jax.sampling.requests import EngineConfig
+from leafe_jax.training.settings import TrainConfig
 
 BASE_MODEL = Path(__file__).parents[1] / "assets" / "base"
+_SMALLER = "raise sampler.tensor, set model.dtype = 'bfloat16', or " + DIVIDE
 
 
-def base_model_path(config, workdir: epath.Path) -> Path:
-    """The model that the run starts from: the workdir's own, where it makes or has made one."""
+def base_model_path(config: RunConfig, workdir: epath.Path) -> Path:
+    """The model that the run starts from: the workdir's own, if it makes one or has made one."""
     made = (workdir / "bootstrap" / "phase.json").exists()
     if made or "bootstrap" in config.phases:
         return Path(workdir / "bootstrap" / "model")
-    return given_model(config)
+    return given_model(config.model)
 
 
-def given_model(config) -> Path:
+def given_model(model: CheckpointConfig) -> Path:
     """`model.path`, or the embedded model."""
-    return Path(config.model.path).expanduser() if config.model.path else BASE_MODEL
+    return Path(model.path).expanduser() if model.path else BASE_MODEL
 
 
 def check_model(path: Path | epath.Path) -> None:
@@ -35,9 +52,15 @@ def check_model(path: Path | epath.Path) -> None:
         raise UserError(f"{path}: no .safetensors file there")
 
 
-def note_model(config, phase: Phase, path: Path) -> None:
-    """Refuses a model, or a chat template, whose content is another than when the phase began."""
-    template = config.model.chat_template
+def note_agent(model: CheckpointConfig, phase: Phase, agent: Agent) -> None:
+    """Refuses a model, chat template or prompts whose content differs from what the phase began with."""
+    note_model(model, phase, agent.model)
+    phase.made_of("prompts", agent.prompts.digest(), "the prompt templates")
+
+
+def note_model(model: CheckpointConfig, phase: Phase, path: Path) -> None:
+    """Refuses a model or chat template whose content differs from what the phase began with."""
+    template = model.chat_template
 
     def look(_) -> dict[str, str]:
         digests = {"model": fingerprint(path)} if path.is_dir() else {}  # it may have gone since
@@ -50,18 +73,114 @@ def note_model(config, phase: Phase, path: Path) -> None:
         phase.made_of(source, digest, str(path) if source == "model" else template)
 
 
-def trained_model(config, workdir: epath.Path) -> Path:
-    """The model that the phase `distill` has left, whole.
+def trained_model(phase: Phase) -> Path:
+    """The model that the method of `phase` has left, whole.
 
     Raises:
-      UserError: it has left one, but what is there now is damaged.
+      UserError: it has left none, or what is there now is damaged.
     """
-    phase = Phase(workdir, "distill", config)
+    path = phase.directory / "model"
 
     def look(_) -> None:
         problem = phase.problem("model", check_model) if phase.done else None
-        if problem is not None and phase.directory.joinpath("model").exists():
-            raise UserError(f"{problem}; put 'distill' into --config.phases to make it again")
+        if problem is not None and path.exists():
+            raise UserError(f"{problem}; put 'fit' into --config.phases to make it again")
+        if not path.exists():
+            raise UserError(f"methods: {phase.name!r} needs {path}; run the phase 'fit' first")
 
-    processes.together("evaluate: model", decide=look)
-    return Path(phase.directory / "model")
+    processes.together(f"{phase.name}: trained model", decide=look)
+    return Path(path)
+
+
+class Weights:
+    """Models on their way from training to the sampler, within one process."""
+
+    def __init__(self, config: RunConfig):
+        self._config = config
+        # Trained weights, in the sampler's dtype and sharded as in training. They are kept on the
+        # devices so that the sampler need not read them from disk.
+        self._trained: dict[Path, Any] = {}
+
+    def policies(self, agent: Agent) -> Callable[[], LMPolicy]:
+        """Loads an agent's model once.
+
+        Returns:
+          A function that gives a policy with an empty cache. All its policies share one engine, so
+          only the last one may be in use.
+        """
+        config, sampler, path = self._config, self._config.sampler, agent.model
+        model_config = hf.read_config(str(path))
+        chat = load_chat(
+            str(path), model_config.vocab_size, config.model.chat_template,
+            config.model.enable_thinking, agent.prompts.system,
+        )  # fmt: skip
+        load_params = functools.partial(hf.load_params, str(path), model_config, config.model.dtype)
+        trained = self._trained.pop(path, None)
+        if trained is not None:
+            with needed_for("handing the trained weights to the sampler", _SMALLER):
+                load_params = hand_over(trained, sampler.tensor)
+            del trained  # a second copy
+        # Made here, so that wrong sizes are refused before any directory is claimed.
+        settings = EngineConfig(
+            num_slots=sampler.num_slots,
+            page_size=sampler.page_size,
+            num_pages=sampler.num_pages,
+            max_len=sampler.max_len,
+            turn_chunk=sampler.turn_chunk,
+            prefill_chunk=sampler.prefill_chunk,
+            max_new_tokens=max(sampler.max_action_tokens, config.prompts.reflection_tokens),
+            stop_ids=chat.stop_ids,
+            attention=sampler.attention,
+            options=not sampler.sampling(1.0).plain,
+        )
+        engine = make_engines(
+            model_config, load_params, settings, copies=sampler.copies, tensor=sampler.tensor
+        )
+        for one in getattr(engine, "engines", [engine]):
+            programs = one.programs
+            logging.getLogger("leafe_jax").info(
+                "sampler: %d programs, %s", len(programs.listed),
+                "compiled ahead" if sampler.compile_ahead else "compiled when first used",
+            )  # fmt: skip
+            if sampler.compile_ahead:
+                programs.compile_ahead()
+
+        def make() -> LMPolicy:
+            engine.clear()
+            return LMPolicy(engine, chat)
+
+        return make
+
+    def export(self, directory: Path, start: Path, train: TrainConfig, trained: Any, sampled: bool):
+        """Writes `directory`/model, and `directory`/adapter where adapters were trained.
+
+        Args:
+          directory: of the method.
+          start: the model that training began with.
+          train: how it was trained.
+          trained: parameters or adapters, as `training.trainer.fit` returns them.
+          sampled: the model is going to be evaluated in this process.
+        """
+        model_config, params = hf.read_config(str(start)), trained
+        for name in ("model", "model.partial", "adapter", "adapter.partial"):
+            place = directory / name
+            if processes.first() and (place.is_symlink() or not place.is_dir()):
+                remove(place)  # the directory could not take the place of a file, a link or a FIFO
+        if train.lora.rank:
+            adapted = lora.with_adapters(model_config, train.lora)
+            lora.save_adapter(directory / "adapter", adapted, trained, str(start))
+            places = shardings_for(abstract_params(model_config), train_mesh(train.mesh))
+            unread = hf.unread_params(start, model_config, "float32", places)
+            params = lora.merge(adapted, unread, trained)
+        with needed_for("writing the trained model", DIVIDE):
+            hf.save(
+                directory / "model", model_config, params,
+                source=start, chat_template=self._config.model.chat_template,
+            )  # fmt: skip
+        tensor = self._config.sampler.tensor
+        # Merged weights are on no device: where adapters are trained there may be no room for two
+        # copies of the model, and the sampler reads the file.
+        if train.lora.rank or not sampled or jax.local_device_count() % tensor:
+            return
+        with needed_for("keeping the trained weights for the sampler", _SMALLER):
+            self._trained[directory / "model"] = cast(params, self._config.model.dtype)

@@ -1,4 +1,4 @@
-"""One run at a time in a workdir: a lock that the kernel releases when its process dies."""
+"""The lock that allows one run at a time in a workdir. The kernel releases it when the process dies."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from leafe_jax.runtime import processes
 from leafe_jax.runtime.files import local_path, read_text, remove
 
 LOCK_FILE = ".lock"
-# What file systems answer that have no locks (some network file systems, as mounted).
+# Errors of file systems without locks (some network file systems, depending on how they are mounted).
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
-_held: set[int] = set()  # descriptors
+_held: set[int] = set()  # file descriptors that hold locks
 
 
 def _forget() -> None:
-    """In a child made by fork without exec: it must not keep its parent's locks."""
+    """Drops the parent's locks in a child process that was forked without exec."""
     while _held:
         os.close(_held.pop())
 
@@ -39,17 +39,17 @@ os.register_at_fork(after_in_child=_forget)
 
 @contextlib.contextmanager
 def locked(workdir: Path, name: str) -> Iterator[None]:
-    """A context in which no other run writes to `workdir`, which must exist.
+    """A context in which no other run writes to `workdir`.
 
-    In a run of several processes all of them call it, and process 0 holds the lock for all. A file
-    system without locks gets a warning and no lock.
+    With several processes, all of them must call it; process 0 holds the lock for all. On a file system
+    without locks, it logs a warning and takes no lock.
 
     Args:
-      workdir: the directory.
+      workdir: the directory; it must exist.
       name: of the directory in messages, e.g. "--workdir=runs/a".
 
     Raises:
-      UserError: another run holds the lock (the message names its host, process and start), or the
+      UserError: another run holds the lock (the message gives its host, process and start time), or the
         lock file cannot be made.
     """
     descriptor: int | None = None
@@ -68,13 +68,16 @@ def locked(workdir: Path, name: str) -> Iterator[None]:
 
 
 def _take(file: Path, name: str) -> int | None:
-    """The descriptor that holds the lock, or None on a file system without locks."""
+    """The file descriptor that holds the lock, or None on a file system without locks."""
     try:
-        # A link could lead to a file of somebody else's, and a FIFO would block.
+        # Without these flags a link could lead to somebody else's file, and a FIFO would block.
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(file, flags, 0o666)
     except OSError as error:
-        if error.errno in (errno.EROFS, errno.ENOTDIR):  # the directory itself, whatever the file
+        if error.errno in (
+            errno.EROFS,
+            errno.ENOTDIR,
+        ):  # the problem is the directory, not the file
             raise UserError(f"{name}: cannot be written: {error.strerror}") from error
         raise UserError(f"{name}: cannot be locked: {file}: {error.strerror}") from error
     try:
@@ -91,7 +94,7 @@ def _take(file: Path, name: str) -> int | None:
         holder = _holder(descriptor)
         os.close(descriptor)
         raise UserError(
-            f"{name}: in use by {holder}; wait until it ends, or take another --workdir"
+            f"{name}: in use by {holder}; wait until it ends, or use another --workdir"
         ) from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:
@@ -99,7 +102,7 @@ def _take(file: Path, name: str) -> int | None:
             raise
         os.close(descriptor)
         logging.getLogger("leafe_jax").warning(
-            "%s: this file system has no locks (%s): make sure that no other run writes there",
+            "%s: this file system has no locks (%s); make sure that no other run writes there",
             name, error.strerror,
         )  # fmt: skip
         return None
@@ -111,11 +114,11 @@ def _take(file: Path, name: str) -> int | None:
 
 
 def _holder(descriptor: int) -> str:
-    """Who holds the lock, in words."""
+    """Who holds the lock, as text."""
     try:
         found = json.loads(os.pread(descriptor, 1000, 0))
         host, started, pid = str(found["host"]), str(found["started"]), int(found["pid"])
-    except (ValueError, KeyError, TypeError):  # it has taken the lock, and not yet written
+    except (ValueError, KeyError, TypeError):  # the holder has not written its record yet
         return "another run"
     words = f"process {pid} on host {host}, started {started}"
     return words if words.isprintable() else "another run"
@@ -123,13 +126,14 @@ def _holder(descriptor: int) -> str:
 
 @contextlib.contextmanager
 def opened(workdir: str) -> Iterator[Path]:
-    """A context with the workdir: made, absolute, locked, and the same in all processes.
+    """A context with the workdir's absolute path: the directory exists, is locked, and is the same in all
+    processes.
 
     Args:
-      workdir: as the user wrote it.
+      workdir: path as the user wrote it.
 
     Raises:
-      UserError: it cannot be made, written or locked, or a process writes elsewhere.
+      UserError: it cannot be made, written to or locked, or it is not the same directory in all processes.
     """
     root, name = local_path("--workdir=", workdir), f"--workdir={workdir}"
     try:
@@ -142,7 +146,7 @@ def opened(workdir: str) -> Iterator[Path]:
 
 
 def _check_same(root: Path, name: str) -> None:
-    """Checks that all processes can write, and write to the same directory."""
+    """Checks that all processes can write to the directory, and that it is the same one."""
     index, token = jax.process_index(), secrets.token_hex()
 
     def probe_of(number: int) -> Path:
@@ -163,12 +167,12 @@ def _check_same(root: Path, name: str) -> None:
         raise UserError(f"{name}: cannot be written: {error.strerror}") from error
 
     def compare(tokens: list[str]) -> None:
-        # A killed run may have left such a file: its token is another.
+        # The token tells the file of this run from one that a killed run left.
         apart = [number for number, token in enumerate(tokens) if not holds(number, token)]
         if apart:
             raise UserError(
-                f"{name}: process {apart[0]} writes elsewhere than process 0: all need the same"
-                " directory, e.g. on a network file system"
+                f"{name}: not the same directory in process {apart[0]} as in process 0: must be shared by"
+                " all processes, e.g. on a network file system"
             )
 
     try:

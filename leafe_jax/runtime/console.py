@@ -1,8 +1,8 @@
-"""Text on its way to a person: standard output, standard error and notes.
+"""Everything that a run prints: to standard output, to standard error, and as log records.
 
-Data, model output and file names may hold escape sequences that move the cursor, rename the window or
-reorder a line. Everything that is shown passes `visible` first. A stream that cannot be written to
-never ends a run: a run's results are in its files.
+Data, model output and file names may contain escape sequences that move the cursor, rename the window or
+reorder a line, so all text passes through `visible` first. A stream that cannot be written to never ends a
+run, because the results are in its files.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 import re
 import sys
 
-# Control characters, lone surrogates, line and paragraph separators, and invisible format characters
-# (bidirectional overrides among them). The two joiners stay: emoji and some scripts need them.
+# Control characters, lone surrogates, line and paragraph separators, and invisible format characters, e.g.
+# bidirectional overrides. The two joiners are not escaped, because emoji and some scripts need them.
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f\ud800-\udfff]"
@@ -22,11 +22,11 @@ _unwritten: str | None = None  # why standard output could not be written
 
 
 def visible(text: object, keep: str = "") -> str:
-    r"""Text with every control character written out, e.g. \x1b or \u202e.
+    r"""str(text) with every control character escaped, e.g. \x1b or \u202e.
 
     Args:
-      text: anything; str() of it is shown.
-      keep: characters to leave as they are, e.g. "\n".
+      text: any object.
+      keep: characters that are not escaped, e.g. "\n".
     """
 
     def escaped(match: re.Match[str]) -> str:
@@ -37,9 +37,9 @@ def visible(text: object, keep: str = "") -> str:
 
 
 def set_up() -> None:
-    """Prepares the standard streams: none is missing, and no character is refused."""
-    # A descriptor that is closed would be given to the next file that is opened, e.g. a checkpoint, and
-    # whatever a library prints would go into it.
+    """Prepares the standard streams: opens missing ones, and lets them accept any character."""
+    # If a standard descriptor is closed, the next file that is opened, e.g. a checkpoint, gets its number,
+    # and whatever a library prints goes into that file.
     while True:
         descriptor = os.open(os.devnull, os.O_RDWR)
         if descriptor > 2:
@@ -53,11 +53,11 @@ def set_up() -> None:
             setattr(sys, name, stream)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    logging.raiseExceptions = False  # a note that cannot be written is dropped without a traceback
+    logging.raiseExceptions = False  # drop a log record that cannot be written, without a traceback
 
 
 def say(text: str) -> None:
-    """Prints lines to standard output. A failure is remembered for `unwritten`."""
+    """Prints lines to standard output. `unwritten` reports a failure."""
     global _unwritten
     try:
         print(visible(text, keep="\n"), flush=True)
@@ -67,14 +67,14 @@ def say(text: str) -> None:
 
 
 def unwritten() -> str | None:
-    """Why something could not be written to standard output, or None. Each failure is told once."""
+    """Why standard output could not be written to, or None. Each failure is reported once."""
     global _unwritten
     reason, _unwritten = _unwritten, None
     return reason
 
 
 def tell(line: str) -> None:
-    """Prints one line to standard error, if that can be written to."""
+    """Prints one line to standard error if possible."""
     try:
         print(visible(line), file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -82,12 +82,12 @@ def tell(line: str) -> None:
 
 
 def complain(message: object) -> None:
-    """Prints "error: message" to standard error, in one line."""
+    """Prints "error: message" to standard error, as one line."""
     tell(f"error: {message}")
 
 
 def print_crash(kind, error, trace) -> None:
-    """sys.excepthook: the traceback of a bug, made visible."""
+    """A sys.excepthook that prints the traceback with control characters escaped."""
     import traceback
 
     text = "".join(traceback.format_exception(kind, error, trace))
@@ -96,7 +96,7 @@ def print_crash(kind, error, trace) -> None:
 
 
 class Notes(logging.Handler):
-    """Prints log records to standard error, each in one line."""
+    """A log handler that prints each record to standard error as one line."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -106,7 +106,7 @@ class Notes(logging.Handler):
 
 
 def _discard(descriptor: int) -> None:
-    """Sends what is still buffered nowhere; the interpreter would complain about it at its end."""
+    """Discards what is still buffered; otherwise the interpreter reports an error when it exits."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, descriptor)

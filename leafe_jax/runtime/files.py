@@ -1,4 +1,4 @@
-"""Paths that a user names, and files that a run leaves: found whole or not at all."""
+"""Paths that a user gives, and files that a run writes: a reader finds them complete or not at all."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from typing import IO, Any, BinaryIO
 
 from leafe_jax.errors import UserError
 
-# Of the files that a model is read from: weights, configs, tokenizer, chat template.
+# Suffixes of the files that make up a model: weights, configs, tokenizer, chat template.
 _MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
-_MAX_JSON = 1 << 31  # bytes; a block of an evaluation may have hundreds of MiB of transcripts
+_MAX_JSON = 1 << 31  # bytes; a block of an evaluation may hold hundreds of MiB of transcripts
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 # -- paths -----------------------------------------------------------------------------------------
 def local_path(name: str, text: str) -> Path:
-    """The absolute path that a user means.
+    """The absolute path for what a user wrote.
 
-    A relative path starts at the current directory. "~" is the home directory, which a shell does not
-    expand after "=". `file:///absolute/path` is a path, too.
+    A relative path starts at the current directory. "~" is the home directory; a shell does not expand it
+    after "=". `file:///absolute/path` is also accepted.
 
     Args:
-      name: of the flag or field, as it stands before the value in a message, e.g. "--workdir=".
+      name: of the flag or field, in the form that precedes the value in a message, e.g. "--workdir=".
       text: what the user wrote.
 
     Raises:
-      UserError: it is empty, of another scheme, or of a home or current directory that is not there.
+      UserError: the text is empty or has another scheme; or the home or current directory does not exist.
     """
     path = text
     if text.startswith("file:/"):
         url = urllib.parse.urlsplit(text)
         if url.netloc not in ("", "localhost"):
-            raise UserError(f"{name}{text}: names the host {url.netloc!r}; write file:///{{path}}")
+            raise UserError(f"{name}{text}: has a host, {url.netloc!r}; must be file:///path")
         path = urllib.parse.unquote(url.path)
     elif _SCHEME.match(text):
         raise UserError(
-            f"{name}{text}: must be a directory; a bucket has to be mounted (docs/TPU.md)"
+            f"{name}{text}: must be a local directory; mount a bucket to use it (docs/TPU.md)"
         )
     if not path or "\0" in path:
         raise UserError(f"{name}{text!r}: must be a directory")
@@ -60,10 +60,10 @@ def local_path(name: str, text: str) -> Path:
 # -- reading ---------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[BinaryIO]:
-    """A regular file, opened; a FIFO in its place does not block.
+    """A context with a regular file, opened for reading. It does not block if the path is a FIFO.
 
     Raises:
-      UserError: nothing there, something else, or no permission.
+      UserError: there is no such file, it is not a regular file, or it cannot be read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -79,12 +79,12 @@ def read_text(path: str | os.PathLike, max_bytes: int) -> str:
     """The text of a UTF-8 file.
 
     Raises:
-      UserError: no such file, not a regular file, not readable, longer than `max_bytes`, or not UTF-8.
+      UserError: as `readable`; or the file is longer than `max_bytes`, or not UTF-8.
     """
     with readable(Path(path)) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise UserError(f"{path}: longer than {max_bytes} bytes")
+        raise UserError(f"{path}: must be at most {max_bytes} bytes")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -92,10 +92,14 @@ def read_text(path: str | os.PathLike, max_bytes: int) -> str:
 
 
 def parse_json(text: str | bytes, where: str | os.PathLike) -> Any:
-    """The value of JSON text; no name may occur twice in an object.
+    """The value of JSON text.
+
+    Args:
+      text: the JSON; bytes must be UTF-8.
+      where: where the text comes from, for error messages.
 
     Raises:
-      UserError: it is none; `where` is named.
+      UserError: it is not JSON, or an object has the same name twice.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -107,14 +111,14 @@ def parse_json(text: str | bytes, where: str | os.PathLike) -> Any:
         return data
 
     try:
-        # Decoded here: json would guess the encoding of bytes, and let half a surrogate pair pass.
+        # Decoded here, because json would guess the encoding of bytes and accept a lone surrogate.
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         return json.loads(text, object_pairs_hook=once)
     except UserError:
         raise
     except RecursionError as error:
         raise UserError(f"{where}: not JSON: nested too deeply") from error
-    except ValueError as error:  # a UnicodeDecodeError is one
+    except ValueError as error:  # includes UnicodeDecodeError
         raise UserError(f"{where}: not JSON: {error}") from error
 
 
@@ -122,7 +126,7 @@ def read_json(path: str | os.PathLike, max_bytes: int = _MAX_JSON) -> dict[str, 
     """The object in a JSON file.
 
     Raises:
-      UserError: see `read_text` and `parse_json`; or it is no object.
+      UserError: as `read_text` and `parse_json`; or the value is not an object.
     """
     data = parse_json(read_text(path, max_bytes), path)
     if not isinstance(data, dict):
@@ -131,11 +135,11 @@ def read_json(path: str | os.PathLike, max_bytes: int = _MAX_JSON) -> dict[str, 
 
 
 def read_json_lines(path: str | os.PathLike) -> Iterator[Any]:
-    """The values of a file with one JSON value a line, in order.
+    """Yields the values of a file with one JSON value per line, in order.
 
     Raises:
-      UserError: while it is iterated: the file cannot be read, or a line is no JSON (named by its
-        number).
+      UserError: the file cannot be read, or a line is not JSON (the error gives its number). Raised during
+        iteration.
     """
     with readable(Path(path)) as file:
         for number, line in enumerate(file, start=1):
@@ -143,7 +147,7 @@ def read_json_lines(path: str | os.PathLike) -> Iterator[Any]:
 
 
 def checksum(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's content, in hexadecimal.
+    """SHA-256 of a file's content, in hexadecimal digits.
 
     Raises:
       UserError: the file cannot be read.
@@ -153,10 +157,10 @@ def checksum(path: str | os.PathLike) -> str:
 
 
 def fingerprint(directory: str | os.PathLike) -> str:
-    """A digest of a model directory that takes seconds whatever its size, in hexadecimal.
+    """A digest of a model directory, in hexadecimal digits. It takes seconds for any size.
 
-    It is made of the names and sizes of the files that a model is read from, and of 256 pieces of 64
-    KiB of each, which is the whole content up to 16 MiB.
+    It covers the names and sizes of the files that make up a model, and 256 pieces of 64 KiB of each file.
+    A file of at most 16 MiB is covered completely.
 
     Raises:
       UserError: the directory or a file cannot be read.
@@ -180,7 +184,7 @@ def fingerprint(directory: str | os.PathLike) -> str:
 
 # -- writing ---------------------------------------------------------------------------------------
 def make_directory(path: str | os.PathLike) -> None:
-    """Makes a directory, and those above it, if it is not there.
+    """Makes a directory and its parents unless they exist.
 
     Raises:
       UserError: it cannot be made, e.g. because a file is in its place.
@@ -191,12 +195,12 @@ def make_directory(path: str | os.PathLike) -> None:
 
 
 def sync(path: str | os.PathLike) -> None:
-    """Returns once a file's content, or a directory's list of names, is on the disk."""
+    """Returns once a file's content, or a directory's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems cannot do it for directories.
+        # Some network file systems do not support fsync on directories.
         if error.errno not in (errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP):
             raise
     finally:
@@ -204,20 +208,20 @@ def sync(path: str | os.PathLike) -> None:
 
 
 def put_in_place(partial: str | os.PathLike, final: str | os.PathLike) -> None:
-    """Renames a complete file, so that a power failure leaves the old file or the new one.
+    """Renames a complete file to its final name. A power failure leaves the old file or the new one.
 
     Raises:
       UserError: it cannot be renamed, e.g. because a directory is in its place.
       OSError: the disk is full.
     """
     with _named(final):
-        sync(partial)  # the name must not get to the disk before the content
+        sync(partial)  # the content must be on disk before the name is
         os.replace(partial, final)
         sync(Path(final).parent)
 
 
 def remove(path: str | os.PathLike) -> None:
-    """Removes a file, a link or a FIFO, if it is there.
+    """Removes a file, a link or a FIFO if it exists.
 
     Raises:
       UserError: it cannot be removed, e.g. because it is a directory.
@@ -227,10 +231,10 @@ def remove(path: str | os.PathLike) -> None:
 
 
 def put_directory_in_place(partial: str | os.PathLike, final: str | os.PathLike) -> None:
-    """`put_in_place` for a directory of files; what has the final name before is deleted.
+    """`put_in_place` for a directory of files. An existing directory of that name is deleted first.
 
     Raises:
-      UserError, OSError: as put_in_place.
+      UserError, OSError: as `put_in_place`.
     """
     with _named(final):
         for file in Path(partial).iterdir():
@@ -243,17 +247,17 @@ def put_directory_in_place(partial: str | os.PathLike, final: str | os.PathLike)
 
 @contextlib.contextmanager
 def whole(path: str | os.PathLike, binary: bool = False) -> Iterator[IO]:
-    """A file to write; it appears under its name when the block ends without an error.
+    """A context with a file to write, which gets its name when the context ends without an error.
 
-    Until then it is `<path>.partial`. What an earlier run has left under that name is removed first:
-    a link would lead elsewhere, and a FIFO would block.
+    Until then it is `<path>.partial`. Anything that an earlier run left under that name is removed first: a
+    link would lead elsewhere, and a FIFO would block.
 
     Args:
-      path: the file.
-      binary: write bytes instead of text.
+      path: of the file.
+      binary: True for bytes, False for text.
 
     Raises:
-      UserError: it cannot be written, for another reason than a full disk.
+      UserError: the file cannot be written and the disk is not full.
       OSError: the disk is full.
     """
     partial = f"{os.fspath(path)}.partial"
@@ -267,7 +271,7 @@ def whole(path: str | os.PathLike, binary: bool = False) -> Iterator[IO]:
 
 @contextlib.contextmanager
 def _named(path: str | os.PathLike) -> Iterator[None]:
-    """A context whose OSErrors become a UserError with the path, but for a full disk."""
+    """A context that turns OSErrors into a UserError with the path, except for a full disk."""
     try:
         yield
     except OSError as error:
@@ -279,9 +283,13 @@ def _named(path: str | os.PathLike) -> Iterator[None]:
 def to_json(data: Any, what: str, **options) -> str:
     """JSON text of `data`.
 
+    Args:
+      data: what to write.
+      what: name of the data, for error messages.
+      **options: of json.dumps.
+
     Raises:
-      UserError: a number in it is not finite, for which JSON has no word; `what` and the place of the
-        number are named.
+      UserError: a number is not finite, which JSON cannot represent. The error says where it is.
     """
     try:
         return json.dumps(data, allow_nan=False, **options)
@@ -293,7 +301,7 @@ def to_json(data: Any, what: str, **options) -> str:
 
 
 def _not_finite(data: Any, place: str = "") -> str | None:
-    """The first number that is not finite, as "nodes[0].reward = nan", or None."""
+    """The first number that is not finite, e.g. "nodes[0].reward = nan", or None."""
     if isinstance(data, float):
         return None if math.isfinite(data) else f"{place.removeprefix('.')} = {data}"
     items: Iterable[tuple[str, Any]] = ()
@@ -305,7 +313,7 @@ def _not_finite(data: Any, place: str = "") -> str | None:
 
 
 def write_json(path: str | os.PathLike, data: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of one.
+    """Writes a JSON file. A reader sees the old file or the new one, never part of one.
 
     Raises:
       UserError: as `whole` and `to_json`.

@@ -1,4 +1,4 @@
-"""Devices that run out of memory: one error that says while doing what, and which fields help."""
+"""Errors for devices that run out of memory, and a check that ArrayRecord's threads can start."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from collections.abc import Iterator
 
 from leafe_jax.errors import UserError
 
-DIVIDE = "divide the model over more devices (train.mesh.fsdp, train.mesh.tensor)"
+DIVIDE = "shard the model over more devices (train.mesh.fsdp, train.mesh.tensor)"
 
-
-# ArrayRecord's library starts this number of threads when it is first used, and hangs or crashes where
-# one cannot be started.
+# ArrayRecord's library starts this many threads when it is first used. It hangs or crashes if one of them
+# cannot start.
 _RECORD_THREADS = 66
-_RECORD_BYTES = 2 * 2**30  # addresses that their stacks and heaps reserve
+_RECORD_BYTES = 2 * 2**30  # address space that their stacks and heaps reserve
 
 
 @functools.cache
 def check_room() -> None:
-    """Tries whether ArrayRecord's threads can be started.
+    """Checks that ArrayRecord's threads can start.
 
     Raises:
-      UserError: they cannot, for the limits of this process.
+      UserError: they cannot, because of this process's limits.
     """
     soft = resource.getrlimit(resource.RLIMIT_AS)[0]
     try:
@@ -41,14 +40,17 @@ def check_room() -> None:
             )
         ]
         raise UserError(
-            f"train: the examples' reader needs {_RECORD_THREADS} threads and"
-            f" {_RECORD_BYTES // 2**30} GiB of addresses ({', '.join(limits)}): raise the limits and run"
-            " again; finished work is kept"
+            f"train: reading examples needs {_RECORD_THREADS} threads and {_RECORD_BYTES // 2**30} GiB of"
+            f" addresses ({', '.join(limits)}); finished work is kept: raise the limits and run again"
         ) from error
 
 
 def _start_threads(number: int) -> None:
-    """Starts threads, all there at the same time, and ends them; RuntimeError if one cannot start."""
+    """Starts `number` threads that exist at the same time, and ends them.
+
+    Raises:
+      RuntimeError: a thread cannot start.
+    """
     leave, started = threading.Event(), []
     try:
         for _ in range(number):
@@ -62,17 +64,17 @@ def _start_threads(number: int) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is a device's lack of memory; libraries pass on its text in errors of theirs."""
+    """True if a device ran out of memory. The text is tested, because libraries wrap the error."""
     return "RESOURCE_EXHAUSTED" in str(error)
 
 
 @contextlib.contextmanager
 def needed_for(doing: str, remedy: str) -> Iterator[None]:
-    """A context that explains a lack of memory in it.
+    """A context in which running out of device memory becomes a UserError with a remedy.
 
     Args:
-      doing: what is being done, after "while".
-      remedy: the fields that help, as a request.
+      doing: what the context does; completes "while ...".
+      remedy: what to do, as an imperative that names fields.
 
     Raises:
       UserError: a device ran out of memory.
@@ -85,6 +87,6 @@ def needed_for(doing: str, remedy: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"train: a device is out of memory while {doing}: {remedy}; leafe_jax.tools.plan counts the"
-            f" bytes beforehand ({str(error).splitlines()[0]})"
+            f"train: a device is out of memory while {doing}: {remedy}; leafe_jax.tools.plan predicts the"
+            f" bytes ({str(error).splitlines()[0]})"
         ) from error

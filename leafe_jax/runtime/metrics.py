@@ -1,4 +1,4 @@
-"""Metrics to TensorBoard and to metrics.jsonl, one line a step."""
+"""Writes metrics to TensorBoard and to metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 def _prefixes(line: dict[str, Any]) -> set[str]:
-    """What stands before the last slash of each name of a line."""
+    """The prefixes in a line: what precedes the last slash of each name."""
     return {name.rpartition("/")[0] for name in line if name != "step"}
 
 
 def code_block(text: str) -> str:
-    """Markdown that shows a text as it is, one line of the text a line.
+    """Markdown that shows a text verbatim, line by line.
 
-    TensorBoard renders Markdown to HTML, images from anywhere included. A line that is indented by four
-    is code. Markdown ends lines at a carriage return too, so none may be left within a line.
+    TensorBoard renders Markdown to HTML and would load images from anywhere. Lines indented by four spaces
+    are code and are not rendered. Markdown also ends a line at a carriage return, so text is split there.
     """
     lines = re.split("\r\n|\r|\n", text)
     return "".join(f"    {visible(line)}\n" for line in lines)
@@ -50,31 +50,34 @@ def _summary_writer(directory: str) -> SummaryWriter:
 
 
 class Metrics:
-    """Writes scalars twice: for TensorBoard and for whoever has none.
+    """Writes scalars to TensorBoard's event files, and to metrics.jsonl with one line per step.
 
-    A phase that was killed and resumed writes some steps again: the lines of the same prefix (what
-    stands before the last slash) from that step on are replaced, so metrics.jsonl reads as if
-    nothing had happened. TensorBoard's event files cannot be cut; it shows the later of two values
-    of one step.
+    A phase that was killed and resumed writes some steps again. Lines of the same prefix (what precedes the
+    last slash of a name) from that step on are then replaced, so metrics.jsonl looks as if the phase had
+    never stopped. TensorBoard's event files cannot be truncated; it shows the later of a step's two values.
 
-    A line that a kill tore is dropped when the file is opened; every other line is kept.
+    A line that a kill left incomplete is dropped when the file is opened. All other lines are kept.
 
     Args:
-      directory: the workdir; events go to `tensorboard/`, lines to `metrics.jsonl`.
-      kept: False writes nothing: another process does.
+      directory: the workdir. Events go to `tensorboard/`, lines to `metrics.jsonl`.
+      kept: False writes nothing, because another process does.
 
     Raises:
-      UserError: metrics.jsonl or tensorboard/ is there and cannot be read or written.
+      UserError: metrics.jsonl or tensorboard/ exists and cannot be read or written.
     """
 
     def __init__(self, directory: Path, kept: bool = True):
         self._kept = kept
         self._path = directory / "metrics.jsonl"
         self._events = directory / "tensorboard"
-        self._writer: SummaryWriter | None = None  # made when needed: a no-op run leaves no file
-        self._last: dict[str, int] = {}  # prefix -> last step, so that most calls read nothing
+        self._writer: SummaryWriter | None = (
+            None  # made on first use: a run without work leaves no file
+        )
+        self._last: dict[
+            str, int
+        ] = {}  # prefix -> last step, so that most calls need not read the file
         if kept and os.path.lexists(self._events):
-            make_directory(self._events)  # before any work: one line where a file is in its place
+            make_directory(self._events)  # fails before any work if a file is in its place
         if kept and os.path.lexists(self._path):
             lines, complete = self._read()
             if not complete:
@@ -89,14 +92,14 @@ class Metrics:
             self._writer.close()
 
     def last_step(self, prefix: str) -> int:
-        """The last step that has values of a prefix, or -1."""
+        """The last step with values of a prefix, or -1."""
         return self._last.get(prefix, -1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes values with slash names and one prefix, e.g. {"distill/loss": 0.3}, at a step.
+        """Writes the values of a step, whose names share a prefix, e.g. {"leafe/loss": 0.3}.
 
-        What is not finite is null in metrics.jsonl, for JSON has no word for it, and has no point in
-        TensorBoard's curve.
+        A value that is not finite is null in metrics.jsonl, because JSON cannot represent it, and is left
+        out of TensorBoard's curve.
         """
         if not self._kept:
             return
@@ -106,7 +109,7 @@ class Metrics:
             if step <= self._last.get(prefix, -1):
                 self._drop(prefix, step)
         line = {n: v if math.isfinite(v) else None for n, v in numbers.items()}
-        with open(self._path, "a", encoding="utf-8") as file:  # closed, hence flushed, every line
+        with open(self._path, "a", encoding="utf-8") as file:  # closed, so each line is flushed
             file.write(json.dumps({"step": step, **line}) + "\n")
         self._last.update(dict.fromkeys(prefixes, step))
         for name, value in line.items():
@@ -114,7 +117,7 @@ class Metrics:
                 self._tensorboard().add_scalar(name, value, step)
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Shows a text, e.g. a whole trajectory, in TensorBoard; metrics.jsonl has numbers only."""
+        """Writes a text, e.g. a trajectory, to TensorBoard. metrics.jsonl has numbers only."""
         if not self._kept:
             return
         self._tensorboard().add_text(name, code_block(text), step)
@@ -132,18 +135,18 @@ class Metrics:
         self._index(kept)
 
     def _read(self) -> tuple[list[dict[str, Any]], bool]:
-        """(readable lines, whether the file is made of such lines only and ends with one)."""
-        # Not splitlines(): that also splits at characters that may stand inside a JSON string.
+        """(readable lines, True if the file consists of such lines and the last one is complete)."""
+        # Not splitlines(), which also splits at characters that may occur inside a JSON string.
         with readable(self._path) as file:
             *parts, rest = file.read().decode("utf-8", errors="replace").split("\n")
-        # A kill between a line and its line end leaves whole JSON that the next line would be
-        # glued to: such a file is kept in full, and rewritten.
+        # A kill may leave a complete last line without its newline. The line is kept, and the file is
+        # rewritten; otherwise the next line would be appended to it.
         lines, complete = [], not rest
         for part in [*parts, rest] if rest else parts:
             try:
                 line = json.loads(part)
                 if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-                    raise ValueError("not a line of metrics")
+                    raise ValueError("not a metrics line")
                 lines.append(line)
             except (ValueError, RecursionError):
                 complete = False

@@ -1,4 +1,4 @@
-"""Being told to stop: a signal, or a maintenance notice, and all processes stopping at the same step."""
+"""Preemption: a signal or a maintenance notice makes all processes save and stop at the same step."""
 
 from __future__ import annotations
 
@@ -18,35 +18,36 @@ from leafe_jax.errors import UserError
 from leafe_jax.runtime import stopping
 
 EXIT_PREEMPTED = stopping.CODES[signal.SIGTERM]
-# A person's, and those of schedulers: at the end, and ahead of it.
+# SIGINT comes from a person. Schedulers send SIGTERM at the end of a job, and SIGUSR1 some time before it.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _POLL_SECONDS = 5.0
-_AGAIN_SECONDS = 1.0  # a second SIGINT after this time leaves without saving
+_AGAIN_SECONDS = 1.0  # a second SIGINT later than this after the first stops without saving
 _MAX_NOTICE = 1000  # bytes
 
-# The runtime agrees on the highest number reported so far plus one, and compares for equality: steps,
-# which start anew with every fit or go on from a checkpoint, would never meet a notice that came
-# between two loops. These go on by one for as long as the process lives.
+# Counts calls of reached_preemption_sync_point. jax's runtime agrees on the highest number reported so far
+# plus one, and compares for equality. Step numbers would not do: they restart with every fit or continue
+# from a checkpoint, so a notice that comes between two training loops would never match. This counter grows
+# by one for as long as the process lives.
 _calls = itertools.count(1)
 
 
 class Preemption:
-    """A context in which `asked` tells when to save and leave.
+    """A context in which `asked` says when to save and stop.
 
-    In a run of several processes the notice of one of them stops all, at the same step: jax's
-    distributed runtime takes the SIGTERM and agrees on it. One that comes while nobody trains stops
-    the next training after its first step.
+    With several processes, a notice to one of them stops all at the same step: jax's distributed runtime
+    receives the SIGTERM and agrees on the step. A notice that comes while nothing trains stops the next
+    training after its first step.
 
     Args:
-      notice_url: address polled for a maintenance notice, "" for none; any answer but NONE and FALSE is
-        one. On Google Cloud: .../maintenance-event or .../preempted under
+      notice_url: address to poll for a maintenance notice; "" polls nothing. Any answer except NONE and
+        FALSE is a notice. On Google Cloud: .../maintenance-event or .../preempted under
         http://metadata.google.internal/computeMetadata/v1/instance
 
     Attributes:
-      code: exit code of the process, once `asked` has said so.
+      code: exit code of the process, valid once `asked` has returned True.
 
     Raises:
-      UserError: notice_url is no address.
+      UserError: notice_url is not an address.
     """
 
     def __init__(self, notice_url: str):
@@ -54,14 +55,14 @@ class Preemption:
             raise UserError(f"train.notice_url = {notice_url!r}: must be an http address, or ''")
         self._url = notice_url
         self.code = EXIT_PREEMPTED
-        self._signal: tuple[int, float] | None = None  # the first one, and when it came
+        self._signal: tuple[int, float] | None = None  # the first signal, and when it came
         self._context = contextlib.ExitStack()
         self._noted = threading.Event()
         self._left = threading.Event()
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Preemption:
-        # Handlers can only be set in the main thread; elsewhere (notebooks, tests) none is needed.
+        # Only the main thread can set handlers. Other threads (notebooks, tests) need none.
         if threading.current_thread() is threading.main_thread():
             self._context.enter_context(stopping.saving())
             for number in SIGNALS:
@@ -72,7 +73,7 @@ class Preemption:
                     and jax.process_count() > 1
                     and not stopping.taken_back()
                 ):
-                    continue  # the runtime has it, and is the one to be told
+                    continue  # jax's runtime handles it
                 self._previous[number] = signal.signal(number, self._take)
         if self._url:
             threading.Thread(target=self._poll, daemon=True).start()
@@ -84,7 +85,7 @@ class Preemption:
             signal.signal(number, handler)
         self._context.close()
         if kind is None and self._noted.is_set() and self._previous:
-            # It came after the last `asked`, and nobody has heard of it.
+            # The notice came after the last `asked`, so nothing has acted on it: send it again.
             number = self._signal[0] if self._signal else signal.SIGTERM
             os.kill(os.getpid(), number if number == signal.SIGINT else signal.SIGTERM)
 
@@ -97,22 +98,22 @@ class Preemption:
             self._note()
         elif number == signal.SIGINT and now - self._signal[1] > _AGAIN_SECONDS:
             previous = self._previous[number]
-            if callable(previous):  # a person does not want to wait for the step and the save
+            if callable(previous):  # the user does not want to wait for the step and the save
                 previous(number, frame)
 
     def _note(self) -> None:
         self._noted.set()
-        if jax.process_count() > 1:  # the others hear of it from the distributed runtime
+        if jax.process_count() > 1:  # the distributed runtime tells the other processes
             stopping.tell_runtime()
 
     def asked(self) -> bool:
-        """Whether to save and leave now; every process calls it after each of its steps."""
+        """True if the process must save and stop now. Every process must call it after each step."""
         if jax.process_count() == 1:
             return self._noted.is_set()
         return multihost_utils.reached_preemption_sync_point(next(_calls))
 
     def leaving(self) -> None:
-        """The state is saved, and the process ends: later signals are ignored."""
+        """Says that the state is saved and the process ends. Later signals are ignored."""
         stopping.note(signal.SIGINT if self.code != EXIT_PREEMPTED else signal.SIGTERM)
 
     def _poll(self) -> None:
@@ -121,9 +122,9 @@ class Preemption:
             try:
                 with urllib.request.urlopen(request, timeout=_POLL_SECONDS) as answer:
                     notice = answer.read(_MAX_NOTICE).decode(errors="replace").strip()
-            except (OSError, http.client.HTTPException, ValueError):  # no answer is no notice
+            except (OSError, http.client.HTTPException, ValueError):  # no answer means no notice
                 continue
-            if self._left.is_set():  # while the answer came: nobody saves any more
+            if self._left.is_set():  # training ended while the answer came, so nothing would save
                 return
             if notice not in ("NONE", "FALSE"):
                 self._note()

@@ -1,12 +1,14 @@
-"""Several processes, one program: coming together, agreeing, and noticing when one of them is gone.
+"""Runs of several processes: joining, agreeing on decisions, and noticing that a process has died.
 
-Where a run has several processes, each holds a TCP connection to the first one for as long as it lives. It
-takes the roll before jax's own runtime starts, which ends the process with a stack trace where a process
-is missing or there twice; it carries what has to be agreed on; and it breaks when a process dies, in
-whatever way, so that the others can say so and stop. No device takes part: one process may still explore
-while another waits, however long.
+Each process holds a TCP connection to process 0 for as long as it lives. The connection has three uses:
 
-With one process everything here does nothing.
+* the roll call, before jax's own runtime starts. That runtime would end the process with a stack trace if a
+  process is missing or was started twice.
+* decisions that all processes must agree on. No device takes part, so one process may still explore while
+  another waits, for any length of time.
+* it breaks when a process dies, for any reason. The others then report that and stop.
+
+With one process, every function here does nothing.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from typing import Any
 
 import jax
 
-from leafe_jax.errors import NothingToLearn, UserError
+from leafe_jax.errors import UserError
 from leafe_jax.runtime import console, roll, stopping
 
-JOIN_SECONDS = 300.0  # for all processes to come
-MEET_SECONDS = 1800.0  # for all processes to come to a point that none has far to
-_SILENT_SECONDS = 30  # a host that does not even acknowledge for so long is gone
-_SAY_EVERY = 600.0  # seconds between lines about who is waited for
+JOIN_SECONDS = 300.0  # time for all processes to join
+MEET_SECONDS = 1800.0  # time for all processes to reach a point that none is far from
+_SILENT_SECONDS = 30  # a host that acknowledges nothing for this long counts as dead
+_SAY_EVERY = 600.0  # seconds between log lines about processes that are waited for
 _MAX_MESSAGE = 2**26  # bytes
 _AGAIN = "start all of them again with the same command: finished work is kept"
 _LOG = logging.getLogger("leafe_jax")
@@ -42,12 +44,12 @@ _peers: _Peers | None = None
 
 
 def first() -> bool:
-    """Whether this is the process that prints, draws and writes what there is one of."""
+    """True in the process that prints, draws, and writes everything that a run has one copy of."""
     return jax.process_index() == 0
 
 
 def several() -> bool:
-    """Whether this run has joined others."""
+    """True if this process has joined other processes."""
     return _peers is not None
 
 
@@ -59,20 +61,20 @@ def together(
     seconds: float | None = MEET_SECONDS,
     meanwhile: Callable[[], None] | None = None,
 ) -> Any:
-    """All processes come here; the first one decides from what they bring; all get the decision.
+    """The decision of process 0 from the values of all processes; every process gets the same.
 
-    Without `decide` it is a barrier. Calls must come in the same order everywhere.
+    Without `decide` this is a barrier. All processes must make the same calls in the same order.
 
     Args:
       what: where in the run this is, for messages.
-      value: what this process brings; JSON.
-      decide: called in the first process with the values of all, in order; its result is JSON.
-      seconds: to wait for the others; None waits as long as they live.
-      meanwhile: called in the first process every few seconds while it waits.
+      value: this process's value, as JSON data.
+      decide: called in process 0 with the values of all processes, in order. Returns JSON data.
+      seconds: how long to wait for the others; None waits for as long as they live.
+      meanwhile: called in process 0 every few seconds while it waits.
 
     Raises:
-      UserError: a process did not come in time (in the first process, which ends the others); or
-        `decide` raised it, then in every process.
+      UserError: in process 0, if a process did not arrive in time (this ends the others too); or in every
+        process, if `decide` raised it.
     """
     if _peers is None:
         return decide([value]) if decide is not None else None
@@ -80,10 +82,10 @@ def together(
 
 
 def stop(line: str, code: int = 2) -> None:
-    """Prints a line, e.g. "error: ..."; with several processes tells the others and ends this one.
+    """Prints a line, e.g. "error: ...". With several processes, it also ends this one and all others.
 
-    They end too, with the line and this process's number; with code 2 where the line is an error,
-    otherwise with `code`.
+    The others print the line with this process's number. Their exit code is 2 if the line is an error, else
+    `code`.
     """
     if _peers is None:
         console.tell(line)
@@ -92,7 +94,7 @@ def stop(line: str, code: int = 2) -> None:
 
 
 def leave() -> None:
-    """Says goodbye: from here on another process's end is no error."""
+    """Leaves the run. From now on it is not an error if another process ends."""
     if _peers is not None:
         _peers.leave()
 
@@ -105,20 +107,21 @@ def join(
     seconds: float = JOIN_SECONDS,
     run: str = "",
 ) -> None:
-    """Joins the other processes of this run, if there are any; before jax looks for devices.
+    """Joins the other processes of this run, if there are any. Must run before jax looks for devices.
 
-    Without arguments they come from the environment: SLURM (srun) or a TPU VM with several hosts; on one
-    machine nothing happens.
+    Without arguments, the environment says which processes there are: SLURM (srun), or a TPU VM with
+    several hosts. On a single machine nothing happens.
 
     Args:
-      coordinator: host:port of process 0, with a port that is free there.
-      num_processes, process_id: how many, and which of 0 .. num_processes - 1 this is.
-      seconds: to wait for all of them.
-      run: name of the run; processes of a run with another name are sent away.
+      coordinator: host:port of process 0; the port must be free there.
+      num_processes: number of processes.
+      process_id: number of this process, from 0 to num_processes - 1.
+      seconds: how long to wait for all processes.
+      run: name of the run. Processes of a run with another name are rejected.
 
     Raises:
-      UserError: not all three or out of range; the port is taken; a process is missing or was started
-        twice, or has another number of processes.
+      UserError: only some of the first three arguments are given, or one is out of range; the port is
+        taken; a process is missing, was started twice, or was started with another num_processes.
     """
     global _peers
     explicit = (coordinator, num_processes, process_id)
@@ -129,7 +132,7 @@ def join(
         coordinator, num_processes, process_id, devices = found
     elif None in explicit:
         raise UserError(
-            "--coordinator, --num_processes and --process_id belong together: all three or none"
+            "--coordinator, --num_processes and --process_id: must be given all three, or none"
         )
     else:
         devices = None
@@ -152,7 +155,7 @@ def join(
     _explain_aborts()
     jax.distributed.initialize(
         coordinator, num_processes, process_id, devices,
-        cluster_detection_method="deactivate",  # it is known already
+        cluster_detection_method="deactivate",  # already detected
         initialization_timeout=int(seconds) + 1,
     )  # fmt: skip
     stopping.take_back()
@@ -164,11 +167,12 @@ def join(
 
 
 def _cluster(env, seconds: float) -> tuple[str, int, int, Sequence[int] | None] | None:
-    """(coordinator, number of processes, own number, own devices) where a scheduler started several."""
+    """(coordinator, number of processes, own number, own devices), or None unless a scheduler started
+    several processes."""
     slurm = "SLURM_STEP_NODELIST" in env and int(env.get("SLURM_NTASKS", 1)) > 1
     if not slurm and _tpu_hosts(env) == 1:
         return None
-    # Not public; jax.distributed.initialize does the same, but only together with the rest.
+    # A private function: jax.distributed.initialize calls it too, but not separately from the rest.
     from jax._src.clusters import ClusterEnv
 
     coordinator, count, number, devices = ClusterEnv.auto_detect_unset_distributed_params(
@@ -176,14 +180,14 @@ def _cluster(env, seconds: float) -> tuple[str, int, int, Sequence[int] | None] 
     )
     if coordinator is None or not count:
         return None
-    # jax gives every SLURM task one GPU; a task that is alone on its node has them all.
+    # jax gives every SLURM task one GPU. A task that is alone on its node should have all of the node's.
     if slurm and env.get("SLURM_STEP_NUM_NODES") == env["SLURM_NTASKS"]:
         devices = list(range(int(env.get("SLURM_GPUS_ON_NODE", 0)))) or None
     return coordinator, count, number, devices
 
 
 def _tpu_hosts(env) -> int:
-    """Hosts of the TPU slice (or slices) that this machine belongs to; 1 where there is no TPU."""
+    """Number of hosts in the TPU slices that this machine belongs to; 1 if it has no TPU."""
     platforms = env.get("JAX_PLATFORMS", "")
     if platforms and "tpu" not in platforms:
         return 1
@@ -206,31 +210,33 @@ def _tpu_hosts(env) -> int:
 
 
 def _explain_aborts() -> None:
-    """Has the last word where jax's runtime aborts the process, after its own message.
+    """Prints an explanation when jax's runtime aborts the process, after the runtime's own message.
 
-    It does so when process 0, which runs its service, dies; there is no other way to be told.
+    The runtime aborts when process 0, which hosts its service, dies. It offers no other notification.
     """
     global _handler
 
     def explain(_: int) -> None:
         if _peers is not None:
             _peers.end(
-                "error: jax's runtime has ended this process (its message is above), most likely since"
-                f" another one died; {_AGAIN}"
+                "error: jax's runtime has ended this process (its message is above), most likely because"
+                f" another process died; {_AGAIN}"
             )
         os._exit(2)
 
-    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(explain)  # must not be collected
+    # Global, because it must not be garbage-collected.
+    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(explain)
     ctypes.CDLL(None).signal(signal.SIGABRT, _handler)
 
 
-# -- together --------------------------------------------------------------------------------------
+# -- agreeing --------------------------------------------------------------------------------------
 class _Peers:
-    """The other processes: a star with the first one in the middle.
+    """Connections to the other processes, in a star around process 0.
 
     Args:
-      number, count: this process, and how many there are.
-      sockets: process -> connection: to all others in the first process, to that one elsewhere.
+      number: of this process.
+      count: number of processes.
+      sockets: process -> connection. Process 0 has one to each other process; the others have one to it.
     """
 
     def __init__(self, number: int, count: int, sockets: dict[int, socket.socket]):
@@ -239,8 +245,8 @@ class _Peers:
         self._round = 0
         self._brought: dict[int, dict[int, Any]] = {}  # round -> process -> value
         self._decided: dict[int, dict[str, Any]] = {}  # round -> decision
-        self._gone: set[int] = set()  # who has said goodbye
-        self._last_words = threading.Lock()  # held by whoever ends this process
+        self._gone: set[int] = set()  # processes that have left the run
+        self._last_words = threading.Lock()  # held by the thread that ends this process
         for peer, connection in sockets.items():
             _keep_alive(connection)
             threading.Thread(target=self._listen, args=(peer, connection), daemon=True).start()
@@ -255,11 +261,11 @@ class _Peers:
                 answer = self._decided.pop(self._round)
         else:
             values = self._wait_for_all(what, seconds, meanwhile)
-            values[0] = json.loads(json.dumps(value))  # the same types as the others'
+            values[0] = json.loads(json.dumps(value))  # so that it has the same types as the others
             answer = _decide(decide, [values[n] for n in range(self.count)])
             self._tell({"round": self._round, **answer})
         if "error" in answer:
-            raise (NothingToLearn if answer["empty"] else UserError)(answer["error"])
+            raise UserError(answer["error"])
         return answer["decision"]
 
     def _wait_for_all(self, what: str, seconds: float | None, meanwhile) -> dict[int, Any]:
@@ -272,7 +278,7 @@ class _Peers:
                 missing = [n for n in range(1, self.count) if n not in brought]
                 gone = [n for n in missing if n in self._gone]
                 if gone or missing and seconds is not None and now - begin > seconds:
-                    how = "has left" if gone else f"has not come within {seconds:.0f} s"
+                    how = "has left" if gone else f"did not arrive within {seconds:.0f} s"
                     raise UserError(f"{what}: {roll.name(gone or missing)} of {self.count} {how}")
                 if missing and now - said > _SAY_EVERY:
                     said = now
@@ -283,7 +289,7 @@ class _Peers:
 
     def stop(self, line: str, code: int) -> None:
         """See `stop`; does not return."""
-        # Before the others hear of it: the first process sends what it is told to all, and they end too.
+        # Before telling the others: process 0 forwards the message to all, and they end this process too.
         self._last_words.acquire()
         me = f"process {self.number} of {self.count}"
         if line.startswith("error: "):
@@ -300,16 +306,16 @@ class _Peers:
         self._tell({"bye": True})
 
     def end(self, line: str, code: int = 2) -> None:
-        """Prints the one line and ends this process; does not return."""
-        self._last_words.acquire()  # never released: a second one waits for the end
+        """Prints the line and ends this process; does not return."""
+        self._last_words.acquire()  # never released: a second thread waits here until the process ends
         self._end(line, code)
 
     def _end(self, line: str, code: int) -> None:
         console.tell(line)
-        # jax's runtime may be about to print the stack of what has just been said.
+        # jax's runtime may be about to print a stack trace for the same failure.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         for connection in self._sockets.values():
-            try:  # what has been sent arrives before the end does
+            try:  # delivers what was sent before the connection closes
                 connection.shutdown(socket.SHUT_WR)
             except OSError:
                 pass
@@ -321,7 +327,7 @@ class _Peers:
             roll.send(connection, message)
 
     def _listen(self, peer: int, connection: socket.socket) -> None:
-        """Takes what a process sends, until its connection ends or it sends what nobody expects."""
+        """Handles a process's messages until its connection ends or it sends an invalid one."""
         problem = "has died or cannot be reached"
         try:
             with connection.makefile("rb") as file:
@@ -332,7 +338,7 @@ class _Peers:
         except OSError:
             pass
         except (ValueError, KeyError, TypeError):
-            problem = "has sent something that is no message of this program"
+            problem = "has sent an invalid message"
         if peer not in self._gone:
             lost = f"error: process {peer} of {self.count} {problem}; {_AGAIN}"
             if self.number == 0:
@@ -340,7 +346,7 @@ class _Peers:
             self.end(lost)
 
     def _take(self, peer: int, message: dict[str, Any]) -> None:
-        """Raises KeyError, TypeError or ValueError for what is no message."""
+        """Handles one message. Raises KeyError, TypeError or ValueError if it is invalid."""
         if "stop" in message:
             line, code = str(message["stop"]), _checked(message["code"])
             if self.number == 0:
@@ -353,8 +359,7 @@ class _Peers:
                 self._brought.setdefault(_checked(message["at"]), {})[peer] = message["value"]
             else:
                 answer = {
-                    k: message[k]
-                    for k in (("error", "empty") if "error" in message else ("decision",))
+                    k: message[k] for k in (("error",) if "error" in message else ("decision",))
                 }
                 self._decided[_checked(message["round"])] = answer
             self._changed.notify_all()
@@ -362,7 +367,7 @@ class _Peers:
 
 def _checked(number: Any) -> int:
     if type(number) is not int:
-        raise TypeError(f"{number!r} is no number")
+        raise TypeError(f"{number!r}: must be an integer")
     return number
 
 
@@ -370,12 +375,13 @@ def _decide(decide, values: list[Any]) -> dict[str, Any]:
     try:
         decision = decide(values) if decide is not None else None
     except UserError as error:
-        return {"error": str(error), "empty": isinstance(error, NothingToLearn)}
-    return {"decision": json.loads(json.dumps(decision))}  # the same types in all
+        return {"error": str(error)}
+    # Through JSON in process 0 as well, so that all processes get the same types.
+    return {"decision": json.loads(json.dumps(decision))}
 
 
 def _keep_alive(connection: socket.socket) -> None:
-    """A host that vanishes without a word (power, network) is noticed too."""
+    """Makes the connection break if its host vanishes (power failure, network failure)."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -385,5 +391,5 @@ def _keep_alive(connection: socket.socket) -> None:
         ("TCP_KEEPCNT", 4),
         ("TCP_USER_TIMEOUT", 1000 * _SILENT_SECONDS),
     ):
-        if hasattr(socket, name):  # Linux has them all
+        if hasattr(socket, name):  # Linux has all of them
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,4 +1,7 @@
-"""Progress of long work: a bar with rate and time left on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar with rate and remaining time on a terminal, plain lines elsewhere.
+
+The bar is tqdm's. The plain lines are our own: tqdm's rate would count work that an earlier process did.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from tqdm import tqdm
 from leafe_jax.runtime.console import tell, visible
 
 _LINE_EVERY = 10.0  # seconds between plain lines
-_WINDOW = 12  # plain lines that the rate looks back over
+_WINDOW = 12  # number of plain lines over which the rate is measured
 
 
 def _duration(seconds: float) -> str:
-    """Seconds in words: 45 s, 12 min, 3 h 05 min."""
-    seconds = max(seconds, 0.0)  # a clock that is set back
+    """A duration as text: 45 s, 12 min, 3 h 05 min."""
+    seconds = max(seconds, 0.0)  # negative if the clock is set back
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -31,17 +34,17 @@ def _in_words(speed: float) -> str:
 
 
 class Progress:
-    """Counts `unit`s up to `total`, on stderr.
+    """Shows on stderr how many of `total` units are done.
 
-    Where stderr is no terminal: one line at the first update, one at most every ten seconds, one at
-    the end. A resumed phase begins by counting what was done before, in no time at all: the rate
-    starts from where the first second of updates ended, and looks back two minutes at most.
+    If stderr is not a terminal, it prints a line at the first update, then at most one every ten seconds,
+    and one at the end. A resumed phase first counts what was done before, which takes no time. So the rate
+    ignores the first second of updates. It covers at most the last two minutes.
 
     Args:
-      total: how many there will be.
-      unit: what is counted, singular.
-      label: what is going on.
-      shown: False says nothing: another process does.
+      total: number of units.
+      unit: what is counted, in the singular.
+      label: name of the work.
+      shown: False prints nothing, because another process does.
     """
 
     def __init__(self, total: int, unit: str, label: str, shown: bool = True):
@@ -49,9 +52,9 @@ class Progress:
         self.total, self.unit, self.label = total, unit, label
         self.count = 0
         self._begin = time.monotonic()
-        self._said: float | None = None  # when the last plain line was printed
-        self._first: float | None = None  # when the first update came
-        self._base = (self._begin, 0)  # (seconds, count) where the work of this process begins
+        self._said: float | None = None  # time of the last plain line
+        self._first: float | None = None  # time of the first update
+        self._base = (self._begin, 0)  # (seconds, count) at which this process's own work begins
         self._marks = collections.deque([self._base], maxlen=_WINDOW)
         self._postfix = ""
         self._bar = None
@@ -74,11 +77,11 @@ class Progress:
             self._line(f"{_in_words(speed)}, took {_duration(now - self._begin)}")
 
     def update(self, number: int, **postfix: object) -> None:
-        """`number` more are done; `postfix` is shown behind, e.g. solved=12."""
+        """Counts `number` more units as done. `postfix` is shown after the rate, e.g. solved=12."""
         self.to(self.count + number, self.total, **postfix)
 
     def to(self, count: int, total: int, **postfix: object) -> None:
-        """`count` of `total` are done."""
+        """Sets the number of units that are done, and the total."""
         step, self.count, self.total = count - self.count, count, total
         if postfix:
             self._postfix = "".join(f", {name} {value}" for name, value in postfix.items())
@@ -94,7 +97,7 @@ class Progress:
             self._first = now
         if now - self._first < 1:
             self._base = self._marks[0] = (now, count)
-        # A clock that is set back must not silence the lines.
+        # A negative difference means that the clock was set back, which must not suppress lines.
         if self._said is None or not 0 <= now - self._said < _LINE_EVERY:
             self._said = now
             speed = self._speed(self._marks[0], now)
@@ -104,7 +107,7 @@ class Progress:
             self._line(_in_words(speed) + left)
 
     def _speed(self, since: tuple[float, int], now: float) -> float:
-        """Units a second since a mark; 0.0 when there is no rate yet that would mean anything."""
+        """Units per second since a mark; 0.0 if less than a second or no unit has passed."""
         seconds, done = now - since[0], self.count - since[1]
         return done / seconds if seconds >= 1 and done > 0 else 0.0
 
@@ -115,7 +118,7 @@ class Progress:
         tell(text)
 
     def _on_bar(self, call: Callable[[], Any]) -> None:
-        """Calls what draws the bar. A terminal that is gone ends the bar, not the run."""
+        """Calls a function that draws the bar. If the terminal is gone, the bar ends but not the run."""
         try:
             made = call()
         except (OSError, ValueError):

@@ -1,8 +1,8 @@
 """The roll call at the start of a run of several processes, and the messages between them.
 
-Process 0 listens at the coordinator's address. Anybody can reach it: a port scanner, a browser, a process
-of another run. What is no greeting of this run is sent away or dropped, and keeps nobody waiting. Messages
-are lines of JSON.
+Process 0 listens at the coordinator's address. Anything can connect to it: a port scanner, a browser, a
+process of another run. A caller without a valid greeting of this run is rejected or dropped, and delays
+nobody. Messages are lines of JSON.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 from leafe_jax.errors import UserError
 
 _MAX_GREETING = 4000  # bytes
-_GREETING_SECONDS = 10.0  # for a caller to greet
-_MAX_CALLERS = 256  # that have not greeted yet; the oldest is dropped
-_LINGER_SECONDS = 5.0  # to tell a problem to processes that come late
+_GREETING_SECONDS = 10.0  # time that a caller has to send its greeting
+_MAX_CALLERS = 256  # most callers that have not greeted yet; beyond it the oldest is dropped
+_LINGER_SECONDS = 5.0  # how long process 0 reports a problem to processes that call late
 
 
 @dataclasses.dataclass(frozen=True)
 class _Greeting:
-    """Who calls: the name of its run, its number, and how many processes it thinks there are."""
+    """What a caller says: the name of its run, its number, and its number of processes."""
 
     run: str
     process: int
@@ -36,7 +36,7 @@ class _Greeting:
 
 
 def _greeting(line: bytes) -> _Greeting | None:
-    """What a caller has said; None if it is no process of this program."""
+    """The greeting in a caller's line; None if the caller is not a process of this program."""
     try:
         said = decode(line)
         fields = {field.name: said[field.name] for field in dataclasses.fields(_Greeting)}
@@ -48,21 +48,17 @@ def _greeting(line: bytes) -> _Greeting | None:
 
 
 def call(place: tuple[str, int], count: int, run: str, seconds: float) -> dict[int, socket.socket]:
-    """Process 0: waits until every other process has called.
+    """Waits in process 0 until every other process has called; returns process -> connection.
 
     Args:
       place: host and port.
-      count: number of processes, this one included.
+      count: number of processes, including this one.
       run: name of the run.
-      seconds: to wait.
-
-    Returns:
-      process -> connection.
+      seconds: how long to wait.
 
     Raises:
-      UserError: the port is taken; a process did not come, was started twice, or was started with
-        another number of processes. All processes that have called, or call within a few seconds,
-        are told.
+      UserError: the port is taken; or a process is missing, was started twice, or was started with another
+        number of processes. Processes that have called, or call within a few seconds, get the same error.
     """
     where = f"--coordinator={place[0]}:{place[1]}"
     try:
@@ -74,10 +70,10 @@ def call(place: tuple[str, int], count: int, run: str, seconds: float) -> dict[i
         raise UserError(f"{where}: {error.strerror or error}") from error
     with _Roll(server, count, run) as roll:
         roll.listen(time.monotonic() + seconds)
-        late = bool(roll.problem)  # some may still come, and are told
+        late = bool(roll.problem)  # more processes may call, and must get the error too
         if not roll.problem and not roll.complete():
             missing = [n for n in range(1, count) if n not in roll.here]
-            roll.problem = f"{name(missing)} of {count} did not come within {seconds:.0f} s"
+            roll.problem = f"{name(missing)} of {count} did not join within {seconds:.0f} s"
             if roll.stranger:
                 roll.problem += f"; a process of another run called: {roll.stranger}"
         roll.tell_all()
@@ -92,15 +88,15 @@ class _Roll:
     """The state of a roll call.
 
     Attributes:
-      here: process -> connection, of those that have come.
-      problem: why the run cannot start, "" if nothing is wrong.
-      stranger: name of another run whose process has called.
+      here: process -> connection, for processes that have called.
+      problem: why the run cannot start; "" if nothing is wrong.
+      stranger: name of another run, if one of its processes has called.
     """
 
     def __init__(self, server: socket.socket, count: int, run: str):
         self._server, self._count, self._run = server, count, run
         self._selector = selectors.DefaultSelector()
-        self._callers: dict[socket.socket, tuple[bytearray, float]] = {}  # words so far, deadline
+        self._callers: dict[socket.socket, tuple[bytearray, float]] = {}  # bytes so far, deadline
         self._told: set[int] = set()
         self.here: dict[int, socket.socket] = {}
         self.problem = self.stranger = ""
@@ -117,11 +113,11 @@ class _Roll:
         self._server.close()
 
     def complete(self) -> bool:
-        """Whether all have come, or have been told of the problem."""
+        """True if all processes have called or, with a problem, all have been told of it."""
         return len(self._told if self.problem else self.here) == self._count - 1
 
     def listen(self, deadline: float) -> None:
-        """Until all have come, a problem is found, or (with a problem) all have been told of it."""
+        """Serves callers until the roll call is complete, a new problem is found, or the deadline."""
         begun_with = self.problem
         while not self.complete() and self.problem == begun_with:
             now = time.monotonic()
@@ -137,7 +133,7 @@ class _Roll:
                     self._hear(key.fileobj)
 
     def tell_all(self) -> None:
-        """Tells those that have come that all are there, or what the problem is."""
+        """Tells the processes that have called that the roll is complete, or what the problem is."""
         for number, connection in self.here.items():
             send(connection, {"problem": self.problem})
             self._told.add(number)
@@ -145,7 +141,7 @@ class _Roll:
     def _accept(self) -> None:
         try:
             caller, _ = self._server.accept()
-        except OSError:  # it has gone again, or there is no descriptor left for it
+        except OSError:  # the caller is gone, or no file descriptor is left for it
             return
         caller.setblocking(False)
         if len(self._callers) >= _MAX_CALLERS:
@@ -176,7 +172,7 @@ class _Roll:
         count, number = self._count, greeting.process
         if greeting.run != self._run:
             self.stranger = greeting.run
-            self._send_away(caller, f"another run is there: {self._run}")
+            self._send_away(caller, f"belongs to another run: {self._run}")
         elif self.problem:
             self._told.add(number)
             self._send_away(caller, self.problem)
@@ -188,7 +184,7 @@ class _Roll:
             self._told.add(number)
             self._send_away(caller, self.problem)
         elif not 0 < number < count or number in self.here:
-            self.problem = f"process {number} of {count} occurs twice"
+            self.problem = f"process {number} of {count} was started twice"
             self._send_away(caller, self.problem)
         else:
             self._release(caller)
@@ -213,17 +209,16 @@ class _Roll:
 def answer(
     place: tuple[str, int], count: int, number: int, run: str, seconds: float
 ) -> socket.socket:
-    """Other processes: calls process 0, which may not be there yet, until it says that all have come.
+    """Calls process 0 from another process; returns the connection once all processes have called.
+
+    Process 0 may start later than this process.
 
     Args:
-      place, count, run, seconds: as of `call`.
+      place, count, run, seconds: as for `call`.
       number: of this process.
 
-    Returns:
-      The connection to process 0.
-
     Raises:
-      UserError: it cannot be reached, is something else, or has found a problem.
+      UserError: process 0 cannot be reached or has found a problem; or the port belongs to another program.
     """
     where = f"--coordinator={place[0]}:{place[1]}"
     deadline = time.monotonic() + seconds
@@ -232,7 +227,7 @@ def answer(
         try:
             connection = socket.create_connection(place, timeout=10)
             send(connection, _Greeting(run, number, count).encode())
-            # Process 0 gives up first, and says why.
+            # Waits longer than process 0, which gives up first and says why.
             connection.settimeout(max(deadline - time.monotonic(), 0) + 30)
             with connection.makefile("rb", buffering=0) as file:
                 line = file.readline(_MAX_GREETING)
@@ -240,37 +235,35 @@ def answer(
                 problem = decode(line)["problem"]
                 if problem:
                     raise UserError(f"{where}: {problem}")
-                # Its call is over once it has said so to all: it may still find a problem before.
+                # Process 0 says this once its roll call is over. Until then it may find a problem.
                 return connection
-            reason = "it hung up"
+            reason = "it closed the connection"
         except OSError as error:
             reason = error.strerror or str(error)
         except (ValueError, KeyError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{where}: something else than process 0 answers there") from error
+            raise UserError(f"{where}: another program answers there, not process 0") from error
         if connection is not None:
             connection.close()
         if time.monotonic() > deadline:
-            raise UserError(
-                f"{where}: process 0 cannot be reached within {seconds:.0f} s ({reason})"
-            )
+            raise UserError(f"{where}: process 0 was not reached within {seconds:.0f} s ({reason})")
         time.sleep(0.5)
 
 
 def decode(line: bytes) -> dict[str, Any]:
-    """The message of a line; ValueError if it is none."""
+    """The message in a line. Raises ValueError if there is none."""
     try:
         message = json.loads(line)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(message, dict):
-        raise ValueError("no object")
+        raise ValueError("not an object")
     return message
 
 
 def send(connection: socket.socket, message: dict[str, Any]) -> None:
-    """Sends a message; one that does not arrive is noticed by whoever reads from the connection."""
+    """Sends a message. Errors are ignored, because the thread that reads the connection notices them."""
     try:
         connection.sendall((json.dumps(message) + "\n").encode())
     except OSError:
@@ -278,6 +271,6 @@ def send(connection: socket.socket, message: dict[str, Any]) -> None:
 
 
 def name(numbers: Sequence[int]) -> str:
-    """Processes in words, e.g. "processes 1, 3"."""
+    """Process numbers as text, e.g. "processes 1, 3"."""
     shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
     return f"process{'es' if len(numbers) > 1 else ''} {shown}"

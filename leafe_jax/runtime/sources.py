@@ -1,4 +1,4 @@
-"""What a process computes with: its source files and the packages they stand on."""
+"""Versions of what a process computes with: its source files and the packages they need."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _PACKAGES = ("jax", "jaxlib", "numpy", "transformers", "tokenizers", "jinja2")
 
 
 def facts(root: Path = _ROOT) -> dict[str, str]:
-    """What has to be the same in all processes of a run: name -> version, or hash of a file.
+    """What must be equal in all processes of a run: package -> version, and file -> hash.
 
-    Files are those of the packages leafe_jax and envs as they lie on the disk, committed or not,
-    the data they bring included.
+    Files are those of the packages leafe_jax and envs as they are on disk, committed or not, including
+    their data.
     """
     found = {"python": platform.python_version()}
     for name in _PACKAGES:

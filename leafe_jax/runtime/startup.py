@@ -1,4 +1,4 @@
-"""What has to be settled before jax starts its backends; imports nothing of it."""
+"""Settings that must be made before jax starts its backends. This module does not import jax."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import os
 import resource
 import sys
 
-# malloc.h; -1 never trims.
+# From malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _DEVICE_FILES = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg")
 
-_MIN_ADDRESS_SPACE = 4 * 2**30  # bytes; the smoke quickstart ends well with 4.4 GiB on two cores
-_MIN_FILES = 64  # descriptors; a run with checkpoints has about 40 open
+_MIN_ADDRESS_SPACE = 4 * 2**30  # bytes; the smoke quickstart succeeds with 4.4 GiB on two cores
+_MIN_FILES = 64  # file descriptors; a run with checkpoints has about 40 open
 
 
 def prepare() -> str | None:
-    """Settles everything that comes before jax is imported.
+    """Makes all settings that must precede the import of jax.
 
     Returns:
-      What keeps a run from starting on this machine, in one line; None if nothing does.
+      One line that says why a run cannot start on this machine, or None if it can.
     """
     problem = _limits()
     if problem is not None:
         return problem
-    # Compiled programs are kept, so that the second run starts at once.
+    # Cache compiled programs on disk, so that the second run starts at once.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache_directory())
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     if prefer_cpu():
@@ -35,7 +35,8 @@ def prepare() -> str | None:
 
 
 def _limits() -> str | None:
-    """Raises what may be raised; says which limit is too low for any run."""
+    """Raises the limit on open files as far as allowed. Returns one line about a limit that is too low for
+    any run, or None."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 4096 if hard == resource.RLIM_INFINITY else min(hard, 4096)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -46,13 +47,13 @@ def _limits() -> str | None:
     if space != resource.RLIM_INFINITY and space < _MIN_ADDRESS_SPACE:
         return (
             f"ulimit -v = {space // 1024} KiB: must be at least {_MIN_ADDRESS_SPACE // 1024} KiB, or"
-            " unlimited: XLA and the threads' stacks reserve more addresses than they use memory"
+            " unlimited: XLA and thread stacks reserve far more addresses than they use memory"
         )
     return None
 
 
 def _cache_directory() -> str:
-    """Where compiled programs are kept; "" keeps none, where there is no home to write to."""
+    """Directory for compiled programs; "" (no cache) if the home directory cannot be written to."""
     path = os.path.join(os.path.expanduser("~"), ".cache", "leafe_jax", "xla")
     try:
         os.makedirs(path, exist_ok=True)
@@ -62,10 +63,10 @@ def _cache_directory() -> str:
 
 
 def prefer_cpu() -> bool:
-    """Whether jax should not look for accelerators: there are none, and nobody asked for any.
+    """True if jax should not look for accelerators: there is no device file, and JAX_PLATFORMS is unset.
 
-    With libtpu installed (the tests need it) jax looks for a TPU, over the network too, and complains
-    at length; without any device file there is nothing to look for.
+    With libtpu installed, as for the tests, jax looks for a TPU, even over the network, and logs long
+    warnings. Without a device file there is nothing to find.
     """
     if "JAX_PLATFORMS" in os.environ:
         return False
@@ -73,11 +74,11 @@ def prefer_cpu() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library keep what XLA's CPU backend frees, for its next call.
+    """Makes the C library keep memory that XLA's CPU backend frees, for its next call.
 
-    glibc gives every large block back to the system at once and takes it, page by page, again. XLA asks
-    for such blocks at every call; where pages are slow to come (virtual machines) that took up to ten
-    times as long as the work on them. Peak memory is the same, but it stays with the process.
+    By default glibc returns every large block to the system at once, and faults it in again page by page.
+    XLA allocates such blocks in every call. Where page faults are slow (virtual machines) they took up to
+    ten times as long as the work itself. Peak memory does not change, but the process keeps it.
     """
     if not sys.platform.startswith("linux"):
         return

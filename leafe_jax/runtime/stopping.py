@@ -1,9 +1,9 @@
-"""How a run is stopped: by SIGINT, by SIGTERM, or since one of its threads has died.
+"""Stops a run: on SIGINT, on SIGTERM, or because one of its threads has died.
 
-The main thread gets an exception, so that files and worker processes are closed on its way out. It may
-be inside a compiler for minutes, where no Python code runs: a watching thread ends the process when
-the main thread has not come out in time. Training takes the signals itself and saves its state first
-(training/preemption.py).
+The main thread gets an exception, so that it closes files and worker processes on its way out. It may be
+inside the compiler for minutes, where no Python code runs, so a watcher thread ends the process if the main
+thread does not react in time. Training handles the signals itself and saves its state first
+(runtime/preemption.py).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}  # 128 + SIGINT; sysexits' EX_TEMPFAIL
 RESUME = "finished work is kept: run the same command again to resume"
-_THREAD_DIED = signal.SIGUSR2  # sent to the main thread by the thread that dies
-_GRACE = 3.0  # seconds for the main thread to close everything
+_THREAD_DIED = signal.SIGUSR2  # sent to the main thread by a thread that dies
+_GRACE = 3.0  # seconds that the main thread has to close everything
 
 _first: int | None = None  # the signal that stops this process
-_failure: BaseException | None = None  # what a thread has died of
+_failure: BaseException | None = None  # the exception that killed a thread
 _runtime_handler: Callable[[int], None] | None = None
-_saving = threading.Event()  # training saves before it leaves: it takes the time it needs
+_saving = threading.Event()  # set while training may save its state, which has no time limit
 
 
 class Stopped(BaseException):
@@ -42,15 +42,17 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def handlers(end: Callable[[str, int], None]) -> Iterator[None]:
-    """A context in which signals and dying threads raise in the main thread; for that thread only.
+    """A context in which signals and dying threads raise an exception in the main thread.
+
+    Only the main thread may enter it.
 
     Args:
-      end: end(message, code) prints the message and ends the process. It is called in another thread
-        when the main thread does not react.
+      end: end(message, code) prints the message and ends the process. It is called from another thread if
+        the main thread does not react.
 
     Raises:
       Stopped: SIGINT or SIGTERM came.
-      BaseException: what a background thread has died of.
+      BaseException: the exception that killed a background thread.
     """
     global _first, _failure
     _first = _failure = None
@@ -59,13 +61,13 @@ def handlers(end: Callable[[str, int], None]) -> Iterator[None]:
     left = threading.Event()
     old = {number: signal.getsignal(number) for number in (*CODES, _THREAD_DIED)}
     for number, handler in old.items():
-        if handler is not signal.SIG_IGN:  # as in a background job of a script
+        if handler is not signal.SIG_IGN:  # ignored e.g. in a background job of a script
             signal.signal(number, _handle)
     old_wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     old_hooks = threading.excepthook, sys.unraisablehook
     threading.excepthook = _thread_died
-    # Of errors in destructors and callbacks: `Stopped`, after which the watcher ends the process, and
-    # what libraries run into after an error that is told already.
+    # Errors in destructors and callbacks are not printed. They are `Stopped`, after which the watcher ends
+    # the process, or consequences of an error that has been reported already.
     sys.unraisablehook = lambda args: None
     threading.Thread(target=_watch, args=(read, end, left), name="stopping", daemon=True).start()
     try:
@@ -74,7 +76,7 @@ def handlers(end: Callable[[str, int], None]) -> Iterator[None]:
         left.set()
         signal.set_wakeup_fd(old_wakeup)
         for number, handler in old.items():
-            # A second signal, as many schedulers send, must neither add a line nor change the code.
+            # Many schedulers send a second signal. It must neither print a line nor change the exit code.
             ended = number in CODES and _first is not None
             signal.signal(number, signal.SIG_IGN if ended else handler)
         threading.excepthook, sys.unraisablehook = old_hooks
@@ -83,7 +85,7 @@ def handlers(end: Callable[[str, int], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def saving() -> Iterator[None]:
-    """A context that signals do not end, however long it takes: who is in it saves and leaves."""
+    """A context that the watcher does not end, however long it takes: the code in it saves and stops."""
     _saving.set()
     try:
         yield
@@ -92,22 +94,27 @@ def saving() -> Iterator[None]:
 
 
 def requested() -> Stopped | None:
-    """The signal that stops this run, if one has come. An error that comes after it is its doing:
-    some libraries catch what is raised in them, and raise errors of their own."""
+    """The signal that stops this run, or None.
+
+    An error raised after the signal is a consequence of it: some libraries catch `Stopped` and raise their
+    own errors.
+    """
     return None if _first is None else Stopped(_first)
 
 
 def note(number: int) -> None:
-    """Notes a signal that is told by somebody else, who leaves: later ones are ignored."""
+    """Records a signal that the caller has handled itself. Later signals are ignored."""
     global _first
     if _first is None:
         _first = number
 
 
 def take_back() -> None:
-    """Takes SIGTERM over from jax's distributed runtime, which has set a handler of its own."""
+    """Takes SIGTERM back from jax's distributed runtime, which has installed its own handler."""
     global _runtime_handler
-    if signal.getsignal(signal.SIGTERM) is not _handle:  # outside of `handlers`: nobody else asked
+    if (
+        signal.getsignal(signal.SIGTERM) is not _handle
+    ):  # outside of `handlers` the runtime keeps it
         return
     library = ctypes.CDLL(None)
     library.signal.restype = ctypes.c_void_p
@@ -118,12 +125,12 @@ def take_back() -> None:
 
 
 def taken_back() -> bool:
-    """Whether `take_back` has found a handler of the runtime's."""
+    """True if `take_back` found a handler of the runtime."""
     return _runtime_handler is not None
 
 
 def tell_runtime() -> None:
-    """Lets jax's distributed runtime know of a SIGTERM, so that all processes stop at one step."""
+    """Passes a SIGTERM on to jax's distributed runtime, so that all processes stop at the same step."""
     if _runtime_handler is not None:
         _runtime_handler(int(signal.SIGTERM))
     else:
@@ -135,13 +142,13 @@ def _handle(number: int, _) -> None:
     if number == _THREAD_DIED:
         if _failure is not None and _first is None:
             raise _failure
-    elif _first is None:  # the main thread is on its way out already when a second one comes
+    elif _first is None:  # on a second signal the main thread is already on its way out
         _first = number
         raise Stopped(number)
 
 
 def _thread_died(args) -> None:
-    """threading.excepthook: an error in a thread is the run's."""
+    """A threading.excepthook that stops the run with the thread's exception."""
     global _failure
     if args.exc_value is None or _failure is not None or _first is not None:
         return
@@ -150,7 +157,7 @@ def _thread_died(args) -> None:
 
 
 def _watch(read: int, end: Callable[[str, int], None], left: threading.Event) -> None:
-    """Ends the process where the main thread does not."""
+    """Ends the process if the main thread does not do so in time."""
     with open(read, "rb", buffering=0) as pipe:
         while number := pipe.read(1):
             if number[0] not in (*CODES, _THREAD_DIED) or _saving.is_set():

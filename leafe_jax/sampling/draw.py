@@ -1,7 +1,7 @@
-"""From logits to a token: the distribution that the options ask for, and a draw from it.
+"""Draws tokens from logits, with the sampling options of transformers' generate.
 
-Order, as in transformers' generate: logit bias, repetition penalty, temperature, top-k, top-p, min-p.
-Tokens that tie with the last one kept are kept, whatever the order they stand in.
+Options apply in this order: logit bias, repetition penalty, temperature, top-k, top-p, min-p. All tokens
+that tie with the last one kept are kept, too.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 
 from leafe_jax.types import Sampling
 
-# Rows of one batch: always "temperature"; the others only in an engine that offers them, so that a run
-# that uses none of them compiles and computes none of them.
+# Options of the rows of a batch. "temperature" is always present. The others are present only if the engine
+# supports them, so that a run without them neither compiles nor computes them.
 Options = dict[str, jax.Array]
 MAX_BIAS = 64  # token ids that one request may bias
 
@@ -26,24 +26,23 @@ def make_options(
     vocab_size: int,
     full: bool,
 ) -> Options:
-    """Arrays for the device.
+    """Sampling options as arrays.
 
     Args:
-      samplings: one a row; None for an idle row.
+      samplings: one per row; None for an idle row.
       contexts: all ids of each row's session, for the repetition penalty.
       vocab_size: V.
-      full: all options; else temperatures only.
+      full: True for all options, False for temperatures only.
 
     Returns:
-      temperature float32 [B]; if full: top_k int32 [B], top_p and min_p float32 [B]; penalty float32
-      [B] and seen bool [B, V]; bias_ids int32 [B, MAX_BIAS] (V where there is none) and bias float32
-      [B, MAX_BIAS].
+      temperature float32 [B]. If full, also: top_k int32 [B]; top_p and min_p float32 [B]; penalty float32
+      [B]; seen bool [B, V]; bias_ids int32 [B, MAX_BIAS], V where unused; bias float32 [B, MAX_BIAS].
     """
     rows = [s or Sampling(temperature=0.0) for s in samplings]
     options = {"temperature": np.asarray([s.temperature for s in rows], np.float32)}
     if not full:
         return options
-    # 0 keeps all tokens, as V does.
+    # top_k = 0 keeps all tokens, like V.
     options["top_k"] = np.asarray([s.top_k or vocab_size for s in rows], np.int32)
     options["top_p"] = np.asarray([s.top_p for s in rows], np.float32)
     options["min_p"] = np.asarray([s.min_p for s in rows], np.float32)
@@ -61,7 +60,7 @@ def make_options(
 
 
 def adjust(logits: jax.Array, options: Options) -> jax.Array:
-    """Logits [B, V] of the distribution to sample from; -inf where a token is ruled out."""
+    """Logits [B, V] of the distribution to sample from; -inf for tokens that are excluded."""
     rows = jnp.arange(logits.shape[0])[:, None]
     if "bias" in options:
         logits = logits.at[rows, options["bias_ids"]].add(options["bias"], mode="drop")
@@ -75,20 +74,20 @@ def adjust(logits: jax.Array, options: Options) -> jax.Array:
 
 
 def _truncate(logits: jax.Array, options: Options) -> jax.Array:
-    """Top-k, then top-p of what is left, then min-p."""
+    """Logits after top-k, then top-p of the rest, then min-p; -inf for tokens that are excluded."""
     vocab = logits.shape[-1]
-    ordered = -jnp.sort(-logits, axis=-1)  # falling
+    ordered = -jnp.sort(-logits, axis=-1)  # descending
     last = jnp.clip(options["top_k"], 1, vocab)[:, None] - 1
     kth = jnp.take_along_axis(ordered, last, axis=-1)
     ordered = jnp.where(ordered >= kth, ordered, -jnp.inf)
     share = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(share, axis=-1) - share  # mass of the likelier tokens
     top_p = options["top_p"][:, None]
-    # Sums reach 1 early, and shares underflow: a row that keeps everything is not asked.
+    # With top_p >= 1 the test is skipped: rounded sums can reach 1 before the last token.
     kept = ((before < top_p) | (top_p >= 1)) & (ordered > -jnp.inf)
     kept &= share >= options["min_p"][:, None] * share[:, :1]
     kept = kept.at[:, 0].set(True)
-    # The smallest logit that any rule kept: every rule keeps a head of the falling order.
+    # Every rule keeps a prefix of the descending order, so the smallest kept logit is a threshold.
     least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits >= least, logits, -jnp.inf)
 
@@ -96,16 +95,17 @@ def _truncate(logits: jax.Array, options: Options) -> jax.Array:
 def sample(
     logits: jax.Array, options: Options, seeds: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Draws one token a row by the Gumbel-max trick.
+    """One token per row, drawn by the Gumbel-max trick.
 
     Args:
       logits: float32 [B, V].
       options: from `make_options`.
-      seeds: uint32 [B]; positions: int32 [B]. The key is fold_in(seed, position).
+      seeds: uint32 [B].
+      positions: int32 [B]. The key of a row is fold_in(seed, position).
 
     Returns:
-      ids int32 [B]; float32 [B] log-probabilities under the model; and under the distribution sampled
-      from (0 for a greedy row).
+      (ids int32 [B], log-probabilities under the model float32 [B], log-probabilities under the
+      distribution sampled from float32 [B], 0 for a greedy row).
     """
 
     def gumbel(seed, position):
@@ -114,7 +114,7 @@ def sample(
 
     warm = options["temperature"] > 0
     adjusted = adjust(logits, options)
-    # Noise costs more than the rest together; a batch of greedy rows draws none.
+    # Noise costs more than everything else here together, so a batch of greedy rows draws none.
     noisy = jax.lax.cond(
         jnp.any(warm),
         lambda: adjusted + jax.vmap(gumbel)(seeds, positions) * warm[:, None],
@@ -130,7 +130,7 @@ def sample(
 
 
 def note(options: Options, ids: jax.Array) -> Options:
-    """The options after `ids` [B] have been sampled: the penalty has seen them."""
+    """The options after `ids` [B] have been sampled: the repetition penalty now covers them."""
     if "seen" not in options:
         return options
     rows = jnp.arange(ids.shape[0])

@@ -1,13 +1,17 @@
-"""How a device program reads and writes the page pool: gathered rows, or the pages in place.
+"""Storage that gathers the pages of a call's rows into contiguous buffers.
 
-`Gathered` copies the pages of a call's rows into contiguous buffers, where XLA's attention is cheapest, and
-writes the new pages back at the end; copy-on-write comes with it, since a page is read at one place and
-written at another. Rows that share a long prefix may form groups, whose prefix is gathered and attended to
-once. `Paged` leaves the pages where they are: the TPU kernel for ragged paged attention reads them there,
-and plain jnp takes its place on other platforms and in tests.
+XLA's attention is cheapest on contiguous buffers. `Gathered` copies the pages at the start of a program and
+writes new pages back at the end. This makes every write copy-on-write, because a page is read from one
+place and written to another. Rows that share a long prefix may form groups: the prefix is then gathered and
+attended to once per group.
 
-Both offer: `empty` a pool, `begin` -> (carry, fixed) at the start of a program, `attend`, the hook that the
-decoder's layers call, `carry` what it wrote, `end` -> the pool.
+A storage (`Gathered`, or `leafe_jax.sampling.paged.Paged`, which reads pages in place) offers:
+
+empty   a pool
+begin   (carry, fixed) at the start of a program
+attend  the hook that the decoder's layers call
+carry   what the hook wrote, as input of the next `attend`
+end     the pool at the end of a program
 """
 
 from __future__ import annotations
@@ -25,9 +29,8 @@ from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.sampling.cache import KVCache, Pages, attention_scores, mix_values
 
 
-# -- gathered rows ---------------------------------------------------------------------------------
 def _write(cache: jax.Array, new: jax.Array, start: jax.Array, axis: int) -> jax.Array:
-    """Writes new into cache at position start [B] of each row; `axis` is that of the positions."""
+    """`cache` with `new` written at position start [B] of each row. `axis` is the axis of positions."""
 
     def row(cache, new, start):
         return jax.lax.dynamic_update_slice_in_dim(cache, new, start, axis - 1)
@@ -36,7 +39,7 @@ def _write(cache: jax.Array, new: jax.Array, start: jax.Array, axis: int) -> jax
 
 
 def _by_group(x: jax.Array, groups: int) -> jax.Array:
-    """[B, K, G, T, X] -> [groups, K, members * G, T, X]: members stand beside the query heads."""
+    """[B, K, G, T, X] -> [groups, K, members * G, T, X]: a group's members join the query-head axis."""
     batch, kv_heads, group, *rest = x.shape
     x = x.reshape(groups, batch // groups, kv_heads, group, *rest).swapaxes(1, 2)
     return x.reshape(groups, kv_heads, -1, *rest)
@@ -51,9 +54,9 @@ def _by_row(x: jax.Array, rows: int) -> jax.Array:
 
 
 def _of_heads(layer: jax.Array, pages: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The pool as [pages * K, ...], and where in it pages [B, P] have their heads: [B, K, P].
+    """A layer's values as [pages * K, page_size, H], and the index [B, K, P] of pages [B, P] in it.
 
-    So heads come out before pages in one go; pages first would have to be turned in a second one.
+    Indexing with it puts heads before pages directly. Indexing by page would need a transpose afterwards.
     """
     kv_heads = layer.shape[1]
     index = pages[:, None] * kv_heads + jnp.arange(kv_heads)[:, None]
@@ -61,7 +64,7 @@ def _of_heads(layer: jax.Array, pages: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def _of_dims(layer: jax.Array, pages: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The same for keys: [pages * K * H, page_size], and [B, K, H, P]."""
+    """`_of_heads` for keys: a layer as [pages * K * H, page_size], and the index [B, K, H, P]."""
     _, kv_heads, head_dim, size = layer.shape
     index = pages[:, None, None] * kv_heads + jnp.arange(kv_heads)[:, None, None]
     index = index * head_dim + jnp.arange(head_dim)[:, None]
@@ -70,15 +73,15 @@ def _of_dims(layer: jax.Array, pages: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Gathered:
-    """Contiguous rows for the length of a call.
+    """Storage whose programs work on contiguous rows, gathered from the pool.
 
     Attributes:
-      mesh: the devices of a tensor-parallel model, or None.
+      mesh: devices of a tensor-parallel model, or None.
     """
 
     mesh: Mesh | None = None
 
-    spec = P(None, "tensor")  # of a pool's layer: the heads are divided
+    spec = P(None, "tensor")  # sharding of a layer of the pool, by heads
 
     def empty(self, config: ModelConfig, num_pages: int, page_size: int, dtype) -> KVCache:
         """A pool of zeros."""
@@ -89,12 +92,12 @@ class Gathered:
         )
 
     def begin(self, pool: KVCache, pages: Pages) -> tuple[KVCache, Any]:
-        """The rows, and what stays as it is: the groups' rows and their length."""
+        """(carry: the rows; fixed: the groups' shared rows and their length, which are only read)."""
         own, common = self._gather(pool, pages.table), self._gather(pool, pages.shared)
         return own, (common, pages.base)
 
     def _gather(self, pool: KVCache, table: jax.Array) -> KVCache:
-        """The pages of table [B, P] side by side, P * page_size positions."""
+        """Rows of P * page_size positions, gathered from the pages of table [B, P]."""
         rows = table.shape[0]
 
         def keys(layer):
@@ -102,7 +105,7 @@ class Gathered:
             if self.mesh is None:
                 flat, index = _of_dims(layer, table)
                 taken = flat[index]
-            else:  # heads lie on several devices: they stay an axis of their own
+            else:  # heads are sharded, so they must stay an axis of their own
                 taken = layer[table].transpose(0, 2, 3, 1, 4)
             return taken.reshape(rows, kv_heads, head_dim, -1)
 
@@ -118,9 +121,12 @@ class Gathered:
         return KVCache(tuple(map(keys, pool.k)), tuple(map(values, pool.v)))
 
     def attend(self, cache: KVCache, fixed, start: jax.Array, written: list) -> decoder.Attend:
-        """Hook: writes each layer's new keys and values at `start` [B], then attends to the group's
-        positions and to the row's up to and including the query's own. The new layers are appended
-        to `written`."""
+        """The hook for the decoder's layers.
+
+        It writes a layer's new keys and values at positions `start` [B] and appends the result to
+        `written`. Each query attends to the group's positions, and to the row's up to and including its
+        own.
+        """
         common, base = fixed
 
         def attend(layer, q, k, v):  # q [B, T, N, H], k and v [B, T, K, H]
@@ -132,8 +138,8 @@ class Gathered:
             group = num_heads // kv_heads
             q = q.reshape(batch, num_new, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
             position = (start - base)[:, None] + jnp.arange(num_new)  # [B, T], in the row's buffer
+            # Only this mask keeps queries from the stale values beyond a row's length.
             visible = jnp.arange(values.shape[2]) <= position[..., None]  # [B, T, S]
-            # What lies beyond a row's length is stale; the mask is all that keeps it out.
             own = attention_scores(q, keys, visible[:, None, None])
             highest = jnp.max(own, axis=-1, keepdims=True)
             groups, held = common.v[layer].shape[0], common.v[layer].shape[2]
@@ -155,16 +161,16 @@ class Gathered:
         return attend
 
     def carry(self, written: list) -> KVCache:
-        """What the layers wrote, as the next `attend` takes it."""
+        """What the layers wrote, as input of the next `attend`."""
         return KVCache(tuple(k for k, _ in written), tuple(v for _, v in written))
 
     def end(self, pool: KVCache, rows: KVCache, pages: Pages) -> KVCache:
-        """Writes the pages from `start` on back into the pool."""
+        """The pool, with the rows' pages from `start` on written back."""
         size = pool.v[0].shape[2]
         width = pages.target.shape[1]
         held = rows.v[0].shape[2] // size
-        # Whole pages, the first with what stood before `start` in it: that is the copy-on-write.
-        # Past the row's end there is nothing to keep, and the target is nobody's page.
+        # Whole pages are written. The first also holds the positions before `start`, copied from the page
+        # it was read from: this is the copy-on-write. Past the row's end the target is the spare page.
         first = (pages.start - pages.base) // size
         index = jnp.minimum(first[:, None] + jnp.arange(width), held - 1)  # [B, W]
 
@@ -188,6 +194,3 @@ class Gathered:
             tuple(map(keys, pool.k, rows.k)),
             tuple(map(values, pool.v, rows.v)),
         )
-
-
-# -- pages in place --------------------------------------------------------------------------------

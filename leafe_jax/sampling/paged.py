@@ -1,4 +1,8 @@
-"""Attention that reads pages in place."""
+"""Storage that reads and writes pages in place.
+
+On a TPU the kernel for ragged paged attention reads them. Other platforms and tests use plain jnp. See
+`leafe_jax.sampling.gathered` for the methods of a storage.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +19,14 @@ from leafe_jax.sampling.cache import Pages, attention_scores, mix_values
 
 
 def attend_reference(q, layer, table, lengths, *, sm_scale):
-    """What the kernel computes, in plain jnp.
+    """Attention output [B, T, N, H], computed in plain jnp: the reference for `attend_kernel`.
 
     Args:
-      q: [B, T, N, H] queries of the last T positions of each row.
-      layer: [pages, page_size, 2 * K, H], keys at even heads and values at odd ones.
-      table: int32 [B, P]; lengths: int32 [B] positions of each row, the new ones included.
-      sm_scale: on the scores.
-
-    Returns:
-      [B, T, N, H].
+      q: [B, T, N, H] queries for the last T positions of each row.
+      layer: [pages, page_size, 2 * K, H], keys at even indices of the third axis and values at odd ones.
+      table: int32 [B, P] pages of each row.
+      lengths: int32 [B] positions of each row, the new ones included.
+      sm_scale: factor on the scores.
     """
     batch, time, num_heads, head_dim = q.shape
     rows = layer[table].reshape(batch, -1, *layer.shape[2:])  # [B, S, 2K, H]
@@ -40,7 +42,7 @@ def attend_reference(q, layer, table, lengths, *, sm_scale):
 
 
 def attend_kernel(q, layer, table, lengths, *, sm_scale):
-    """The same by JAX's Pallas kernel for TPU (jax.experimental.pallas.ops.tpu)."""
+    """As `attend_reference`, by JAX's Pallas kernel for TPUs (jax.experimental.pallas.ops.tpu)."""
     from jax.experimental.pallas.ops.tpu.ragged_paged_attention import ragged_paged_attention
 
     batch, time, num_heads, head_dim = q.shape
@@ -50,13 +52,12 @@ def attend_kernel(q, layer, table, lengths, *, sm_scale):
         layer,
         lengths,
         table,
-        # Every row has T queries; those past a prompt's end are computed for nothing, and nothing
-        # real sees them.
+        # Every row has T queries. Those past a prompt's end are wasted, and no real query sees their keys.
         time * jnp.arange(batch + 1, dtype=jnp.int32),
         jnp.full((1,), batch, jnp.int32),
         sm_scale=sm_scale,
-        # Blocks of 256 positions and of at most 32 queries: the kernel's own table of tuned sizes
-        # asks the device at hand, which is not the target when compiling ahead.
+        # Blocks of 256 positions and at most 32 queries. The kernel's default block sizes depend on the
+        # device at hand, which is not the target when compiling ahead of time.
         num_kv_pages_per_block=max(1, min(pages, 256 // size)),
         num_queries_per_block=min(32, batch * time),
         vmem_limit_bytes=64 * 2**20,
@@ -66,11 +67,11 @@ def attend_kernel(q, layer, table, lengths, *, sm_scale):
 
 @dataclasses.dataclass(frozen=True)
 class Paged:
-    """Pages read and written where they lie; a layer of the pool is [pages, page_size, 2 * K, H].
+    """Storage that reads and writes pages in place; a layer of the pool is [pages, page_size, 2 * K, H].
 
     Attributes:
-      kernel: attend with the TPU kernel; else with the reference.
-      mesh: the devices of a tensor-parallel model, or None.
+      kernel: True attends with the TPU kernel, False with the reference.
+      mesh: devices of a tensor-parallel model, or None.
     """
 
     kernel: bool
@@ -84,7 +85,8 @@ class Paged:
         return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
 
     def begin(self, pool, pages: Pages):
-        """The pool with the pages copied that are written on in the middle, and each row's table."""
+        """(the pool, in which each row's first target page is a copy of the page it continues; the rows'
+        tables with their target pages)."""
         size = pool[0].shape[1]
         rows = jnp.arange(len(pages.start))
         first = pages.start // size
@@ -95,7 +97,7 @@ class Paged:
         return copied, table
 
     def attend(self, cache, table, start: jax.Array, written: list) -> decoder.Attend:
-        """Hook: writes each layer's new keys and values into the pages, then attends to them."""
+        """The hook for the decoder's layers: writes new keys and values into the pages, then attends."""
         spare = cache[0].shape[0] - 1
 
         def attend(layer, q, k, v):  # q [B, T, N, H], k and v [B, T, K, H]

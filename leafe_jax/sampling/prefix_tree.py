@@ -1,10 +1,12 @@
-"""Which tokens' keys and values lie in which page: a prefix tree over token ids, on the host.
+"""The prefix tree: which page of the pool holds the keys and values of which tokens. It lives on the host.
 
-A page holds the keys and values of `page_size` consecutive positions. The tree's nodes are pages; the way
-from the root to a node spells the ids that the page's values depend on. A node whose page is not full
-is a leaf. Nothing else owns pages but a request in flight, which pins what it reads and is given
-pages to write; so forking costs nothing, nothing leaks, and what is no longer used goes when room is
-needed, least recently used first.
+A page holds the keys and values of `page_size` consecutive positions. Each node of the tree is a page, and
+the path from the root to a node spells the token ids that the page's values depend on. A node whose page is
+not full is a leaf.
+
+Only the tree and requests in flight own pages. A request pins the pages it reads and takes pages to write.
+So forking a session costs nothing and no page leaks. When pages are needed, the least recently used ones
+are evicted.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ class Node:
     """One page.
 
     Attributes:
-      tokens: the ids of its positions, at most page_size.
-      page: where the values are.
-      parent: the page before it; None for the root.
+      tokens: ids at its positions, at most page_size.
+      page: index of the page in the pool.
+      parent: node of the preceding page; None for the root.
       full: children whose pages are full, by their tokens.
-      partial: children whose pages are not.
-      pins: requests in flight that read it.
-      used: when it was last read or written.
+      partial: children whose pages are not full.
+      pins: number of requests in flight that read it.
+      used: value of the tree's clock when it was last read or written.
     """
 
     tokens: tuple[int, ...]
@@ -38,11 +40,11 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """What the tree holds of a sequence.
+    """The prefix of a sequence that is in the tree.
 
     Attributes:
-      nodes: full pages from the root on, then at most one page of which only a head is used.
-      length: positions covered.
+      nodes: full pages from the root on, then at most one page of which only the first positions match.
+      length: number of positions covered.
     """
 
     nodes: tuple[Node, ...]
@@ -50,7 +52,7 @@ class Match:
 
 
 def common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many leading elements are equal."""
+    """Length of the longest common prefix."""
     count = 0
     for a, b in zip(left, right, strict=False):
         if a != b:
@@ -60,7 +62,7 @@ def common_length(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 class PageTree:
-    """The tree and the free pages.
+    """The tree, and the list of free pages.
 
     Args:
       num_pages, page_size: of the pool on the device.
@@ -73,7 +75,7 @@ class PageTree:
         self._clock = 0
 
     def match(self, ids: Sequence[int]) -> Match:
-        """The longest prefix of `ids` that lies in pages; nothing is pinned by it."""
+        """The longest prefix of `ids` that is in the tree. It does not pin the nodes."""
         size, node, nodes, begin = self.page_size, self.root, [], 0
         while begin + size <= len(ids):
             child = node.full.get(tuple(ids[begin : begin + size]))
@@ -93,7 +95,7 @@ class PageTree:
         return Match(tuple(nodes), begin + length)
 
     def pin(self, nodes: Sequence[Node]) -> None:
-        """Keeps nodes from eviction; every pin needs an `unpin`."""
+        """Protects nodes from eviction. Every `pin` needs an `unpin`."""
         self._clock += 1
         for node in nodes:
             node.pins += 1
@@ -104,9 +106,9 @@ class PageTree:
             node.pins -= 1
 
     def take(self, count: int) -> list[int] | None:
-        """`count` pages to write, evicting what nobody reads; None when there are not enough."""
+        """`count` pages to write, after evicting unpinned ones if needed; None if there are too few."""
         if len(self.free) < count:
-            # A pin holds the whole way to a node, so nothing below an unpinned one is pinned.
+            # A request pins the whole path to a node, so no node below an unpinned one is pinned.
             unpinned = sum(not node.pins for node in self.nodes())
             if len(self.free) + unpinned < count:
                 return None
@@ -118,12 +120,12 @@ class PageTree:
         self.free.extend(pages)
 
     def insert(self, ids: Sequence[int], pages: dict[int, int]) -> None:
-        """Enters computed positions.
+        """Adds computed positions to the tree.
 
         Args:
-          ids: the sequence, computed up to its end.
-          pages: index of a page within the sequence -> the page written for it. Pages that the tree
-            holds already, and pages beyond the end, are free again afterwards.
+          ids: the sequence; all its positions are computed.
+          pages: index of a page within the sequence -> page that was written for it. Pages whose content
+            the tree already holds, and pages beyond the end, are freed.
         """
         self._clock += 1
         size, node, rest = self.page_size, self.root, dict(pages)
@@ -135,7 +137,7 @@ class PageTree:
                 break
             child = node.full.get(tokens)
             if child is None:
-                if page is None:  # evicted meanwhile: what follows hangs on nothing
+                if page is None:  # evicted in the meantime, so later pages have no parent
                     break
                 child = Node(tokens, page, node)
                 node.full[tokens] = child
@@ -157,14 +159,14 @@ class PageTree:
         node.partial.append(Node(tokens, page, node, used=self._clock))
 
     def _drop_covered(self, node: Node, tokens: tuple[int, ...]) -> None:
-        """Frees partial pages whose content is the head of a page that has come."""
+        """Frees unpinned partial pages of `node` whose tokens are a prefix of `tokens`."""
         for child in list(node.partial):
             if not child.pins and tokens[: len(child.tokens)] == child.tokens:
                 node.partial.remove(child)
                 self.free.append(child.page)
 
     def nodes(self) -> Iterator[Node]:
-        """All nodes but the root."""
+        """Yields all nodes except the root."""
         stack = [self.root]
         while stack:
             node = stack.pop()

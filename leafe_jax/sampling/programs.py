@@ -15,7 +15,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +31,15 @@ from leafe_jax.sampling.cache import Pages
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Program:
-    """A shape that is compiled.
+    """The shape of one compiled program.
 
     Attributes:
       kind: "prefill" or "turn".
       rows: B.
-      tokens: T, prompt tokens a row.
+      tokens: T, prompt tokens per row.
       pages: P, pages of a row's own context.
-      groups: G, and `shared`: S, pages that a group's rows begin with; 0 and 0 without groups.
+      groups: G, number of groups; 0 without groups.
+      shared: S, pages that the rows of a group share as a prefix; 0 without groups.
     """
 
     kind: str
@@ -54,13 +55,14 @@ class Statics:
     """What all programs of an engine have in common.
 
     Attributes:
-      config, storage: the model, and how pages are read and written.
-      page_size: positions of a page.
-      burst: most tokens that a turn samples.
-      min_burst: steps that a turn makes before it may leave rows behind (see `turn`).
+      config: the model.
+      storage: how pages are read and written.
+      page_size: positions per page.
+      burst: most tokens that one `turn` samples per row.
+      min_burst: decode steps before a `turn` may end with rows unfinished (see `turn`).
       stop_ids: token ids that end a reply.
-      max_len: most tokens of a session.
-      options: Sampling's truncation, penalty and bias are compiled in.
+      max_len: most tokens in a session.
+      options: True compiles Sampling's truncation, penalty and bias in; False supports temperature only.
     """
 
     config: ModelConfig
@@ -73,8 +75,29 @@ class Statics:
     options: bool
 
 
+class Burst(NamedTuple):
+    """What `turn` is given for each row.
+
+    Attributes:
+      tokens: int32 [B, T] prompt tokens.
+      num_tokens: int32 [B] how many of them are real; 0 means that the row is idle.
+      budget: int32 [B] most tokens to sample, at most statics.burst.
+      options: from draw.make_options.
+      seeds: uint32 [B].
+      leave: int32. After statics.min_burst steps the burst ends once this many rows have stopped, so that
+        other requests can take their slots. Unfinished rows resume in the next burst.
+    """
+
+    tokens: Any
+    num_tokens: Any
+    budget: Any
+    options: methods.Options
+    seeds: Any
+    leave: Any
+
+
 def _forward(statics: Statics, params, carry, fixed, tokens, start):
-    """Runs tokens [B, T] at positions start.. and returns (hidden [B, T, D], carry)."""
+    """(hidden [B, T, D], carry) of tokens [B, T] at positions start, start + 1, ..."""
     written: list = []
     positions = start[:, None] + jnp.arange(tokens.shape[1])
     attend = statics.storage.attend(carry, fixed, start, written)
@@ -84,33 +107,28 @@ def _forward(statics: Statics, params, carry, fixed, tokens, start):
 
 @functools.partial(jax.jit, static_argnames=("statics",), donate_argnames=("pool",))
 def prefill(statics: Statics, params, pool, pages: Pages, tokens):
-    """Computes keys and values of tokens [B, T] behind each row's context; returns the pool."""
+    """The pool, with keys and values of tokens [B, T] added after each row's context."""
     carry, fixed = statics.storage.begin(pool, pages)
     _, carry = _forward(statics, params, carry, fixed, tokens, pages.start)
     return _placed(statics.storage, statics.storage.end(pool, carry, pages))
 
 
 @functools.partial(jax.jit, static_argnames=("statics",), donate_argnames=("pool",))
-def turn(
-    statics: Statics, params, pool, pages: Pages, tokens, num_tokens, budget, options, seeds, leave
-):
-    """A burst: tokens [B, T] of prompt, then samples until rows have stopped.
+def turn(statics: Statics, params, pool, pages: Pages, burst: Burst):
+    """Prefills each row's prompt tokens, then samples until rows have stopped.
 
     Args:
       statics, params, pool: the model and the pool (donated).
       pages: where each row reads and writes.
-      tokens: int32 [B, T] prompt tokens, `num_tokens` [B] of them real (0: the row is idle).
-      budget: int32 [B] most tokens to sample, at most statics.burst.
-      options: see methods.make_options.
-      seeds: uint32 [B].
-      leave: int32: after statics.min_burst steps the burst ends when so many rows have stopped, so that
-        others can take their places; the rest goes on in the next burst.
+      burst: what each row is given.
 
     Returns:
-      (pool, ids int32 [B, burst], logprobs float32 [2, B, burst] under the model and under the
-      distribution sampled from, count int32 [B]).
+      (pool, ids int32 [B, statics.burst], logprobs float32 [2, B, statics.burst] under the model and
+      under the distribution sampled from, count int32 [B] of sampled tokens). Columns from count on are
+      zeros.
     """
     storage, config = statics.storage, statics.config
+    tokens, num_tokens, budget, options, seeds, leave = burst
     start = pages.start
     carry, fixed = storage.begin(pool, pages)
     rows = jnp.arange(tokens.shape[0])
@@ -123,7 +141,7 @@ def turn(
     def emit(hidden, length, active, options, ids, logprobs, count):
         logits = decoder.head(config, params, hidden)
         new, *pair = methods.sample(logits, options, seeds, length)
-        # Idle rows write to their own last column again, which `count` leaves out.
+        # The column of an idle or stopped row is out of bounds, so mode="drop" discards its token.
         column = jnp.where(active, count, statics.burst)
         ids = ids.at[rows, column].set(new, mode="drop")
         logprobs = logprobs.at[:, rows, column].set(jnp.stack(pair), mode="drop")
@@ -141,7 +159,7 @@ def turn(
 
     def step(state):
         number, carry, last, length, active, options, ids, logprobs, count = state
-        # A stopped row computes along and writes at its own end, where nothing valid lies.
+        # A stopped row is computed too. It writes at its own end, where the cache holds nothing valid.
         hidden, carry = _forward(statics, params, carry, fixed, last[:, None], length)
         length = length + active
         last, active, options, ids, logprobs, count = emit(
@@ -160,7 +178,7 @@ def turn(
 
 
 def _placed(storage, pool):
-    """The pool lies after a program as it lay before: the next one was compiled for that."""
+    """The pool with its sharding unchanged, because the next program was compiled for that sharding."""
     if storage.mesh is None:
         return pool
     return jax.lax.with_sharding_constraint(pool, NamedSharding(storage.mesh, storage.spec))
@@ -226,12 +244,12 @@ def _shared(statics: Statics, avals: Any) -> _Compiled:
 
 
 class Programs:
-    """The programs of an engine: listed at the start, compiled once, none added.
+    """The programs of an engine: listed when the engine is made, each compiled once, none added later.
 
     Args:
       statics: what they have in common.
-      params, pool: arrays, or shapes with shardings.
-      listed: every shape that may be asked for, likeliest first.
+      params, pool: arrays, or ShapeDtypeStructs with shardings.
+      listed: every program that a run may need, likeliest first.
 
     Attributes:
       listed: as given.
@@ -250,11 +268,11 @@ class Programs:
         return sum(program in self._compiled.programs for program in self.listed)
 
     def get(self, program: Program) -> Callable:
-        """The compiled program, compiling it now if it is not ready.
+        """The compiled program. If it is not ready, it is compiled now.
 
         Raises:
-          KeyError: it is not listed; a run never adds one.
-          RuntimeError: this program cannot be compiled, or one that was compiled ahead could not.
+          KeyError: it is not listed. A run never adds programs.
+          RuntimeError: it cannot be compiled, or compiling a program ahead of time has failed.
         """
         if self._failure is not None:
             raise self._failure
@@ -270,16 +288,16 @@ class Programs:
             raise RuntimeError(f"the sampler's {program} cannot be compiled: {reason}") from error
 
     def lower(self, program: Program):
-        """The program for its shapes, traced but not compiled."""
+        """The program, traced and lowered but not compiled."""
         params, pool = self._avals
         function = prefill if program.kind == "prefill" else turn
         arguments = jax.tree.map(self._replicated, self.zeros(program))
         return function.lower(self.statics, params, pool, *arguments)
 
     def compile_ahead(self) -> threading.Thread:
-        """Compiles what is listed in a background thread, in order, as long as somebody holds `self`.
+        """A background thread that compiles the listed programs in order, for as long as `self` exists.
 
-        The thread ends at the first program that cannot be compiled; the next `get` raises the error.
+        The thread ends at the first program that cannot be compiled. The next `get` then raises the error.
         """
         mine = weakref.ref(self)
         listed, leaving = self.listed, threading.Event()
@@ -297,7 +315,7 @@ class Programs:
                 del programs
 
         def leave():
-            # A thread that is inside the compiler when the interpreter goes takes the process with it.
+            # If the interpreter exits while a thread is inside the compiler, the process crashes.
             leaving.set()
             thread.join()
 
@@ -307,7 +325,7 @@ class Programs:
         return thread
 
     def zeros(self, program: Program) -> tuple:
-        """What a program takes after parameters and pool, in its shapes; all rows idle."""
+        """A program's arguments after parameters and pool, with all rows idle."""
         rows, tokens = program.rows, program.tokens
         statics = self.statics
         reach = tokens + (statics.burst if program.kind == "turn" else 0)
@@ -324,7 +342,8 @@ class Programs:
         numbers = np.zeros(rows, np.int32)
         vocab_size = statics.config.vocab_size
         options = methods.make_options([None] * rows, [()] * rows, vocab_size, statics.options)
-        return pages, ids, numbers, numbers, options, np.zeros(rows, np.uint32), np.int32(0)
+        seeds = np.zeros(rows, np.uint32)
+        return pages, Burst(ids, numbers, numbers, options, seeds, np.int32(0))
 
     def _replicated(self, array) -> jax.ShapeDtypeStruct:
         mesh = self.statics.storage.mesh
@@ -333,7 +352,7 @@ class Programs:
 
 
 def num_targets(positions: int, page_size: int) -> int:
-    """Pages that so many positions can touch, wherever they begin."""
+    """Most pages that `positions` consecutive positions can touch, wherever they begin."""
     return (positions - 1) // page_size + 2
 
 

@@ -17,7 +17,8 @@ from jax.sharding import SingleDeviceSharding
 from leafe_jax.errors import UserError
 from leafe_jax.models.decoder import ModelConfig, abstract_params
 from leafe_jax.models.sharding import make_mesh, shardings_for
-from leafe_jax.sampling.engine import Engine, Generation, Request
+from leafe_jax.sampling.engine import Engine
+from leafe_jax.sampling.requests import EngineConfig, Generation, Request
 
 
 class Replicas:
@@ -39,6 +40,16 @@ class Replicas:
     def num_slots(self) -> int:
         """Sequences computed together, on all copies."""
         return sum(engine.num_slots for engine in self.engines)
+
+    def swap(self, params: Any) -> None:
+        """Takes new weights on every copy; see Engine.swap."""
+        for engine in self.engines:
+            engine.refuse_busy()
+        for engine in self.engines:
+            engine.drop_weights(params)
+        load_params = self.engines[0].copies_of(params)  # of all
+        for engine in self.engines:
+            engine.load_weights(load_params)
 
     def clear(self) -> None:
         """Forgets what is cached; see Engine.clear."""
@@ -86,21 +97,21 @@ class Replicas:
 def make_engines(
     config: ModelConfig,
     load_params: Callable[[Any], Any],
+    settings: EngineConfig,
     *,
     copies: int,
     tensor: int,
-    devices=None,
-    **sizes,
+    devices: Sequence[Any] | None = None,
 ) -> Engine | Replicas:
     """One engine, or several copies of the model on this process's devices.
 
     Args:
       config: the model.
       load_params: load_params(shardings) gives its weights, placed like this, for each copy.
+      settings: sizes of each engine.
       copies: of the model; 0 makes as many as there are devices for.
       tensor: devices that divide one copy among them.
       devices: to use; this process's own by default.
-      sizes: of Engine.
 
     Raises:
       UserError: more devices are asked for than there are, or they do not divide the model.
@@ -115,7 +126,7 @@ def make_engines(
     shapes = abstract_params(config)
     if copies * tensor == 1:
         single = SingleDeviceSharding(devices[0])
-        return Engine(config, load_params(jax.tree.map(lambda _: single, shapes)), **sizes)
+        return Engine(config, load_params(jax.tree.map(lambda _: single, shapes)), settings)
     if config.num_kv_heads % tensor:
         raise UserError(
             f"sampler.tensor = {tensor}: does not divide the model's {config.num_kv_heads} key and"
@@ -126,5 +137,5 @@ def make_engines(
         own = np.asarray(devices[number * tensor : (number + 1) * tensor])
         mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": tensor}, own)
         placed = load_params(shardings_for(shapes, mesh))
-        engines.append(Engine(config, placed, mesh=mesh, **sizes))
+        engines.append(Engine(config, placed, settings, mesh))
     return engines[0] if copies == 1 else Replicas(engines)

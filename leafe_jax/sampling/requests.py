@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from leafe_jax.errors import UserError
 from leafe_jax.sampling.draw import MAX_BIAS
 from leafe_jax.types import Sampling
 
@@ -73,6 +74,52 @@ class Generation:
     error: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """Sizes of a sampler, and what its requests may ask for.
+
+    Attributes:
+      num_slots: sequences computed together.
+      max_len: most tokens a session can have.
+      turn_chunk: prompt tokens handled in the same program as decoding.
+      prefill_chunk: prompt tokens a prefill call handles.
+      max_new_tokens: most tokens a request may ask for.
+      stop_ids: token ids that end a reply, all of the model.
+      page_size: positions of a page.
+      num_pages: of the pool; 0 makes room for num_slots sessions of max_len tokens.
+      attention: "gather" or "paged" (see leafe_jax.sampling.gathered); "auto" is "paged" on TPU.
+      options: requests may use top-k, top-p, min-p, repetition penalty and logit bias.
+
+    Raises:
+      UserError: a size is out of range.
+    """
+
+    num_slots: int
+    max_len: int
+    turn_chunk: int
+    prefill_chunk: int
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    page_size: int = 16
+    num_pages: int = 0
+    attention: str = "auto"
+    options: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = ("num_slots", "turn_chunk", "prefill_chunk", "max_new_tokens", "page_size")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise UserError(f"sampler.{name} = {getattr(self, name)}: must be at least 1")
+        if self.pool_pages < 2:
+            raise UserError(f"sampler.num_pages = {self.num_pages}: must be at least 2, or 0")
+
+    @property
+    def pool_pages(self) -> int:
+        """Pages of the pool."""
+        # One more than the tokens need: a page that is read in part is written anew.
+        return self.num_pages or self.num_slots * (-(-self.max_len // self.page_size) + 1)
+
+
 def strange_token(ids: Sequence[Any], vocab_size: int) -> str:
     """What is wrong with the first of `ids` that is no token of a model, or ""."""
     for i in ids:
@@ -82,26 +129,23 @@ def strange_token(ids: Sequence[Any], vocab_size: int) -> str:
     return ""
 
 
-def refusal(
-    request: Request, ids: Sequence[int], max_new_tokens: int, vocab_size: int, options: bool
-) -> str:
+def refusal(request: Request, ids: Sequence[int], settings: EngineConfig, vocab_size: int) -> str:
     """What is wrong with a request, or "".
 
     Args:
       request: the request.
       ids: of its session and its prompt.
-      max_new_tokens: most tokens that a request may ask for.
+      settings: of the engine.
       vocab_size: of the model.
-      options: the engine offers truncation, penalty and bias.
     """
     sampling = request.sampling
-    if not 1 <= request.max_new_tokens <= max_new_tokens:
-        return f"max_new_tokens = {request.max_new_tokens}: must be 1..{max_new_tokens}"
+    if not 1 <= request.max_new_tokens <= settings.max_new_tokens:
+        return f"max_new_tokens = {request.max_new_tokens}: must be 1..{settings.max_new_tokens}"
     if not ids:
         return "an empty prompt: at least one token is needed to sample from"
     if error := strange_token(ids, vocab_size):
         return error
-    if not options and not sampling.plain:
+    if not settings.options and not sampling.plain:
         return f"{sampling}: this engine was made with options=False"
     biased = [token for token, _ in sampling.logit_bias]
     for name, tokens in (("logit_bias", biased), ("stop_ids", sampling.stop_ids)):

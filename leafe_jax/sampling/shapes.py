@@ -1,4 +1,4 @@
-"""Which shapes are compiled, and how the rows of a call are laid out in one of them."""
+"""Chooses which shapes are compiled, and lays out the rows of a call in one of them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from leafe_jax.sampling.cache import Pages
 from leafe_jax.sampling.prefix_tree import Match, common_length
 from leafe_jax.sampling.programs import Program, num_targets
 
-MEMBERS = 8  # rows of a group that shares its first pages
-_MIN_SHARED = 16  # pages; with fewer a group gains less than another program takes to compile
+MEMBERS = 8  # rows in a group that shares its first pages
+_MIN_SHARED = 16  # pages; sharing fewer saves less time than the extra program takes to compile
 _MIN_CONTEXT = 128  # positions; shorter contexts cost next to nothing
-_PREFILL_TOKENS = 1024  # of a prefill call: enough to keep the matrix units busy
-_CALL_TOKENS = 64  # a prefill call takes as much longer than its tokens do
+_PREFILL_TOKENS = 1024  # tokens of a prefill call: enough to keep the matrix units busy
+_CALL_TOKENS = 64  # fixed cost of a prefill call, in units of one token's compute
 
 
 @dataclasses.dataclass(eq=False)
@@ -24,9 +24,9 @@ class Row:
     """A sequence in flight.
 
     Attributes:
-      ids: all of its ids that are known.
-      match: what the tree held of it when it was admitted, pinned.
-      pages: index of a page within the sequence -> the page that takes it.
+      ids: all of its token ids so far.
+      match: the part that the prefix tree held when the sequence was admitted; its nodes are pinned.
+      pages: index of a page within the sequence -> page of the pool to write it to.
       done: positions computed so far.
     """
 
@@ -37,11 +37,11 @@ class Row:
 
     @property
     def rest(self) -> int:
-        """Known ids that are not computed."""
+        """Number of ids whose keys and values are not computed yet."""
         return len(self.ids) - self.done
 
     def pages_held(self, size: int) -> list[int]:
-        """Pages of the computed positions: those found, and from the first written on those written."""
+        """Pages of the computed positions, in order: those from the tree, then those written."""
         held = [node.page for node in self.match.nodes]
         if self.done > self.match.length:
             first = self.match.length // size
@@ -51,13 +51,13 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the rows of a call stand.
+    """One call, and which sequence is in which of its rows.
 
     Attributes:
-      program: the shape.
-      numbers: which of the rows stand in it.
-      lines: the line of each of them.
-      common: pages that each group of MEMBERS lines begins with; [] without groups.
+      program: the program that the call runs.
+      numbers: indices of the sequences in the call.
+      lines: the call's row for each of them.
+      common: for each group of MEMBERS consecutive lines, the pages it shares; [] without groups.
     """
 
     program: Program
@@ -66,53 +66,63 @@ class Layout:
     common: list[list[int]]
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
 class Shapes:
     """The shapes of an engine.
 
-    Args:
+    Attributes:
       num_rows: rows computed together.
-      max_len: tokens of a session.
-      page_size, spare: of the pool; `spare` is the page that nobody reads.
-      prefill_chunk, turn_chunk: T of the programs.
-      burst: most tokens that a turn samples.
-      goes_on: a reply may take more than one burst, whose prompt is then a single token.
-      gathered: contexts are gathered, so shorter ones are cheaper and shared ones too; pages that are
-        read in place need one table size only.
-      weight_positions: reading the model's weights takes as long as attending to so many positions.
-      token_positions: computing a prompt token, but for attention, as long as its attending to so many.
+      max_len: most tokens in a session.
+      page_size: positions per page.
+      spare: a page of the pool that nobody reads.
+      prefill_chunk, turn_chunk: prompt tokens per row (T) of prefill and turn programs.
+      burst: most tokens that a turn samples per row.
+      goes_on: True if a reply may take more than one burst. Later bursts have a prompt of one token.
+      gathered: True if contexts are gathered, which makes shorter and shared contexts cheaper. Pages that
+        are read in place need only one context size.
+      weight_positions: cost of reading the model's weights, expressed as a number of attended positions.
+      token_positions: non-attention cost of one prompt token, expressed as a number of attended positions.
     """
 
-    def __init__(
-        self, *, num_rows: int, max_len: int, page_size: int, spare: int, prefill_chunk: int,
-        turn_chunk: int, burst: int, goes_on: bool, gathered: bool, weight_positions: float,
-        token_positions: float,
-    ):  # fmt: skip
-        self.num_rows, self.page_size, self.spare = num_rows, page_size, spare
-        self.burst, self.weight_positions = burst, weight_positions
-        self.token_positions = token_positions
-        self.rows = [num_rows]
+    num_rows: int
+    max_len: int
+    page_size: int
+    spare: int
+    prefill_chunk: int
+    turn_chunk: int
+    burst: int
+    goes_on: bool
+    gathered: bool
+    weight_positions: float
+    token_positions: float
+
+    def __post_init__(self) -> None:
+        chunk, size = max(self.turn_chunk, self.prefill_chunk), self.page_size
+        self.rows = [self.num_rows]
         while self.rows[0] > 8:
             self.rows.insert(0, max(8, -(-self.rows[0] // 4)))
-        # A chunk is written whole, padding included: rows are longer than sessions may be.
-        self.contexts = [-(-(max_len + max(turn_chunk, prefill_chunk)) // page_size)]
-        # Steps of 0.7, wider ones where more than six sizes would come of it.
-        ratio = min(0.7, (2 * _MIN_CONTEXT / (self.contexts[0] * page_size)) ** 0.2)
-        while gathered and self.contexts[0] * page_size > 2 * _MIN_CONTEXT:
+        # A chunk is written whole, padding included, so contexts are longer than sessions.
+        self.contexts = [-(-(self.max_len + chunk) // size)]
+        # Sizes shrink by a factor of 0.7, or by a smaller one where that would give more than six.
+        ratio = min(0.7, (2 * _MIN_CONTEXT / (self.contexts[0] * size)) ** 0.2)
+        while self.gathered and self.contexts[0] * size > 2 * _MIN_CONTEXT:
             self.contexts.insert(0, math.ceil(self.contexts[0] * ratio))
-        # Of a group: what is its members' own is short, what they share is at most a session.
-        self.own = sorted({-(-_MIN_CONTEXT // page_size), *self.contexts[:1]})
-        self.shared = sorted({-(-max_len // page_size), *self.contexts[:-1]})
-        self.turns = [turn_chunk, 1] if goes_on and turn_chunk > 1 else [turn_chunk]
-        # Tokens of a prefill call's rows, and how many rows it may have: requests that come one by one
-        # would be mostly padding in a wide call.
-        chunks = {turn_chunk, prefill_chunk}
-        if prefill_chunk >= 4 * turn_chunk:
-            chunks.add(1 << (math.isqrt(turn_chunk * prefill_chunk) - 1).bit_length())
+        # In a group, a member's own context is short, and the shared one is at most a session long.
+        self.own = sorted({-(-_MIN_CONTEXT // size), *self.contexts[:1]})
+        self.shared = sorted({-(-self.max_len // size), *self.contexts[:-1]})
+        self.turns = (
+            [self.turn_chunk, 1] if self.goes_on and self.turn_chunk > 1 else [self.turn_chunk]
+        )
+        # Chunk of a prefill call -> the numbers of rows it may have. A wide call would be mostly padding
+        # for requests that arrive one by one.
+        chunks = {self.turn_chunk, self.prefill_chunk}
+        if self.prefill_chunk >= 4 * self.turn_chunk:
+            chunks.add(1 << (math.isqrt(self.turn_chunk * self.prefill_chunk) - 1).bit_length())
         self.prefills: dict[int, list[int]] = {}
         for chunk in sorted(chunks):
-            most = max(1, min(num_rows, _PREFILL_TOKENS // chunk))
+            most = max(1, min(self.num_rows, _PREFILL_TOKENS // chunk))
             self.prefills[chunk] = sorted({-(-most // 4), most})
-        self._grouped = gathered and num_rows % MEMBERS == 0
+        self._grouped = self.gathered and self.num_rows % MEMBERS == 0
 
     def listed(self) -> list[Program]:
         """All programs that `lay_out` may ask for, likeliest first."""
@@ -134,12 +144,12 @@ class Shapes:
                 for own in self.own
                 if shared >= _MIN_SHARED
             ]
-        # A call writes all its tokens behind what a row has computed, so a context has room for them:
-        # `_fit` never picks a smaller one, and XLA could not compile it.
+        # A call writes all its tokens after what a row has computed, so a context must have room for
+        # them. `_fit` never picks a smaller one, and XLA could not compile it.
         return [p for p in found if p.tokens <= p.pages * self.page_size]
 
     def _contexts(self, rows: int) -> list[int]:
-        # The narrowest calls cost little, and every further program its compilation.
+        # Narrow calls cost little, which does not justify compiling a program for each context.
         return self.contexts if rows in self.rows[-2:] else self.contexts[-1:]
 
     def _prefill_contexts(self, chunk: int, rows: int) -> list[int]:
@@ -149,8 +159,11 @@ class Shapes:
         return next((n for n in contexts if n * self.page_size >= positions), None)
 
     def lay_out_prefill(self, rows: Sequence[Row]) -> list[Layout]:
-        """Calls that compute one chunk of each row's prompt: rows with little to do apart from those
-        with much, contexts of similar length together, as wide as costs least."""
+        """The cheapest calls that compute one chunk of each row's prompt.
+
+        Rows that need different chunk sizes get different calls. Within a chunk size, contexts of similar
+        length share a call.
+        """
         chunks: dict[int, list[int]] = {}
         for number, row in enumerate(rows):
             fits = [chunk for chunk in self.prefills if row.rest - 1 <= chunk]
@@ -177,17 +190,14 @@ class Shapes:
         widths: Sequence[tuple[int, Sequence[int]]],
         cost: Callable[[int, int], float],
     ) -> list[tuple[int, int, int]]:
-        """The cheapest way of cutting rows into calls.
+        """The cheapest division of rows into calls: (first row, width, pages) of each call.
 
         Args:
-          ends: the position each row reaches, furthest first.
-          widths: rows that a call may have, and the contexts that such calls may have.
-          cost: of a call of so many rows and pages of context.
-
-        Returns:
-          (first row, width, pages) of each call.
+          ends: position that each row reaches, furthest first.
+          widths: (number of rows, contexts in pages) that a call may have.
+          cost: (rows, pages of context) -> cost of a call.
         """
-        # best[i]: (cost, width, pages) of the first call for the rows from i on.
+        # best[i]: (total cost, width, pages) of the first call, for the rows from i on.
         best: list[tuple[float, int, int]] = [(0.0, 0, 0)] * (len(ends) + 1)
         for begin in range(len(ends) - 1, -1, -1):
             options = []
@@ -204,8 +214,8 @@ class Shapes:
         return parts
 
     def lay_out_turn(self, rows: Sequence[Row], ends: Sequence[int], tokens: int) -> list[Layout]:
-        """The calls that cost least for rows that reach position `ends`: all together, apart by the
-        length of their contexts, or in groups that share their first pages."""
+        """The cheapest calls for rows that reach position `ends`: one call, several by length of context,
+        or one with groups of rows that share their first pages."""
         order = sorted(range(len(rows)), key=lambda i: -ends[i])
         parts = self._divide(
             [ends[i] for i in order],
@@ -227,20 +237,23 @@ class Shapes:
         return layouts
 
     def _cost(self, pages: int) -> float:
-        """Of a decoding step, in positions."""
+        """Cost of a decode step with `pages` pages of context, in attended positions."""
         return self.weight_positions + pages * self.page_size
 
     def _in_groups(self, rows: Sequence[Row], ends: Sequence[int], tokens: int) -> Layout | None:
-        """All rows in one call, those with common first pages side by side; None if they do not fit."""
+        """All rows in one call, with rows that share their first pages next to each other.
+
+        Returns None if the rows do not fit into groups, or if they share too little.
+        """
         size, blocks = self.page_size, self.num_rows // MEMBERS
-        # Only pages that are full: the row's own begin at a page's beginning.
+        # Only full pages can be shared, because a row's own context begins at a page boundary.
         full = [row.pages_held(size)[: row.done // size] for row in rows]
         groups: list[tuple[list[int], list[int]]] = []  # members, common pages
         for number in sorted(range(len(rows)), key=lambda i: full[i]):
             if groups and len(groups[-1][0]) < MEMBERS:
                 members, common = groups[-1]
                 length = common_length(common, full[number])
-                # Worth it as long as no member has much more that the others lack.
+                # Sharing pays off only if no member has much beyond the shared pages.
                 if 4 * length >= 3 * max(len(common), len(full[number])):
                     groups[-1] = ([*members, number], common[:length])
                     continue
@@ -264,7 +277,7 @@ class Shapes:
         return Layout(program, list(range(len(rows))), lines, common)
 
     def tables(self, layout: Layout, rows: Sequence[Row], reach: int) -> Pages:
-        """Where the layout's rows read, and where they write the next `reach` positions."""
+        """Which pages the layout's rows read, and to which they write the next `reach` positions."""
         program, size = layout.program, self.page_size
         shared = np.full((program.groups or program.rows, program.shared), self.spare, np.int32)
         base = np.zeros(program.rows, np.int32)

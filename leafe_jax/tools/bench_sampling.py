@@ -1,28 +1,27 @@
-"""Benchmarks of the sampler, alone or beside rivals on the same work.
+"""Benchmarks the sampler, alone or against other engines on the same work.
 
     python -m leafe_jax.tools.bench_sampling --workload=branches --model=DIR
     python -m leafe_jax.tools.bench_sampling --workload=ragged --model=DIR --engine=leafe_jax,transformers
 
-prints one JSON line an engine. Several engines run interleaved, and times are medians. `BenchEngine` also
-joins other harnesses: it is made with (model, dtype, workload) and `run`s their token arrays.
+prints one JSON line per engine. Engines run interleaved, and times are medians. Other harnesses can use
+`BenchEngine`: construct it with (model, dtype, workload) and `run` it on token arrays.
 
     plain      32 prompts of 256 tokens, 64 generated
     turns      32 sequences, 8 turns of 24 observation tokens and 16 generated
-    branches   8 histories of 512, 16 branches of each, 32-token suffix, 32 generated
+    branches   8 histories of 512 tokens, 16 branches each, 32-token suffix, 32 generated
     ragged     128 live sequences: histories of 100 to 800 tokens, forked at unequal steps; 3 turns of 5
-               to 80 observation tokens and 4 to 64 generated; each goes on as soon as it has stopped
-    leafe      a recorded exploration (--trees=WORKDIR/explore/trees): its forks, turns and reflections
-    step       one decoding step with pages against a plain jitted step without, at the same batch
+               to 80 observation tokens and 4 to 64 generated; each starts its next turn as soon as one ends
+    leafe      a recorded exploration (--trees=WORKDIR/trees/tree): its forks, turns and reflections
+    step       one decode step with pages against a plain jitted step without, at the same batch size
 
-Tokens are random, decoding is greedy and replies have the lengths that the workload says, so every engine
-does the same work. The engine learns a length no earlier than it would see a stop token.
+Tokens are random, decoding is greedy, and the workload fixes the length of each reply. So every engine does
+the same work. No engine learns a length earlier than it would see a stop token.
 """
 
 from __future__ import annotations
 
 import abc
 import argparse
-import functools
 import json
 import resource
 import statistics
@@ -40,19 +39,19 @@ from leafe_jax.tools.workloads import WORKLOADS, Branch, Inputs, Leafe, Play, Ra
 
 
 def find_checkpoint(model: str, dtype: str) -> Path:
-    """A directory as it is; else the name of a checkpoint under ./ckpt (`NAME-DTYPE`)."""
+    """`model` if it is a directory, else the checkpoint ckpt/NAME-DTYPE."""
     return Path(model) if Path(model).is_dir() else Path("ckpt") / f"{model}-{dtype}"
 
 
 class Engine(abc.ABC):
-    """What the benchmarks run: made for a workload, run on its inputs.
+    """An engine to benchmark: constructed for a workload, run on its inputs.
 
     Args:
       model: checkpoint directory, or the name of one under ./ckpt (`NAME-DTYPE`).
       dtype: "float32" or "bfloat16".
       w: the workload.
-      do_sample: temperature 1 in place of greedy.
-      chunk: sequences per call; 0 takes all.
+      do_sample: True samples at temperature 1 instead of greedily.
+      chunk: most sequences per call; 0 means all.
     """
 
     name = ""
@@ -64,10 +63,10 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def generate(self, prompts: list[list[int]], counts: list[int]) -> list[list[int]]:
-        """Replies of exactly so many tokens, one a prompt."""
+        """One reply per prompt, of exactly `counts` tokens."""
 
     def run(self, x) -> np.ndarray:
-        """Serves the workload and returns the generated ids, in one array."""
+        """Runs the workload and returns all generated ids in one array."""
         self.prefill_tokens = self.cached_tokens = 0
         if hasattr(x, "prompts"):
             return np.array(self._equal(x.prompts, self.w.gen))
@@ -90,8 +89,10 @@ class Engine(abc.ABC):
         return [r for block in blocks for r in self.generate(block, [count] * len(block))]
 
     def _play(self, scripts) -> np.ndarray:
-        """In rounds, as an engine without continuous batching has to: all that can be asked for, the
-        shortest contexts together."""
+        """Runs scripts in rounds, as an engine without continuous batching must.
+
+        Each round serves all calls that are ready, and batches contexts of similar length.
+        """
         play, replies = Play(scripts), {}
         calls = play.start()
         while calls:
@@ -117,17 +118,19 @@ class BenchEngine(Engine):
         super().__init__(*args, **kwargs)
         from leafe_jax.models import hf
         from leafe_jax.sampling.engine import Engine as Sampler
+        from leafe_jax.sampling.requests import EngineConfig
 
         self.config = hf.read_config(str(self.path))
         params = hf.load_params(str(self.path), self.config, self.dtype)
         slots, max_len, gen, turn_chunk = self._sizes()
-        self.sampler = Sampler(
-            self.config, params, num_slots=slots, max_len=max_len, max_new_tokens=gen,
-            turn_chunk=turn_chunk, prefill_chunk=128, stop_ids=(),
+        sizes = EngineConfig(
+            num_slots=slots, max_len=max_len, max_new_tokens=gen, turn_chunk=turn_chunk,
+            prefill_chunk=128, stop_ids=(),
         )  # fmt: skip
+        self.sampler = Sampler(self.config, params, sizes)
 
     def _sizes(self) -> tuple[int, int, int, int]:
-        """Slots, tokens of a session, of a reply and of a turn's chunk."""
+        """(slots, most tokens of a session, most tokens of a reply, turn chunk)."""
         w = self.w
         if hasattr(w, "parents"):
             return w.parents * w.branches, w.history + w.suffix + w.gen, w.gen, w.suffix
@@ -142,11 +145,11 @@ class BenchEngine(Engine):
         return 128, min(1024, self.config.max_position_embeddings), 64, 32
 
     def run(self, x) -> np.ndarray:
-        self.sampler.clear()  # every run begins with an empty cache
+        self.sampler.clear()  # every run starts with an empty cache
         return super().run(x)
 
     def _submit(self, context: list[int], count: int) -> int:
-        from leafe_jax.sampling.engine import Request, Session
+        from leafe_jax.sampling.requests import Request, Session
         from leafe_jax.types import Sampling
 
         sampling = Sampling(1.0 if self.do_sample else 0.0)
@@ -167,7 +170,7 @@ class BenchEngine(Engine):
         return [self._take(found[ticket]) for ticket in tickets]
 
     def _play(self, scripts) -> np.ndarray:
-        """Each goes on as soon as it has its reply."""
+        """Runs scripts with continuous batching: each continues as soon as it has its reply."""
         play, replies, flying = Play(scripts), {}, {}
         calls = play.start()
         while calls or flying:
@@ -182,7 +185,7 @@ class BenchEngine(Engine):
 
 
 class Transformers(Engine):
-    """transformers' generate with left padding, contexts of similar length together; needs torch."""
+    """transformers' `generate` with left padding, on contexts of similar length; needs torch."""
 
     name = "transformers"
 
@@ -208,7 +211,9 @@ class Transformers(Engine):
         ends = torch.tensor(counts) + width
         self.prefill_tokens += ids.numel()
 
-        def stopped(tokens, scores, **kwargs):  # each row at its own length, as at an end token
+        def stopped(
+            tokens, scores, **kwargs
+        ):  # each row stops at its own length, as at a stop token
             return tokens.shape[1] >= ends
 
         with torch.inference_mode():
@@ -220,13 +225,20 @@ class Transformers(Engine):
 
 
 def load_tunix(path: Path, c, dtype: str, param_dtype: str):
-    """A Qwen2 checkpoint as Tunix's model, which computes in `dtype`; `c` is its ModelConfig."""
+    """A Qwen2 checkpoint as Tunix's model.
+
+    Args:
+      path: of the checkpoint.
+      c: its ModelConfig.
+      dtype: to compute in.
+      param_dtype: of the weights.
+    """
     import jax.numpy as jnp
     from tunix.models.qwen2 import model as qwen2
     from tunix.models.qwen2 import params as loader
 
     if c.model_type != "qwen2":
-        raise UserError(f"--engine=tunix: {path} is {c.model_type!r}, and must be 'qwen2'")
+        raise UserError(f"--engine=tunix: {path}: model_type = {c.model_type!r}: must be 'qwen2'")
     config = qwen2.ModelConfig(
         num_layers=c.num_layers, vocab_size=c.vocab_size, embed_dim=c.hidden_size,
         hidden_dim=c.intermediate_size, num_heads=c.num_heads, head_dim=c.head_dim,
@@ -238,7 +250,7 @@ def load_tunix(path: Path, c, dtype: str, param_dtype: str):
 
 
 class Tunix(Engine):
-    """google-tunix's sampler with its own bucketing (prompts padded to powers of two)."""
+    """google-tunix's sampler, with its own bucketing (prompts padded to powers of two)."""
 
     name = "tunix"
 
@@ -269,7 +281,7 @@ class Tunix(Engine):
 
 
 class _Ids:
-    """The tokenizer that Tunix asks for: ids written out in words."""
+    """A tokenizer for Tunix whose text is a list of ids in decimal."""
 
     def encode(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]
@@ -290,100 +302,12 @@ class _Ids:
 ENGINES = {e.name: e for e in (BenchEngine, Transformers, Tunix)}
 
 
-# -- one decoding step -----------------------------------------------------------------------------
-def decode_step(engine: BenchEngine, rows: int, context: int, repeats: int) -> dict[str, float]:
-    """Seconds of a decoding step with pages and without.
-
-    With pages: a turn of a whole burst against one of a single token, the difference divided by the
-    steps between them; gathering and writing back, once a burst, is counted by itself. Without: the
-    same layers on contiguous buffers, jitted alone, sampling left to an argmax.
-
-    Args:
-      engine: made for a workload with room for `rows` of `context` tokens.
-      rows, context: of the batch.
-      repeats: of which the median is taken.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    from leafe_jax.models import decoder
-    from leafe_jax.sampling.cache import KVCache, Pages
-    from leafe_jax.sampling.gathered import Gathered
-
-    sampler, storage = engine.sampler, Gathered()
-    statics, params = sampler.programs.statics, sampler.params
-    program = next(
-        p
-        for p in reversed(sampler.programs.listed)
-        if (p.kind, p.rows, p.groups) == ("turn", rows, 0)
-        and p.pages * statics.page_size >= context + p.tokens + statics.burst
-    )
-    compiled = sampler.programs.get(program)
-    arguments = sampler.programs.zeros(program)
-    pages, ids, _, _, options, seeds, _ = arguments
-    pages = Pages(*pages[:3], np.full(rows, context, np.int32), pages.target)
-    ones = np.ones(rows, np.int32)
-    pool = sampler._pool
-
-    def turn(count: int) -> None:
-        nonlocal pool
-        pool, *out = compiled(
-            params, pool, pages, ids, ones, ones * count, options, seeds, np.int32(rows)
-        )
-        jax.block_until_ready(out)
-
-    @functools.partial(jax.jit, donate_argnums=1)
-    def plain(params, cache, last, start):
-        written: list = []
-        nothing = KVCache(tuple(k[..., :0] for k in cache.k), tuple(v[:, :, :0] for v in cache.v))
-        fixed = (nothing, jnp.zeros_like(start))
-        attend = storage.attend(cache, fixed, start, written)
-        hidden = decoder.hidden(statics.config, params, last[:, None], start[:, None], attend)
-        logits = decoder.head(statics.config, params, hidden[:, 0])
-        return storage.carry(written), jnp.argmax(logits, -1).astype(jnp.int32)
-
-    length = program.pages * statics.page_size
-    cache = storage.empty(statics.config, rows, length, jax.tree.leaves(params)[0].dtype)
-    last, start = jnp.zeros(rows, jnp.int32), jnp.full(rows, context, jnp.int32)
-
-    def loop(count: int) -> None:
-        nonlocal cache, last
-        for _ in range(count):
-            cache, last = plain(params, cache, last, start)
-        last.block_until_ready()
-
-    times: dict[str, list[float]] = {"whole": [], "single": [], "plain": []}
-    for number in range(repeats + 1):
-        for name, work in (
-            ("whole", lambda: turn(statics.burst)),
-            ("single", lambda: turn(1)),
-            ("plain", lambda: loop(statics.burst)),
-        ):
-            begin = time.perf_counter()
-            work()
-            if number:
-                times[name].append(time.perf_counter() - begin)
-    sampler._pool = pool
-    whole, single, bare = (statistics.median(times[k]) for k in ("whole", "single", "plain"))
-    step = (whole - single) / (statics.burst - 1)
-    return {
-        "rows": rows,
-        "context": context,
-        "burst": statics.burst,
-        "step_s": step,
-        "plain_step_s": bare / statics.burst,
-        "step_ratio": step / (bare / statics.burst),
-        "burst_ratio": whole / bare,  # gathering, chunk and writing back included
-        "once_a_burst_s": whole - step * statics.burst,
-    }
-
-
 # -- command line ----------------------------------------------------------------------------------
 def measure(engines: Sequence[Engine], x: Inputs, repeats: int, log: Callable) -> list[dict]:
-    """Runs the engines interleaved; one record each, times in seconds."""
+    """One record per engine, times in seconds. The engines run interleaved."""
     samples: dict[str, list[float]] = {engine.name: [] for engine in engines}
     outputs: dict[str, np.ndarray] = {}
-    for number in range(repeats + 1):  # the first compiles
+    for number in range(repeats + 1):  # the first run compiles
         for engine in engines:
             begin = time.perf_counter()
             outputs[engine.name] = engine.run(x)
@@ -413,7 +337,7 @@ def measure(engines: Sequence[Engine], x: Inputs, repeats: int, log: Callable) -
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit code."""
+    """Runs the command and returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m leafe_jax.tools.bench_sampling",
         description=__doc__,
@@ -421,11 +345,15 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--workload", choices=[*WORKLOADS, "step"], required=True)
     parser.add_argument("--model", required=True, help="Hugging Face directory")
-    parser.add_argument("--engine", default="leafe_jax", help=f"of {', '.join(ENGINES)}, by commas")
+    parser.add_argument(
+        "--engine",
+        default="leafe_jax",
+        help=f"one or more of {', '.join(ENGINES)}, comma-separated",
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--repeats", type=int, default=3, help="runs after the first")
     parser.add_argument("--trees", default="", help="directory of recorded trees, for leafe")
-    parser.add_argument("--seed", type=int, default=0, help="of the ragged workload")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the ragged workload")
     arguments = parser.parse_args(argv)
     if prefer_cpu():
         import jax
@@ -442,12 +370,14 @@ def main(argv: Sequence[str]) -> int:
         unknown = [name for name in names if name not in ENGINES]
         if unknown or arguments.repeats < 1:
             raise UserError(
-                f"--engine={arguments.engine} --repeats={arguments.repeats}: engines are"
-                f" {', '.join(ENGINES)}, and one run is the least"
+                f"--engine={arguments.engine} --repeats={arguments.repeats}: engines must be among"
+                f" {', '.join(ENGINES)}, and repeats at least 1"
             )
         if arguments.workload == "step":
+            from leafe_jax.tools.bench_step import decode_step
+
             engine = BenchEngine(arguments.model, arguments.dtype, Branch(gen=64))
-            record = decode_step(engine, 128, 512, arguments.repeats)
+            record = decode_step(engine.sampler, 128, 512, arguments.repeats)
             print(json.dumps({**common, "engine": engine.name, **rounded(record)}), flush=True)
             return 0
         kind = WORKLOADS[arguments.workload]
@@ -465,7 +395,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def peak_bytes() -> int:
-    """On an accelerator of the first device, else of the whole process; all engines together."""
+    """Peak memory in bytes of all engines together: on the first device if it is an accelerator, else of
+    the process."""
     import jax
 
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -474,7 +405,7 @@ def peak_bytes() -> int:
 
 
 def rounded(record: dict[str, Any]) -> dict[str, Any]:
-    """Floats to six digits after the point, for printing."""
+    """The record with floats rounded to six decimals, for printing."""
     return {
         key: round(value, 6) if isinstance(value, float) else value for key, value in record.items()
     }

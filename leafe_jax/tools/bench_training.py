@@ -1,27 +1,28 @@
-"""Benchmark of the train step, alone or beside rivals on the same work.
+"""Benchmarks the train step, alone or against other engines on the same work.
 
     python -m leafe_jax.tools.bench_training --model=DIR --engine=leafe_jax,transformers,tunix
 
-prints one JSON line an engine: a whole step (forward, backward, AdamW) on the same random tokens, every
-weight trained, no padding. Engines run interleaved, and times are medians; where the models do not fit
-beside each other, one engine a command. `BenchTrain` also joins other harnesses: it is made with (model,
-batch, seq), and `step` gives the loss.
+prints one JSON line per engine for a whole step: forward, backward and AdamW on the same random tokens, all
+weights trained, no padding. Engines run interleaved, and times are medians. If the models do not fit into
+memory together, run one engine per command. Other harnesses can use `BenchTrain`: construct it with (model,
+batch, seq); `step` returns the loss.
 
-    step_s, steps_s         seconds of a step; ratio: our time to theirs
-    tokens_per_s            of the batch
-    model_flops_per_s       by plan.matmul_flops, three forward passes with causal attention
-    share_of_peak           of that, where the device's bfloat16 peak is known and --dtype=bfloat16
-    peak_bytes              of the first device, by torch's count for transformers and by jax's for the
-                            others together; without an accelerator of the process
-    compile_s               what the first step took longer than the others
-    loss                    of the first step: the engines agree
+    step_s, steps_s         seconds per step: the median, and each
+    ratio                   step_s of the first engine, divided by step_s of this one
+    tokens_per_s            tokens of the batch per second
+    model_flops_per_s       3 x hardware.matmul_flops per step (causal attention), per second
+    share_of_peak           model_flops_per_s divided by the device's bfloat16 peak, if that is known and
+                            --dtype=bfloat16
+    peak_bytes              peak memory of the first device, by torch's count for transformers and by jax's
+                            for the others together; without an accelerator, of the process
+    compile_s               how much longer the first step took than the others
+    loss                    of the first step, on which the engines must agree
 """
 
 from __future__ import annotations
 
 import abc
 import argparse
-import dataclasses
 import json
 import statistics
 import sys
@@ -34,11 +35,14 @@ from leafe_jax.errors import UserError
 from leafe_jax.runtime.startup import keep_freed_memory, prefer_cpu
 from leafe_jax.tools.bench_sampling import find_checkpoint, load_tunix, peak_bytes, rounded
 from leafe_jax.tools.hardware import CHIPS, matmul_flops
-from leafe_jax.training.forward import REMAT
+from leafe_jax.training.settings import REMAT, MeshConfig, TrainConfig
 
 LEARNING_RATE, B1, B2, EPS, WEIGHT_DECAY = 1e-4, 0.9, 0.999, 1e-8, 0.01
+NEVER_CLIPPED = (
+    1e9  # the norm is measured and applied as in a run, but never reached: rivals do not clip
+)
 
-# device_kind -> bfloat16 operations a second; GPUs: dense, from NVIDIA's data sheets (SXM).
+# device_kind -> bfloat16 operations per second. GPUs: dense, from NVIDIA's data sheets (SXM).
 PEAKS = {
     "TPU v4": CHIPS["v4"].flops,
     "TPU v5 lite": CHIPS["v5e"].flops,
@@ -52,18 +56,18 @@ PEAKS = {
 
 
 class Engine(abc.ABC):
-    """What the benchmark runs.
+    """An engine to benchmark.
 
     Args:
       model: checkpoint directory, or the name of one under ./ckpt (`NAME-DTYPE`).
-      batch, seq: rows and tokens of each.
-      dtype: "float32" or "bfloat16", to compute in; weights are float32.
-      remat: train.remat; anything but "none" is gradient checkpointing to transformers, and nothing to
-        Tunix.
-      scan_layers: train.scan_layers, ours only.
+      batch: rows per batch.
+      seq: tokens per row.
+      dtype: to compute in, "float32" or "bfloat16"; weights are float32.
+      remat: train.remat. transformers uses gradient checkpointing unless it is "none"; Tunix ignores it.
+      scan_layers: train.scan_layers; only ours uses it.
 
     Attributes:
-      num_devices: that it computes on.
+      num_devices: number of devices that it computes on.
     """
 
     name = ""
@@ -84,41 +88,15 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def load(self) -> None:
-        """Model and optimizer."""
+        """Makes the model and the optimizer."""
 
     @abc.abstractmethod
     def step(self) -> float:
-        """One step; the mean loss of the next tokens before it."""
+        """Takes one step and returns the mean next-token loss before it."""
 
     def peak_bytes(self) -> int:
         """See the module's `peak_bytes`."""
         return peak_bytes()
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What `step_options` and `make_optimizer` ask of a config's train section."""
-
-    batch_size: int
-    compute_dtype: str
-    remat: str
-    scan_layers: bool
-    accumulation: int = 1
-    loss_chunk: int = 8192
-    checkpoint_every: int = 1  # this and the next two are of the loop, which is not measured
-    log_every: int = 1
-    max_nonfinite: int = 1
-    attention: str = "auto"
-    learning_rate: float = LEARNING_RATE
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    weight_decay: float = WEIGHT_DECAY
-    b1: float = B1
-    b2: float = B2
-    eps: float = EPS
-    clip_norm: float = (
-        1e9  # measured and applied as in a run, and never reached: rivals do not clip
-    )
 
 
 class BenchTrain(Engine):
@@ -133,20 +111,27 @@ class BenchTrain(Engine):
         from leafe_jax.models import hf
         from leafe_jax.models.decoder import abstract_params
         from leafe_jax.models.sharding import BATCH, shardings_for, train_mesh
+        from leafe_jax.training.objectives import sft
         from leafe_jax.training.optimizer import make_optimizer
         from leafe_jax.training.step import init_state, make_train_step, step_options
 
         self.num_devices = jax.device_count()
-        settings = Settings(len(self.ids), self.dtype, self.remat, self.scan_layers)
-        mesh = train_mesh({"data": 1, "fsdp": -1, "tensor": 1})
+        rows, seq = self.ids.shape
+        settings = TrainConfig(
+            batch_size=rows, seq_len=seq, compute_dtype=self.dtype, remat=self.remat,
+            scan_layers=self.scan_layers, mesh=MeshConfig(data=1, fsdp=-1, tensor=1),
+            learning_rate=LEARNING_RATE, schedule="constant", warmup_steps=0, b1=B1, b2=B2, eps=EPS,
+            weight_decay=WEIGHT_DECAY, clip_norm=NEVER_CLIPPED,
+        )  # fmt: skip
+        mesh = train_mesh(settings.mesh)
         options = step_options(settings, self.config, mesh)
         places = shardings_for(abstract_params(self.config), mesh)
         params = hf.load_params(str(self.path), self.config, "float32", places)
         tx = make_optimizer(settings, 10**9)
         self.state = init_state(params, tx, mesh)
         self._step = make_train_step(
-            self.config, tx, sources=("sft",), coefficients=np.ones(1, np.float32),
-            options=options, mesh=mesh, state=self.state, frozen={},
+            self.config, tx, objective=sft(), sources={"sft": 1.0}, options=options,
+            state=self.state, frozen={},
         )  # fmt: skip
         self.batch = jax.device_put(_packed(self.ids), NamedSharding(mesh, BATCH))
 
@@ -156,7 +141,7 @@ class BenchTrain(Engine):
 
 
 def _packed(ids: np.ndarray) -> dict[str, np.ndarray]:
-    """A batch as data.Batches makes it: rows of one segment, the last token without a target."""
+    """A batch like those of training.packing: rows of one segment; the last token has no target."""
     targets = np.roll(ids, -1, axis=1)
     mass = np.ones(ids.shape, np.float32)
     mass[:, -1] = 0
@@ -172,7 +157,7 @@ def _packed(ids: np.ndarray) -> dict[str, np.ndarray]:
 
 
 class Transformers(Engine):
-    """A plain torch loop over transformers' model: fused AdamW, autocast in 16 bits; needs torch."""
+    """A plain torch loop with transformers' model, fused AdamW, and autocast for bfloat16; needs torch."""
 
     name = "transformers"
 
@@ -208,7 +193,7 @@ class Transformers(Engine):
 
 
 class Tunix(Engine):
-    """The jitted step of google-tunix's PeftTrainer, all weights trained."""
+    """The jitted step of google-tunix's PeftTrainer, with all weights trained."""
 
     name = "tunix"
 
@@ -246,12 +231,12 @@ ENGINES = {e.name: e for e in (BenchTrain, Transformers, Tunix)}
 
 
 def measure(engines: Sequence[Engine], repeats: int, log: Callable[[str], None]) -> list[dict]:
-    """Runs the engines interleaved, `repeats` steps after the first; one record each."""
+    """One record per engine. The engines run interleaved: a first step, then `repeats` measured ones."""
     import jax
 
     seconds: dict[str, list[float]] = {engine.name: [] for engine in engines}
     losses: dict[str, float] = {}
-    for number in range(repeats + 1):  # the first compiles
+    for number in range(repeats + 1):  # the first step compiles
         for engine in engines:
             begin = time.perf_counter()
             loss = engine.step()
@@ -284,18 +269,22 @@ def measure(engines: Sequence[Engine], repeats: int, log: Callable[[str], None])
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit code."""
+    """Runs the command and returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m leafe_jax.tools.bench_training",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", required=True, help="Hugging Face directory")
-    parser.add_argument("--engine", default="leafe_jax", help=f"of {', '.join(ENGINES)}, by commas")
-    parser.add_argument("--batch", type=int, default=32, help="rows")
-    parser.add_argument("--seq", type=int, default=256, help="tokens of a row")
+    parser.add_argument(
+        "--engine",
+        default="leafe_jax",
+        help=f"one or more of {', '.join(ENGINES)}, comma-separated",
+    )
+    parser.add_argument("--batch", type=int, default=32, help="rows per batch")
+    parser.add_argument("--seq", type=int, default=256, help="tokens per row")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--remat", choices=tuple(REMAT), default="none", help="train.remat")
+    parser.add_argument("--remat", choices=REMAT, default="none", help="train.remat")
     parser.add_argument("--scan_layers", action="store_true", help="train.scan_layers")
     parser.add_argument("--repeats", type=int, default=5, help="steps after the first")
     arguments = parser.parse_args(argv)
@@ -314,12 +303,12 @@ def main(argv: Sequence[str]) -> int:
         names = arguments.engine.split(",")
         if not all(name in ENGINES for name in names) or arguments.repeats < 1:
             raise UserError(
-                f"--engine={arguments.engine} --repeats={arguments.repeats}: engines are"
-                f" {', '.join(ENGINES)}, and one step is the least"
+                f"--engine={arguments.engine} --repeats={arguments.repeats}: engines must be among"
+                f" {', '.join(ENGINES)}, and repeats at least 1"
             )
         if arguments.batch < 1 or arguments.seq < 2:
             raise UserError(
-                f"--batch={arguments.batch} --seq={arguments.seq}: at least one row of two tokens"
+                f"--batch={arguments.batch} --seq={arguments.seq}: must be at least 1 and 2"
             )
         engines = [ENGINES[name](*common.values()) for name in names]
         for record in measure(engines, arguments.repeats, log):

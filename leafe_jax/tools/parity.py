@@ -1,14 +1,15 @@
-"""Does this package compute what transformers computes? Compares logits on a checkpoint.
+"""Checks on a checkpoint that this package computes the same logits as transformers.
 
     python -m leafe_jax.tools.parity --model=DIR [--dtype=float32|bfloat16] [--json]
 
-Loads the checkpoint twice, here and in transformers on torch (which has to be installed), runs a few
-prompts through both and prints a verdict. The exit code is 0 when they agree, 1 when they do not, 2
-when the comparison cannot be made.
+It loads the checkpoint here and in transformers on torch (which must be installed), runs a few prompts
+through both and prints a verdict. The exit code is 0 if they agree, 1 if they do not, and 2 if the
+comparison is not possible.
 
-float32: the largest difference of two logits is held against 1e-4 of the largest logit (or of 1).
-bfloat16: our rounding error is held against transformers' own, both measured from transformers in
-float32 (root of the mean square).
+float32   The largest difference between two logits must be at most 1e-4 times the largest logit, or 1e-4 if
+          that logit is below 1.
+bfloat16  Our RMS rounding error must be at most 1.1 times that of transformers. Both are measured against
+          transformers in float32.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ PROMPTS = (
     "Résumé: 3.14159 ≈ π; 你好，世界。 " * 12,
 )
 _TOLERANCE = 1e-4
-_MARGIN = 1.1  # of transformers' own rounding error, in bfloat16
+_MARGIN = 1.1  # allowed rounding error in bfloat16, relative to that of transformers
 
 
 def prompt_ids(path: str, config: ModelConfig) -> list[np.ndarray]:
-    """int32 ids of the prompts, or random ones where the directory has no tokenizer."""
+    """int32 ids of the prompts; random ids if the directory has no tokenizer."""
     try:
         tokenizer = load_tokenizer(path, config.vocab_size)
         ids = [tokenizer.encode(text, add_special_tokens=False) for text in PROMPTS]
@@ -58,8 +59,8 @@ def prompt_ids(path: str, config: ModelConfig) -> list[np.ndarray]:
 def our_logits(
     path: str, config: ModelConfig, prompts: list[np.ndarray], dtype: str
 ) -> tuple[list[np.ndarray], float, str]:
-    """(float32 logits [T, V] of each prompt, seconds to load, attention backend)."""
-    jax.devices()  # starts the backend, which is not part of the loading
+    """Our logits: (float32 [T, V] of each prompt, seconds to load, attention backend)."""
+    jax.devices()  # starts the backend, which must not count as loading time
     begin = time.perf_counter()
     params = jax.block_until_ready(hf.load_params(path, config, dtype))
     seconds = time.perf_counter() - begin
@@ -73,7 +74,7 @@ def our_logits(
         states = decoder.hidden(config, params, tokens, positions, attend)
         return decoder.head(config, params, states)[0]
 
-    # The platform's own float32: on accelerators the default is a faster, shorter product.
+    # True float32 products: the default on accelerators is faster and less precise.
     with jax.default_matmul_precision("float32" if dtype == "float32" else "default"):
         return [np.asarray(forward(params, p[None])) for p in prompts], seconds, backend
 
@@ -81,7 +82,7 @@ def our_logits(
 def their_logits(
     path: str, prompts: list[np.ndarray], dtypes: tuple[str, ...]
 ) -> tuple[dict[str, list[np.ndarray]], float]:
-    """(dtype -> float32 logits [T, V] of each prompt, seconds to load)."""
+    """Logits of transformers: (dtype -> float32 [T, V] of each prompt, seconds to load)."""
     try:
         import torch
         from transformers import AutoModelForCausalLM
@@ -91,15 +92,15 @@ def their_logits(
     for dtype in dtypes:
         begin = time.perf_counter()
         try:
-            # Said outright, so that transformers runs no code of the directory or of a hub's kernel.
+            # Explicit, so that transformers runs no code from the directory and no kernel from the hub.
             model = AutoModelForCausalLM.from_pretrained(
                 path, dtype=getattr(torch, dtypes[-1]), local_files_only=True,
                 trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa",
             )  # fmt: skip
-        except Exception as error:  # transformers raises whatever its parts raise
+        except Exception as error:  # transformers passes on any exception of its dependencies
             raise UserError(f"{path}: transformers cannot open it: {first_line(error)}") from error
         seconds = time.perf_counter() - begin
-        # The same rounded weights in both: the difference is then the arithmetic's alone.
+        # Both dtypes start from the same rounded weights, so they differ only in the arithmetic.
         model = model.to(getattr(torch, dtype)).eval()
         with torch.no_grad():
             found[dtype] = [
@@ -110,7 +111,7 @@ def their_logits(
 
 
 def compare(path: str, dtype: str) -> dict[str, Any]:
-    """All figures of the comparison; see the module's docstring for the verdict.
+    """All figures of the comparison. The module's docstring defines "agree".
 
     Raises:
       UserError: the checkpoint cannot be read, or torch is not installed.

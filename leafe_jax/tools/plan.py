@@ -1,12 +1,14 @@
-"""Memory and time of a run before the job starts: compiles its train step and its decode step for a
-TPU topology, on a machine without any TPU.
+"""Predicts memory and time of a run before the job starts, on a machine without a TPU.
 
     python -m leafe_jax.tools.plan --config=configs/household_instruct.py --model=Qwen2.5-72B-Instruct \\
         --topology=v5p:4x4x4 [--json]
 
-Topologies: v4, v5e, v5p and v6e with their shape, e.g. v5e:4x4, or cpu:8 for eight devices of this
-machine. Without --model the model is config.model.path: a directory with config.json, or the name of
-one of the paper's models. Bytes are the compiler's own count, per chip.
+It compiles the run's train step and its sampler's `turn` for a TPU topology. Bytes are the compiler's own
+count, per chip.
+
+A topology is v4, v5e, v5p or v6e with a shape, e.g. v5e:4x4, or cpu:8 for eight devices on this machine.
+--model is a directory with config.json, or the name of one of the paper's models. The default is
+config.model.path.
 """
 
 from __future__ import annotations
@@ -18,18 +20,24 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leafe_jax.runtime import console
 from leafe_jax.tools.hardware import CHIPS, GIB, Chip, matmul_flops, train_flops
+from leafe_jax.types import PACKED
 
-_DEPTHS = (4, 8)  # layers that the sampler's program is compiled with, where the model has more
+if TYPE_CHECKING:  # `main` must set the platform before anything imports jax
+    from leafe_jax.models.decoder import ModelConfig
+    from leafe_jax.run.config import RunConfig
+    from leafe_jax.sampling.requests import EngineConfig
+    from leafe_jax.training.settings import TrainConfig
 
+_DEPTHS = (4, 8)  # numbers of layers to compile the sampler's program with, if the model has more
 
-# The paper's models: hidden, intermediate, layers, heads, key-value heads, vocabulary (config.json of
-# each on the hub; heads are 128 wide).
+# The paper's models: hidden size, intermediate size, layers, heads, key-value heads, vocabulary size. From
+# each config.json on the hub. head_dim is 128.
 _QWEN = {
     "Qwen2.5-7B": (3584, 18944, 28, 28, 4, 152064),
     "Qwen2.5-14B": (5120, 13824, 48, 40, 8, 152064),
@@ -43,25 +51,25 @@ _LLAMA = {
 
 
 def parse_topology(text: str) -> tuple[str, str, int]:
-    """(kind, shape, number of chips) of e.g. "v5p:4x4x4" or "cpu:8".
+    """(kind, shape, number of chips) of a topology, e.g. "v5p:4x4x4" or "cpu:8".
 
     Raises:
-      ValueError: neither.
+      ValueError: the text is not a topology.
     """
     match = re.fullmatch(r"(cpu|v4|v5e|v5p|v6e):(\d+(?:x\d+){0,2})", text)
     count = math.prod(map(int, match.group(2).split("x"))) if match else 0
     if count < 1 or (match.group(1) == "cpu") != ("x" not in match.group(2)):
         raise ValueError(
-            f"--topology={text}: must be cpu:N, or v4, v5e, v5p or v6e with a shape, as in v5e:4x4"
+            f"--topology={text}: must be cpu:N, or v4, v5e, v5p or v6e with a shape, e.g. v5e:4x4"
         )
     return match.group(1), match.group(2), count
 
 
-def find_model(name: str):
-    """The ModelConfig of a directory with config.json, or of one of the paper's models.
+def find_model(name: str) -> ModelConfig:
+    """The config of a model directory, or of one of the paper's models.
 
     Raises:
-      UserError: neither.
+      UserError: there is no such directory with config.json, and no such model.
     """
     from leafe_jax.errors import UserError
     from leafe_jax.models.decoder import ModelConfig
@@ -73,7 +81,7 @@ def find_model(name: str):
     known = {**_QWEN, **_LLAMA}
     if short not in known:
         raise UserError(
-            f"--model={name}: no directory with config.json, nor one of {', '.join(known)}"
+            f"--model={name}: must be a directory with config.json, or one of {', '.join(known)}"
         )
     hidden, wide, layers, heads, kv_heads, vocabulary = known[short]
     qwen = short in _QWEN
@@ -86,7 +94,7 @@ def find_model(name: str):
 
 
 def _device_bytes(tree: Any) -> int:
-    """Bytes on each chip of a tree of sharded ShapeDtypeStructs."""
+    """Bytes per chip of a tree of sharded ShapeDtypeStructs."""
     import jax
 
     return sum(
@@ -103,11 +111,11 @@ def _placed(tree: Any, shardings: Any) -> Any:
 
 
 def _compile(lowered) -> tuple[int, int, int]:
-    """Bytes of a program on each chip, by the compiler's count: (arguments and results, what it needs
-    beside them, its instructions).
+    """Bytes of a program per chip, by the compiler's count: (arguments and results, temporaries,
+    instructions).
 
     Raises:
-      OutOfMemory: the compiler gave up, as it does where a program is far too large.
+      OutOfMemory: the compiler gave up, which it does if a program is far too large.
     """
     import jax
 
@@ -124,11 +132,11 @@ def _compile(lowered) -> tuple[int, int, int]:
 
 
 class OutOfMemory(Exception):
-    """The compiler's words."""
+    """The compiler ran out of memory for a program; the text is its message."""
 
 
 def _memory(count: Callable[[], tuple[int, int, int]], chip: Chip) -> dict[str, Any]:
-    """The figures of a program's memory, `count` as `_compile` gives them."""
+    """A program's memory in bytes, and whether it fits; `count` returns what `_compile` returns."""
     try:
         kept, temporary, code = count()
     except OutOfMemory as error:
@@ -139,26 +147,31 @@ def _memory(count: Callable[[], tuple[int, int, int]], chip: Chip) -> dict[str, 
 
 
 def _roofline(chip: Chip, flops: float, traffic: float) -> float | None:
-    """Seconds at least: the longer of arithmetic and memory, per chip; None where unknown."""
+    """Lower bound in seconds: the longer of arithmetic and memory traffic; None if unknown.
+
+    `flops` and `traffic` (bytes) are per chip.
+    """
     return max(flops / chip.flops, traffic / chip.bandwidth) if chip.flops else None
 
 
-def plan_training(config, train, devices, chip: Chip) -> dict[str, Any]:
-    """Compiles the train step of a config's train section; figures per chip.
+def plan_training(
+    config: ModelConfig, train: TrainConfig, devices: Sequence[Any], chip: Chip
+) -> dict[str, Any]:
+    """Figures of the compiled train step, per chip.
 
     Args:
       config: the model, without adapters.
-      train: train section.
+      train: training settings.
       devices: of the topology.
-      chip: its kind.
+      chip: of the topology.
     """
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
     from leafe_jax.models import lora
     from leafe_jax.models.decoder import abstract_params
     from leafe_jax.models.sharding import shardings_for, train_mesh
+    from leafe_jax.training.objectives import sft
     from leafe_jax.training.optimizer import make_optimizer
     from leafe_jax.training.step import make_train_step, state_shapes, step_options
 
@@ -174,15 +187,14 @@ def plan_training(config, train, devices, chip: Chip) -> dict[str, Any]:
     state = state_shapes(trained, tx)
     state = _placed(state, shardings_for(state, mesh))
     shape = (train.batch_size, train.seq_len)
-    names = ("tokens", "targets", "positions", "segment_ids", "source", "mass")
     batch = {
         name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "mass" else jnp.int32)
-        for name in names
+        for name in PACKED
     }
     batch = _placed(batch, shardings_for({"batch": batch}, mesh)["batch"])
     step = make_train_step(
-        config, tx, sources=("a", "b"), coefficients=np.ones(2, np.float32), options=options,
-        mesh=mesh, state=state, frozen=frozen,
+        config, tx, objective=sft(), sources={"a": 1.0, "b": 1.0}, options=options,
+        state=state, frozen=frozen,
     )  # fmt: skip
     tokens = train.batch_size * train.seq_len
     pairs = train.batch_size * train.seq_len * (train.seq_len + 1) // 2
@@ -192,7 +204,7 @@ def plan_training(config, train, devices, chip: Chip) -> dict[str, Any]:
     flops = train_flops(config, tokens, pairs, train.remat, adapters) / len(devices)
     weights = _device_bytes(state["params"]) + _device_bytes(frozen)
     optimizer = _device_bytes(state["opt_state"])
-    # Masters and moments are read and written once; activations are not counted.
+    # Trained weights and moments are read and written once. Activations are not counted.
     traffic = 2.0 * (_device_bytes(state["params"]) + optimizer)
     return {
         "mesh": dict(mesh.shape),
@@ -205,18 +217,20 @@ def plan_training(config, train, devices, chip: Chip) -> dict[str, Any]:
     }
 
 
-def decode_program(config, sampler, dtype: str, mesh):
-    """The sampler's turn for all rows of one copy of the model at full length, lowered: a chunk of the
-    prompt, then tokens one by one. No other of its programs has more rows and tokens.
+def decode_program(config: ModelConfig, settings: RunConfig, dtype: str, mesh: Any):
+    """The sampler's `turn` for all rows of one copy of the model at full length, lowered.
+
+    It prefills a chunk of the prompt, then decodes token by token. None of the sampler's programs has more
+    rows and tokens.
 
     Args:
       config: the model.
-      sampler: sampler section.
+      settings: of the run.
       dtype: of weights and cache (model.dtype).
-      mesh: of the copy's devices, along "tensor".
+      mesh: devices of the copy, along "tensor".
 
     Returns:
-      (lowered program, weights, pages, number of the sampler's programs); weights and pages as sharded
+      (lowered program, weights, pages, number of the sampler's programs). Weights and pages are sharded
       ShapeDtypeStructs.
     """
     import jax
@@ -224,54 +238,58 @@ def decode_program(config, sampler, dtype: str, mesh):
     from leafe_jax.models.decoder import abstract_params
     from leafe_jax.models.sharding import shardings_for
     from leafe_jax.sampling.engine import make_storage, plan_programs
-    from leafe_jax.types import Sampling
 
     weights = abstract_params(config, dtype)
     weights = _placed(weights, shardings_for(weights, mesh))
-    s = sampler
-    sampling = Sampling(1.0, s.top_k, s.top_p, s.min_p, s.repetition_penalty, tuple(s.logit_bias))
-    shapes, programs, pool = plan_programs(
-        config, weights, make_storage(s.attention, config, mesh), num_slots=s.num_slots,
-        max_len=s.max_len, turn_chunk=s.turn_chunk, prefill_chunk=s.prefill_chunk,
-        max_new_tokens=_longest(s), stop_ids=(0,),
-        page_size=s.page_size, num_pages=_num_pages(s), options=not sampling.plain,
-    )  # fmt: skip
+    engine = _engine_config(settings)
+    storage = make_storage(engine.attention, config, mesh)
+    shapes, programs, pool = plan_programs(config, weights, storage, engine)
     program = next(
         p
         for p in programs.listed
-        if (p.kind, p.rows, p.pages) == ("turn", s.num_slots, shapes.contexts[-1])
+        if (p.kind, p.rows, p.pages) == ("turn", engine.num_slots, shapes.contexts[-1])
         and p.tokens == max(shapes.turns)
     )
-    with jax.set_mesh(mesh):  # the kernel asks it for the TPU's generation
+    with jax.set_mesh(mesh):  # the attention kernel reads the TPU generation from it
         return programs.lower(program), weights, pool, len(programs.listed)
 
 
-def _longest(sampler) -> int:
-    """Most tokens of a reply."""
-    return max(sampler.max_action_tokens, sampler.max_reflection_tokens)
-
-
-def _num_pages(sampler) -> int:
-    """Of the pool, as the engine makes it."""
-    pages = -(-sampler.max_len // sampler.page_size) + 1
-    return sampler.num_pages or sampler.num_slots * pages
-
-
-def _copy_devices(config, sampler, dtype: str, host, chip: Chip) -> list:
-    """The devices of one copy of the model: sampler.tensor of them; where that is 1, the fewest that
-    divide the key-value heads and have room. They are of one `host`: a process samples on its own.
-
-    The room is estimated, with a tenth on top for what a turn computes; whether it fits is for the
-    compiler to say.
+def _engine_config(settings: RunConfig) -> EngineConfig:
+    """The engine of a run, with one stop token: there is no tokenizer here.
 
     Raises:
-      UserError: sampler.tensor does not divide the heads, or is more than a host has.
+      UserError: a size is out of range.
+    """
+    from leafe_jax.sampling.requests import EngineConfig
+
+    s = settings.sampler
+    return EngineConfig(
+        num_slots=s.num_slots, max_len=s.max_len, turn_chunk=s.turn_chunk,
+        prefill_chunk=s.prefill_chunk,
+        max_new_tokens=max(s.max_action_tokens, settings.prompts.reflection_tokens), stop_ids=(0,),
+        page_size=s.page_size, num_pages=s.num_pages, attention=s.attention,
+        options=not s.sampling(1.0).plain,
+    )  # fmt: skip
+
+
+def _copy_devices(
+    config: ModelConfig, settings: RunConfig, dtype: str, host: list, chip: Chip
+) -> list:
+    """The devices of one copy of the model, all on one `host`, because each process samples on its own.
+
+    Their number is sampler.tensor. If that is 1, it is the smallest that divides the key-value heads and
+    has enough memory. The memory needed is an estimate, with 10% added for what a `turn` computes; the
+    compiler decides later whether it fits.
+
+    Raises:
+      UserError: sampler.tensor does not divide the heads, or exceeds the devices of a host.
     """
     import jax
 
     from leafe_jax.errors import UserError
     from leafe_jax.models.decoder import abstract_params
 
+    sampler = settings.sampler
     if sampler.tensor > 1:
         if config.num_kv_heads % sampler.tensor or sampler.tensor > len(host):
             raise UserError(
@@ -281,37 +299,42 @@ def _copy_devices(config, sampler, dtype: str, host, chip: Chip) -> list:
         return host[: sampler.tensor]
     shapes = jax.tree.leaves(abstract_params(config, dtype))
     weights = sum(math.prod(x.shape) * x.dtype.itemsize for x in shapes)
-    # Bytes of a token's keys and values.
+    # Bytes of one token's keys and values.
     token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * shapes[0].dtype.itemsize
-    needed = 1.1 * (weights + _num_pages(sampler) * sampler.page_size * token)
+    pages = _engine_config(settings).pool_pages
+    needed = 1.1 * (weights + pages * sampler.page_size * token)
     sizes = [n for n in (1, 2, 4, 8) if config.num_kv_heads % n == 0 and n <= len(host)]
     return host[: next((n for n in sizes if needed / n <= chip.memory), sizes[-1])]
 
 
-def plan_decoding(config, sampler, dtype: str, host, hosts: int, chip: Chip) -> dict[str, Any]:
-    """Compiles a sampler's turn; figures per chip.
+def plan_decoding(
+    config: ModelConfig, settings: RunConfig, dtype: str, host: list, hosts: int, chip: Chip
+) -> dict[str, Any]:
+    """Figures of the compiled `turn` of a sampler, per chip.
 
-    Its layers are alike and in a row, and a deep model would take the compiler ten minutes: above
-    `_DEPTHS` layers the bytes go on along the line through two shallower models.
+    Compiling a deep model takes ten minutes. All layers are alike, so for a model with more than
+    max(`_DEPTHS`) layers the bytes are extrapolated linearly from two shallower models.
 
     Args:
       config: the model.
-      sampler: sampler section; num_slots sessions a copy of the model, and as many copies as there is
-        room for beside each other on every host (sampler.copies = 0).
+      settings: of the run. Each copy of the model serves num_slots sessions. With
+        copies = 0 each host has as many copies as fit.
       dtype: of weights and cache (model.dtype).
-      host, hosts: devices of one host, and how many hosts there are.
-      chip: their kind.
+      host: devices of one host.
+      hosts: number of hosts.
+      chip: of the devices.
 
     Raises:
       UserError: sampler.tensor is out of range.
     """
     from leafe_jax.models.sharding import make_mesh
 
-    own = _copy_devices(config, sampler, dtype, host, chip)
+    sampler = settings.sampler
+    own = _copy_devices(config, settings, dtype, host, chip)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": len(own)}, own)
-    _, weights, pool, programs = decode_program(config, sampler, dtype, mesh)
+    _, weights, pool, programs = decode_program(config, settings, dtype, mesh)
     cache = _device_bytes(pool)
-    # A step reads the rows of its tokens, not the table; a tied head reads it as the head.
+    # A step reads only its tokens' rows of the embedding, but all of it if the head is tied.
     read = cache + sum(
         _device_bytes(leaf)
         for part, leaf in weights.items()
@@ -323,13 +346,13 @@ def plan_decoding(config, sampler, dtype: str, host, hosts: int, chip: Chip) -> 
         found = []
         for depth in depths:
             shallow = dataclasses.replace(config, num_layers=depth)
-            found.append(_compile(decode_program(shallow, sampler, dtype, mesh)[0]))
+            found.append(_compile(decode_program(shallow, settings, dtype, mesh)[0]))
         bytes_ = found[-1]
         if depths[-1] < config.num_layers:
             beyond = (config.num_layers - depths[-1]) / (depths[-1] - depths[0])
             bytes_ = [round(b + max(b - a, 0) * beyond) for a, b in zip(*found, strict=True)]
         kept, temporary, code = bytes_
-        return kept, temporary, code * programs  # all stay on the device; none has more of it
+        return kept, temporary, code * programs  # all programs stay loaded; this one is the largest
 
     slots = sampler.num_slots
     flops = matmul_flops(config, slots, slots * sampler.max_len) / len(own)
@@ -343,7 +366,7 @@ def plan_decoding(config, sampler, dtype: str, host, hosts: int, chip: Chip) -> 
         "parameters": _device_bytes(weights),
         "cache": cache,
         **_memory(count, chip),
-        "flops": flops,  # of one token of every session of a copy, at full length
+        "flops": flops,  # one decode step for all sessions of a copy, at full length
         "roofline_seconds": _roofline(chip, flops, read),
     }
 
@@ -366,10 +389,10 @@ def _table(name: str, part: dict[str, Any]) -> str:
 
 
 def _host(kind: str, devices) -> tuple[list, int]:
-    """Devices of one host of a topology, as a topology of its own, and the number of hosts.
+    """(devices of one host, number of hosts) of a topology.
 
-    The compiler counts devices of a program from 0 without a gap, so that a host's corner of a larger
-    topology (0, 1, 4, 5 of 4x4) cannot have one for itself.
+    The host's devices come from a topology of their own. The compiler needs device numbers from 0 without
+    gaps, and one host's devices in a larger topology have gaps (0, 1, 4, 5 in 4x4).
     """
     hosts = len({d.process_index for d in devices})
     if hosts == 1:
@@ -388,7 +411,7 @@ def _devices(kind: str, shape: str, count: int):
         return jax.devices()[:count], Chip("cpu", memory // count, 0.0, 0.0)
     from jax.experimental import topologies
 
-    # A v4 chip is one device to jax, as it is when it is there; a description has its two cores apart.
+    # jax sees a real v4 chip as one device. Without this option a topology has a device for each core.
     whole = {"chip_config_name": "megacore"} if kind == "v4" else {}
     try:
         topology = topologies.get_topology_desc(
@@ -404,13 +427,19 @@ def _devices(kind: str, shape: str, count: int):
     return topology.devices, CHIPS[kind]
 
 
+def _train_settings(settings: RunConfig) -> TrainConfig:
+    """Of the first method that trains; of `leafe` if none of the run's methods does."""
+    trained = [settings.method[name] for name in (*settings.methods, "leafe")]
+    return next(method.train for method in trained if hasattr(method, "train"))
+
+
 def _fail(message: str) -> int:
     console.complain(message)
     return 2
 
 
 def main(argv: list[str]) -> int:
-    """Prints the plan; 0 if everything fits, 1 if not, 2 with one line on stderr for bad flags."""
+    """Prints the plan. Returns 0 if everything fits, 1 if not, 2 after one line on stderr for bad flags."""
     from absl import flags
     from ml_collections import config_flags
 
@@ -421,7 +450,7 @@ def main(argv: list[str]) -> int:
     )
     flags.DEFINE_string("topology", None, "e.g. v5p:4x4x4 or cpu:8", flag_values=values)
     flags.DEFINE_string("model", "", "Directory, or name of a paper's model.", flag_values=values)
-    flags.DEFINE_boolean("json", False, "Figures as JSON.", flag_values=values)
+    flags.DEFINE_boolean("json", False, "Print figures as JSON.", flag_values=values)
     try:
         values(argv)
         config = values[config_flag.name].value
@@ -431,32 +460,30 @@ def main(argv: list[str]) -> int:
         kind, shape, count = parse_topology(values["topology"].value)
     except (flags.Error, AttributeError, TypeError, ValueError, OSError, ImportError) as error:
         return _fail(" ".join(str(error).strip().splitlines()[-1].split()))
-    # Before jax is imported: no accelerator of this machine is used.
+    # Must be set before jax is imported. The plan uses no accelerator of this machine.
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    # No TPU is opened, so that another process may compile, or have one, meanwhile.
+    # Lets other processes compile or use a TPU at the same time; this one opens none.
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     if kind == "cpu":
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
 
     from leafe_jax.errors import UserError
+    from leafe_jax.run.config import RunConfig
     from leafe_jax.sampling.engine import check_sizes
 
     try:
-        model = find_model(values["model"].value or config.model.path)
-        s = config.sampler
-        check_sizes(  # before minutes of compiling
-            model, num_slots=s.num_slots, max_len=s.max_len, turn_chunk=s.turn_chunk,
-            prefill_chunk=s.prefill_chunk, max_new_tokens=_longest(s), page_size=s.page_size,
-        )  # fmt: skip
+        settings = RunConfig.read(config)
+        model = find_model(values["model"].value or settings.model.path)
+        check_sizes(model, _engine_config(settings))  # before minutes of compiling
         devices, chip = _devices(kind, shape, count)
         result = {
             "topology": values["topology"].value,
             "chips": count,
             "memory_per_chip": chip.memory,
-            "train": plan_training(model, config.distill.train, devices, chip),
+            "train": plan_training(model, _train_settings(settings), devices, chip),
             "decode": plan_decoding(
-                model, config.sampler, config.model.dtype, *_host(kind, devices), chip
+                model, settings, settings.model.dtype, *_host(kind, devices), chip
             ),
         }
     except UserError as error:
@@ -468,7 +495,7 @@ def main(argv: list[str]) -> int:
             f"{result['topology']}: {count} chips of {chip.memory / GIB:.4g} GiB; per chip:"
         )
         console.say(_table("train step", result["train"]))
-        console.say(_table("sampler's turn, of one copy of the model", result["decode"]))
+        console.say(_table("sampler's turn, one copy of the model", result["decode"]))
     return 0 if result["train"]["fits"] and result["decode"]["fits"] else 1
 
 

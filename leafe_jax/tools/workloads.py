@@ -1,7 +1,7 @@
-"""Workloads of the sampler's benchmarks: token arrays, and scripts of sessions that fork and go on.
+"""Workloads of the sampler's benchmarks: token arrays, and scripts of sessions that fork and continue.
 
-leafe_jax/tools/bench_sampling.py says what each is; an object of the same shape from another
-harness will do in its place.
+leafe_jax/tools/bench_sampling.py describes each workload. It accepts any object with the same fields, e.g.
+from another harness.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Branch:
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-    """`live` sequences of unequal shape; see the module's docstring."""
+    """`live` sequences of unequal shape; see leafe_jax/tools/bench_sampling.py."""
 
     live: int = 128
     trunks: int = 32  # histories that the sequences fork from
@@ -75,10 +75,10 @@ class Script:
     """One session of an event-driven workload.
 
     Attributes:
-      turns: (prompt ids, number of tokens to generate, on the side) in order; what is said on the side
-        (a reflection) is no part of the context afterwards.
-      parent: script that it goes on from once that has ended, or None.
-      begin: 1-based turn of the parent, side turns not counted, before which it leaves it.
+      turns: (prompt ids, number of tokens to generate, on the side) in order. A turn on the side (a
+        reflection) does not stay in the context.
+      parent: index of the script that this one branches from once it has ended, or None.
+      begin: 1-based turn of the parent before which it branches; turns on the side are not counted.
     """
 
     turns: list[tuple[list[int], int, bool]]
@@ -123,7 +123,7 @@ def _ragged_scripts(w: Ragged, draw) -> list[Script]:
     scripts = []
     for number in range(w.live):
         trunk = trunks[number % w.trunks]
-        # The first on each trunk has all of it, the others fork at unequal steps.
+        # The first sequence on each trunk uses all of it. The others fork at unequal steps.
         cut = len(trunk) if number < w.trunks else between((w.history[0], len(trunk)))
         turns = []
         for turn in range(w.turns):
@@ -134,14 +134,14 @@ def _ragged_scripts(w: Ragged, draw) -> list[Script]:
 
 
 def _recorded_scripts(directory: Path, num_trees: int, draw) -> list[Script]:
-    """Sessions of recorded trees; every node is one, every reflection a turn on the side.
+    """Scripts from recorded trees: one per node, with each reflection as a turn on the side.
 
     Raises:
-      UserError: no trees there.
+      UserError: the directory has no trees.
     """
     lines = [line for path in sorted(directory.glob("*.jsonl")) for line in path.open()]
     if not lines:
-        raise UserError(f"--trees={directory}: no *.jsonl there; give a run's explore/trees")
+        raise UserError(f"--trees={directory}: no *.jsonl there; must be a run's trees/<search>")
     scripts: list[Script] = []
     for line in lines[:num_trees]:
         first = len(scripts)
@@ -159,7 +159,7 @@ def _recorded_scripts(directory: Path, num_trees: int, draw) -> list[Script]:
 
 
 class Play:
-    """The event-driven workloads: which contexts can be asked for now, given the replies so far.
+    """State of an event-driven workload: which calls are ready, given the replies so far.
 
     Args:
       scripts: of the workload.
@@ -176,11 +176,11 @@ class Play:
         self.generated = 0
 
     def start(self) -> list[tuple[int, list[int], int]]:
-        """(script, context, tokens to generate) of all that can begin."""
+        """(script, context, number of tokens to generate) of all scripts that can start."""
         return [call for number in self._children.get(None, []) for call in self._ask(number)]
 
     def reply(self, number: int, ids: Sequence[int]) -> list[tuple[int, list[int], int]]:
-        """Takes in a reply; what can be asked for now."""
+        """Takes in a reply and returns the calls that are now ready, as `start` does."""
         prompt, count, side = self.scripts[number].turns[self._next[number]]
         assert len(ids) == count
         self.generated += count

@@ -40,7 +40,7 @@ class Checkpoints:
       UserError: the directory cannot be made, or something else is in the place of a checkpoint.
     """
 
-    def __init__(self, directory, identity: dict[str, Any]):
+    def __init__(self, directory: Path, identity: dict[str, Any]):
         # Orbax writes a step under a temporary name and renames it, so a half-written one is
         # never the latest.
         # Orbax takes absolute paths only.
@@ -61,8 +61,8 @@ class Checkpoints:
         Args:
           step: optimizer steps done.
           state, data_state: what to keep.
-          must: wait for a save that is still being written, which is otherwise reason to leave this
-            one out: the step does not wait for the disk.
+          must: if True, wait for a save in progress; if False, skip this save instead: steps do not wait
+            for the disk.
 
         Raises:
           OSError: ENOSPC, the disk has no room; older checkpoints stay as they are.

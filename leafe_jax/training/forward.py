@@ -3,6 +3,8 @@ unrolled or scanned."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -12,7 +14,7 @@ from leafe_jax.models import decoder
 from leafe_jax.models.decoder import Attend, ModelConfig
 from leafe_jax.models.sharding import BATCH, stacked_shardings
 
-# What a layer keeps for the backward pass; the rest is computed again.
+# What a layer keeps for the backward pass; the rest is computed again. Names as in settings.REMAT.
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.save_only_these_names(decoder.PROJECTED),  # and no scores
@@ -22,7 +24,7 @@ REMAT = {
 
 def hidden_states(
     config: ModelConfig,
-    params,
+    params: Any,
     tokens: Array,
     positions: Array,
     attend: Attend,
@@ -47,8 +49,8 @@ def hidden_states(
     """
     rows = NamedSharding(mesh, BATCH)
 
-    def layer(x, params):
-        # Said at every layer: left to itself the partitioner may split the width instead of the rows.
+    def layer(x: Array, params: Any) -> Array:
+        # Given at every layer: by itself the partitioner may split the width instead of the rows.
         x = jax.lax.with_sharding_constraint(x, rows)
         return decoder.block(config, params, x, positions, attend)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from leafe_jax.models.sharding import BATCH
 
 
 def token_nll(
-    config: ModelConfig, params, hidden: Array, targets: Array, chunk: int, mesh: Mesh
+    config: ModelConfig, params: Any, hidden: Array, targets: Array, chunk: int, mesh: Mesh
 ) -> Array:
     """Negative log-likelihood of each target.
 
@@ -48,13 +50,13 @@ def _nll(logits: Array, targets: Array) -> Array:
     return _nll_forward(logits, targets)[0]
 
 
-def _nll_forward(logits: Array, targets: Array):
+def _nll_forward(logits: Array, targets: Array) -> tuple[Array, tuple[Array, Array, Array]]:
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     log_total = jax.nn.logsumexp(logits, axis=-1)
     return log_total - chosen, (logits, targets, log_total)
 
 
-def _nll_backward(kept, scale: Array):
+def _nll_backward(kept: tuple[Array, Array, Array], scale: Array) -> tuple[Array, None]:
     logits, targets, log_total = kept
     hit = targets[..., None] == jnp.arange(logits.shape[-1])
     return (jnp.exp(logits - log_total[..., None]) - hit) * scale[..., None], None
@@ -64,7 +66,9 @@ _nll.defvjp(_nll_forward, _nll_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _chunked_nll(axis: int, chunk: int, mesh: Mesh, hidden: Array, kernel: Array, targets: Array):
+def _chunked_nll(
+    axis: int, chunk: int, mesh: Mesh, hidden: Array, kernel: Array, targets: Array
+) -> Array:
     """kernel [V, D] (axis 0) or [D, V] (axis 1)."""
     return _forward(axis, chunk, mesh, hidden, kernel, targets)[0]
 
@@ -74,7 +78,7 @@ def _specs(axis: int) -> tuple[P, P]:
     return BATCH, P("tensor", "fsdp") if axis == 0 else P("fsdp", "tensor")
 
 
-def _over_pieces(size: int, chunk: int, body, carry):
+def _over_pieces(size: int, chunk: int, body: Callable[..., Any], carry: Any) -> Any:
     """body(carry, begin, fresh) over [0, size) in pieces of `chunk` entries.
 
     The last piece is moved back so that it ends with the vocabulary; `fresh` [chunk] tells which of a
@@ -82,14 +86,16 @@ def _over_pieces(size: int, chunk: int, body, carry):
     the kernel's gradient.
     """
 
-    def step(i, carry):
+    def step(i: Array, carry: Any) -> Any:
         begin = jnp.minimum(i * chunk, size - chunk)
         return body(carry, begin, begin + jnp.arange(chunk) >= i * chunk)
 
     return jax.lax.fori_loop(0, -(-size // chunk), step, carry)
 
 
-def _piece(axis: int, hidden: Array, kernel: Array, targets: Array, begin, fresh: Array):
+def _piece(
+    axis: int, hidden: Array, kernel: Array, targets: Array, begin: Array, fresh: Array
+) -> tuple[Array, Array, Array]:
     """Of a piece's entries from `begin` on (counted on this device): their part of the kernel, logits
     float32 [B, T, chunk] (-inf where not fresh), and which of them is each target [B, T, chunk]."""
     if axis == 0:
@@ -108,11 +114,13 @@ def _piece(axis: int, hidden: Array, kernel: Array, targets: Array, begin, fresh
     return part, jnp.where(fresh, logits, -jnp.inf), hit
 
 
-def _forward(axis: int, chunk: int, mesh: Mesh, hidden: Array, kernel: Array, targets: Array):
+def _forward(
+    axis: int, chunk: int, mesh: Mesh, hidden: Array, kernel: Array, targets: Array
+) -> tuple[Array, tuple[Array, ...]]:
     rows, weights = _specs(axis)
 
-    def local(hidden, kernel, targets):
-        def body(carry, begin, fresh):
+    def local(hidden: Array, kernel: Array, targets: Array) -> tuple[Array, Array]:
+        def body(carry: Any, begin: Array, fresh: Array) -> Any:
             top, total, chosen = carry
             _, logits, hit = _piece(axis, hidden, kernel, targets, begin, fresh)
             new = jnp.maximum(top, logits.max(-1))
@@ -134,12 +142,16 @@ def _forward(axis: int, chunk: int, mesh: Mesh, hidden: Array, kernel: Array, ta
     return nll, (hidden, kernel, targets, log_total)
 
 
-def _backward(axis: int, chunk: int, mesh: Mesh, kept, scale: Array):
+def _backward(
+    axis: int, chunk: int, mesh: Mesh, kept: tuple[Array, ...], scale: Array
+) -> tuple[Array, Array, None]:
     """Gradients of hidden and kernel, given d loss / d nll = `scale` [B, T]."""
     rows, weights = _specs(axis)
 
-    def local(hidden, kernel, targets, log_total, scale):
-        def body(carry, begin, fresh):
+    def local(
+        hidden: Array, kernel: Array, targets: Array, log_total: Array, scale: Array
+    ) -> tuple[Array, Array]:
+        def body(carry: Any, begin: Array, fresh: Array) -> Any:
             of_hidden, of_kernel = carry
             part, logits, hit = _piece(axis, hidden, kernel, targets, begin, fresh)
             error = jnp.exp(logits - log_total[..., None]) - hit
@@ -161,7 +173,7 @@ def _backward(axis: int, chunk: int, mesh: Mesh, kept, scale: Array):
         of_hidden, of_kernel = _over_pieces(kernel.shape[axis], chunk, body, carry)
         return jax.lax.psum(of_hidden, "tensor").astype(hidden.dtype), of_kernel
 
-    run = jax.shard_map(
+    run: Callable[..., tuple[Array, Array]] = jax.shard_map(
         local, mesh=mesh, in_specs=(rows, weights, rows, rows, rows), out_specs=(rows, weights),
         check_vma=False,
     )  # fmt: skip

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import optax
 
-from leafe_jax.errors import UserError
-
-SCHEDULES = ("constant", "linear", "cosine")
+from leafe_jax.training.settings import TrainConfig
 
 
-def make_optimizer(train, num_steps: int) -> optax.GradientTransformation:
+def make_optimizer(train: TrainConfig, num_steps: int) -> optax.GradientTransformation:
     """Gradient clipping and AdamW with a warm-up; norms and biases have no weight decay.
 
     Args:
-      train: train section of a config (learning_rate, schedule, warmup_steps, weight_decay, b1, b2,
-        eps, clip_norm).
+      train: learning_rate, schedule, warmup_steps, weight_decay, b1, b2, eps and clip_norm of it.
       num_steps: optimizer steps of the run, for the decaying schedules.
-
-    Raises:
-      UserError: unknown schedule.
     """
     warmup = min(train.warmup_steps, max(num_steps - 1, 0))
     rest = max(num_steps - warmup, 1)
@@ -27,11 +23,9 @@ def make_optimizer(train, num_steps: int) -> optax.GradientTransformation:
         tail = optax.constant_schedule(train.learning_rate)
     elif train.schedule == "linear":
         tail = optax.linear_schedule(train.learning_rate, 0.0, rest)
-    elif train.schedule == "cosine":
-        tail = optax.cosine_decay_schedule(train.learning_rate, rest)
     else:
-        raise UserError(f"train.schedule = {train.schedule!r}: must be one of {SCHEDULES}")
-    # From one warm-up step's share, not from 0: a first step without an update would be wasted.
+        tail = optax.cosine_decay_schedule(train.learning_rate, rest)
+    # Starts at one warm-up step's share, not at 0: a first step without an update would be wasted.
     head = optax.linear_schedule(train.learning_rate / (warmup + 1), train.learning_rate, warmup)
     schedule = optax.join_schedules([head, tail], [warmup]) if warmup else tail
     return optax.chain(
@@ -45,14 +39,14 @@ def make_optimizer(train, num_steps: int) -> optax.GradientTransformation:
 
 
 def _decay_matrices(rate: float) -> optax.GradientTransformation:
-    """Decoupled weight decay of matrices, embedding included, as in transformers' Trainer; scales of
+    """Decoupled weight decay of matrices, the embedding included, as in transformers' Trainer; scales of
     norms and biases are vectors.
 
-    It is optax.adamw's with a mask, but has no state: a state of masks would make checkpoints
-    unreadable that were saved before there was one.
+    It is optax.adamw's with a mask, but stateless: a state of masks would make checkpoints unreadable
+    that were saved before there was one.
     """
 
-    def decay(updates, params):
+    def decay(updates: Any, params: Any) -> Any:
         return jax.tree.map(lambda u, p: u + rate * p if p.ndim >= 2 else u, updates, params)
 
     return optax.stateless(decay)

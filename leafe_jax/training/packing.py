@@ -1,5 +1,4 @@
-"""Training examples: records on disk (ArrayRecord), and packed batches by Grain, which reads them in a
-fixed random order and remembers where it was."""
+"""Packed batches of training examples, by Grain: a fixed random order, and a position to resume from."""
 
 from __future__ import annotations
 
@@ -11,8 +10,6 @@ import numpy as np
 
 from leafe_jax.errors import UserError
 from leafe_jax.types import Example
-
-# -- records ---------------------------------------------------------------------------------------
 
 
 def mixing_coefficients(masses: Sequence[float], weights: Sequence[float]) -> np.ndarray:
@@ -31,14 +28,13 @@ def mixing_coefficients(masses: Sequence[float], weights: Sequence[float]) -> np
     Returns:
       float32 [sources]; 0 for a source without examples.
     """
-    masses = np.asarray(masses, np.float64)
+    totals = np.asarray(masses, np.float64)
     coefficients = np.zeros(len(weights), np.float32)
-    present = masses > 0
-    coefficients[present] = np.asarray(weights)[present] * masses.sum() / masses[present]
+    present = totals > 0
+    coefficients[present] = np.asarray(weights)[present] * totals.sum() / totals[present]
     return coefficients
 
 
-# -- packing ---------------------------------------------------------------------------------------
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Rows of at most `capacity` tokens: longest first, each into the fullest row that has room.
 
@@ -85,11 +81,20 @@ class _Steps:
       plan: example indices of every row of the run; () is an empty row.
       own: places within a batch of the rows that are wanted, ascending.
       batch_size, seq_len: rows of a batch, tokens of a row.
+      columns: names of the columns to pack.
     """
 
-    def __init__(self, examples, plan, own: Sequence[int], batch_size: int, seq_len: int):
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        plan: Sequence[tuple[int, ...]],
+        own: Sequence[int],
+        batch_size: int,
+        seq_len: int,
+        columns: Sequence[str],
+    ):
         self._examples, self._plan, self._own = examples, plan, own
-        self._batch_size, self._seq_len = batch_size, seq_len
+        self._batch_size, self._seq_len, self._columns = batch_size, seq_len, columns
 
     def __len__(self) -> int:
         return len(self._plan) // self._batch_size
@@ -104,7 +109,8 @@ class _Steps:
     def _row(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         names = ("tokens", "targets", "positions", "segment_ids", "source")
         row = {name: np.zeros(self._seq_len, np.int32) for name in names}
-        row["mass"] = np.zeros(self._seq_len, np.float32)
+        for name in ("mass", *self._columns):
+            row[name] = np.zeros(self._seq_len, np.float32)
         begin = 0
         for segment, index in enumerate(indices, 1):
             example = self._examples[index]
@@ -113,6 +119,8 @@ class _Steps:
             # Shifted before packing, so that no target crosses the border of a segment.
             row["tokens"][at], row["targets"][at] = example.ids[:-1], example.ids[1:]
             row["mass"][at], row["source"][at] = example.mass[1:], example.source
+            for name in self._columns:
+                row[name][at] = example.columns[name][1:]
             row["positions"][at], row["segment_ids"][at] = np.arange(count), segment
             begin += count
         return row
@@ -121,10 +129,10 @@ class _Steps:
 class Batches:
     """Packed batches of the examples, for a number of epochs.
 
-    Iterating gives dicts of [rows, seq_len]: tokens, targets, positions, segment_ids (0 is padding),
-    source (int32), mass (float32). Which examples share a row, and the order of the rows, is settled
-    beforehand from the lengths and `seed`, epoch by epoch, and the same in every process; each reads
-    only its own rows. `get_state` and `set_state` of the iterator resume it exactly.
+    Iterating gives dicts of [rows, seq_len]: tokens, targets, positions, segment_ids (0 is padding) and
+    source (int32), mass and the columns (float32). Which examples share a row, and the order of the
+    rows, is settled beforehand from the lengths and `seed`, epoch by epoch, and is the same in every
+    process; each reads only its own rows. `get_state` and `set_state` of the iterator resume it exactly.
 
     Args:
       examples: at least one.
@@ -134,6 +142,7 @@ class Batches:
       num_epochs: passes over the examples.
       seed: 32 bits, of the shuffling.
       own: places within a batch of the rows to give, ascending; None gives all.
+      columns: names of the examples' columns to pack.
 
     Attributes:
       num_steps: number of batches.
@@ -152,6 +161,7 @@ class Batches:
         num_epochs: int,
         seed: int,
         own: Sequence[int] | None = None,
+        columns: Sequence[str] = (),
     ):
         if batch_size < 1 or num_epochs < 1:
             raise UserError(
@@ -169,7 +179,7 @@ class Batches:
         self.num_steps = len(plan) // batch_size
         self.padding = 1 - num_epochs * sum(lengths) / (len(plan) * seq_len)
         own = range(batch_size) if own is None else own
-        steps = _Steps(examples, plan, own, batch_size, seq_len)
+        steps = _Steps(examples, plan, own, batch_size, seq_len, columns)
         ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         self._dataset = grain.MapDataset.source(steps).to_iter_dataset(ahead)
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -22,10 +23,13 @@ from leafe_jax.types import Example
 def write_examples(path: str | Path, examples: Sequence[Example]) -> None:
     """Writes an ArrayRecord file; it appears under its name when it is complete.
 
-    In a run of several processes all of them call it, process 0 writes, and it is there when they
-    go on; the others' examples may be empty.
+    In a run of several processes all of them call it. Process 0 writes, and the file is there when they
+    return; the others' examples may be empty.
 
-    A record is, little-endian: source (int32), n ids (int32), n masses (float32).
+    A record is, little-endian: source (int32), n ids (int32), n masses (float32). One with columns begins
+    with -1 - source (int32), n (int32) and the number of bytes of the columns' names (int32), then has the
+    names (ASCII, sorted, each followed by a newline), ids and masses as above, and n values (float32) of
+    each column.
     """
     path = Path(path)
     if jax.process_index() == 0:
@@ -34,12 +38,52 @@ def write_examples(path: str | Path, examples: Sequence[Example]) -> None:
         remove(partial)  # of a killed run; a FIFO would block
         writer = ArrayRecordWriter(str(partial), "group_size:1")  # each record can be read alone
         for example in examples:
-            parts = (np.int32(example.source), example.ids, example.mass)
-            writer.write(b"".join(p.astype(p.dtype.newbyteorder("<")).tobytes() for p in parts))
+            writer.write(_to_bytes(example))
         writer.close()
         put_in_place(partial, path)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"wrote {path.name}")
+
+
+def _little(array: Any) -> bytes:
+    """The values of an array or a scalar, little-endian."""
+    return np.asarray(array).astype(array.dtype.newbyteorder("<")).tobytes()
+
+
+def _to_bytes(example: Example) -> bytes:
+    """The record of an example; see write_examples."""
+    body = _little(example.ids) + _little(example.mass)
+    if not example.columns:
+        return _little(np.int32(example.source)) + body
+    names = sorted(example.columns)
+    text = "".join(f"{name}\n" for name in names).encode("ascii")
+    head = _little(np.array([-1 - example.source, len(example.ids), len(text)], np.int32))
+    return head + text + body + b"".join(_little(example.columns[name]) for name in names)
+
+
+def _from_bytes(data: bytes) -> Example:
+    """Inverse of `_to_bytes`; ValueError if the bytes are no example."""
+    if len(data) < 12:
+        raise ValueError(f"{len(data)} bytes")
+    source = int(np.frombuffer(data, "<i4", 1)[0])
+    names: list[str] = []
+    if source >= 0:
+        count, rest = divmod(len(data) - 4, 8)
+        begin = 4
+    else:
+        count, length = (int(n) for n in np.frombuffer(data, "<i4", 2, 4))
+        begin = 12 + length
+        names = data[12:begin].decode("ascii").splitlines() if length >= 0 else []
+        source, rest = -1 - source, len(data) - begin - (8 + 4 * len(names)) * count
+    if count < 2 or rest or begin < 4:
+        raise ValueError(f"{len(data)} bytes")
+
+    def values(dtype: str, place: int) -> np.ndarray:
+        found = np.frombuffer(data, f"<{dtype}", count, begin + 4 * count * place)
+        return found.astype(dtype)
+
+    columns = {name: values("f4", 2 + i) for i, name in enumerate(names)}
+    return Example(values("i4", 0), values("f4", 1), source, columns)
 
 
 class ExampleFile(Sequence[Example]):
@@ -64,15 +108,9 @@ class ExampleFile(Sequence[Example]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> Example:
-        data = self._source[index]
-        count, rest = divmod(len(data) - 4, 8)
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         try:
-            if count < 2 or rest:
-                raise ValueError(f"{len(data)} bytes")
-            ids = np.frombuffer(data, "<i4", count, 4).astype(np.int32)
-            mass = np.frombuffer(data, "<f4", count, 4 + 4 * count).astype(np.float32)
-            return Example(ids, mass, int(np.frombuffer(data, "<i4", 1)[0]))
+            return _from_bytes(self._source[index])
         except ValueError as error:
             raise UserError(f"{self._path}: record {index} is no example: {error}") from error
 
@@ -84,7 +122,7 @@ class Survey:
     Attributes:
       lengths: tokens of each example in a row, one less than its ids.
       masses: total mass of each source.
-      digest: of all ids, masses and sources, in order.
+      digest: of all ids, masses, sources and columns, in order.
     """
 
     lengths: tuple[int, ...]
@@ -92,17 +130,20 @@ class Survey:
     digest: str
 
 
-def survey(examples: Sequence[Example], num_sources: int, vocab_size: int) -> Survey:
+def survey(
+    examples: Sequence[Example], num_sources: int, vocab_size: int, columns: Sequence[str] = ()
+) -> Survey:
     """Reads all examples once.
 
     Args:
       examples: the training data.
       num_sources: sources of the run.
       vocab_size: ids of the model are below it.
+      columns: names of the columns that every example must have.
 
     Raises:
-      UserError: there is no example, one of a source that is not there, or one with an id that the
-        model does not have.
+      UserError: there is no example, or one has a source that the run has not, an id that the model does
+        not have, or lacks a column.
     """
     if len(examples) == 0:
         raise UserError("train: there is no example to train on")
@@ -113,6 +154,9 @@ def survey(examples: Sequence[Example], num_sources: int, vocab_size: int) -> Su
             raise UserError(
                 f"train: example {index} has source {example.source}: must be below {num_sources}"
             )
+        for name in columns:
+            if name not in example.columns:
+                raise UserError(f"train: example {index} has no column {name!r}")
         least, largest = int(example.ids.min()), int(example.ids.max())
         if least < 0 or largest >= vocab_size:
             raise UserError(
@@ -121,6 +165,8 @@ def survey(examples: Sequence[Example], num_sources: int, vocab_size: int) -> Su
             )
         lengths.append(len(example.ids) - 1)
         masses[example.source] += float(example.mass.sum(dtype=np.float64))
-        digest.update(np.int32([example.source, len(example.ids)]).tobytes())
+        digest.update(np.array([example.source, len(example.ids)], np.int32).tobytes())
         digest.update(example.ids.tobytes() + example.mass.tobytes())
+        for name in sorted(example.columns):
+            digest.update(name.encode() + example.columns[name].tobytes())
     return Survey(tuple(lengths), tuple(masses), digest.hexdigest())

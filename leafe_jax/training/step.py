@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -19,17 +19,19 @@ from leafe_jax.models import lora
 from leafe_jax.models.attention import choose_backend, segment_attend
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.models.sharding import BATCH, check_mesh, shardings_for
-from leafe_jax.training.forward import REMAT, hidden_states
+from leafe_jax.training.forward import hidden_states
 from leafe_jax.training.losses import token_nll
+from leafe_jax.training.objectives import Objective
+from leafe_jax.training.settings import TrainConfig
 
-_COUNTS = (
-    "batch_size", "accumulation", "loss_chunk", "checkpoint_every", "log_every", "max_nonfinite",
-)  # fmt: skip
+Batch = dict[str, Any]  # see packing.Batches
+Measurements = dict[str, Array]
+Step = Callable[[Any, Any, Batch], tuple[Any, Measurements]]
 
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """How a step computes; none of it changes what it computes, beyond rounding.
+    """How and where a step computes. None of it changes the result, up to rounding.
 
     Attributes:
       compute_dtype: "float32" or "bfloat16"; masters, losses, and sums over tokens and over parts are
@@ -39,6 +41,7 @@ class StepOptions:
       scan_layers: see forward.hidden_states.
       loss_chunk: see losses.token_nll.
       attention: backend, from attention.choose_backend.
+      mesh: devices.
     """
 
     compute_dtype: str
@@ -47,38 +50,15 @@ class StepOptions:
     scan_layers: bool
     loss_chunk: int
     attention: str
+    mesh: Mesh
 
 
-def step_options(train, config: ModelConfig, mesh: Mesh) -> StepOptions:
-    """The options of a config's train section on a mesh.
+def step_options(train: TrainConfig, config: ModelConfig, mesh: Mesh) -> StepOptions:
+    """The options of a training config on a mesh.
 
     Raises:
-      UserError: a field is out of range, the mesh does not divide the heads or the rows.
+      UserError: the mesh does not divide the heads or the rows, or the attention does not run on it.
     """
-    if train.remat not in REMAT:
-        raise UserError(f"train.remat = {train.remat!r}: must be one of {', '.join(REMAT)}")
-    if train.compute_dtype not in ("float32", "bfloat16"):
-        raise UserError(
-            f"train.compute_dtype = {train.compute_dtype!r}: must be float32 or bfloat16"
-        )
-    for names, least in ((_COUNTS, 1), (("warmup_steps",), 0)):
-        for name in names:
-            if getattr(train, name) < least:
-                raise UserError(f"train.{name} = {getattr(train, name)}: must be at least {least}")
-    for name, allowed, text in (
-        ("learning_rate", 0 <= train.learning_rate < math.inf, "at least 0"),
-        ("weight_decay", 0 <= train.weight_decay < math.inf, "at least 0"),
-        ("b1", 0 <= train.b1 < 1, "at least 0 and below 1"),
-        ("b2", 0 <= train.b2 < 1, "at least 0 and below 1"),
-        ("eps", 0 < train.eps < math.inf, "above 0"),  # 0: 0 / 0 where a gradient is 0
-    ):
-        if not allowed:
-            raise UserError(f"train.{name} = {getattr(train, name)}: must be {text}")
-    if not train.clip_norm > 0:
-        raise UserError(
-            f"train.clip_norm = {train.clip_norm}: must be above 0, which would scale every gradient"
-            " to nothing; inf clips none"
-        )
     check_mesh(config, mesh)
     rows = train.accumulation * mesh.shape["data"] * mesh.shape["fsdp"]
     if train.batch_size % rows:
@@ -89,23 +69,23 @@ def step_options(train, config: ModelConfig, mesh: Mesh) -> StepOptions:
     backend = choose_backend(train.attention, config, train.compute_dtype, mesh)
     return StepOptions(
         train.compute_dtype, train.accumulation, train.remat, train.scan_layers, train.loss_chunk,
-        backend,
+        backend, mesh,
     )  # fmt: skip
 
 
-def state_shapes(params, tx: optax.GradientTransformation) -> dict[str, Any]:
+def state_shapes(params: Any, tx: optax.GradientTransformation) -> dict[str, Any]:
     """ShapeDtypeStructs of `init_state`'s result."""
     return jax.eval_shape(lambda p: _new_state(p, tx), params)
 
 
-def _new_state(params, tx: optax.GradientTransformation) -> dict[str, Any]:
+def _new_state(params: Any, tx: optax.GradientTransformation) -> dict[str, Any]:
     masters = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     zero = jnp.zeros((), jnp.int32)
     return {"params": masters, "opt_state": tx.init(masters), "step": zero, "nonfinite": zero}
 
 
-def init_state(params, tx: optax.GradientTransformation, mesh: Mesh) -> dict[str, Any]:
-    """The state of a run that begins, placed by the rules.
+def init_state(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> dict[str, Any]:
+    """The state of a run at its start, placed by the sharding rules.
 
     A 1e-6 update vanishes in bfloat16, so the masters are float32 whatever the compute dtype.
 
@@ -120,73 +100,92 @@ def init_state(params, tx: optax.GradientTransformation, mesh: Mesh) -> dict[str
 
 def loss_sums(
     config: ModelConfig,
-    params,
-    batch: dict[str, jax.Array],
-    coefficients: jax.Array,
+    params: Any,
+    batch: Batch,
+    coefficients: Array,
+    objective: Objective,
     options: StepOptions,
-    mesh: Mesh,
-) -> tuple[jax.Array, jax.Array]:
-    """Sums that a batch's parts add up to.
+) -> tuple[Array, dict[str, Any]]:
+    """Sums over a batch, or over a part of one: those of the parts add up.
 
     Args:
       config, params: the model, in the compute dtype.
-      batch: see data.Batches.
-      coefficients: float32 [sources], see data.mixing_coefficients.
-      options, mesh: how to compute.
+      batch: see packing.Batches.
+      coefficients: float32 [sources], see packing.mixing_coefficients.
+      objective: what is minimised.
+      options: how to compute.
 
     Returns:
-      (sum of coefficients[source] * mass * nll, sum of mass * nll of each source [sources]).
+      (sum of coefficients[source] * loss, {"loss": sum of the losses of each source [sources], and each of
+      the objective's measurements: its sum, weighted by the mass}).
     """
-    attend = segment_attend(batch["segment_ids"], options.attention, mesh)
+    attend = segment_attend(batch["segment_ids"], options.attention, options.mesh)
     hidden = hidden_states(
         config, params, batch["tokens"], batch["positions"], attend,
-        remat=options.remat, scan_layers=options.scan_layers, mesh=mesh,
+        remat=options.remat, scan_layers=options.scan_layers, mesh=options.mesh,
     )  # fmt: skip
-    nll = token_nll(config, params, hidden, batch["targets"], options.loss_chunk, mesh)
-    loss = batch["mass"] * nll
+    targets, chunk = batch["targets"], options.loss_chunk
+    logprobs = -token_nll(config, params, hidden, targets, chunk, options.mesh)
+    loss = objective.token_loss(batch, logprobs)
     each = jnp.stack(
         [jnp.sum(jnp.where(batch["source"] == i, loss, 0)) for i in range(len(coefficients))]
     )
-    return jnp.sum(coefficients * each), each
+    fixed = jax.lax.stop_gradient(logprobs)
+    measured = {
+        name: jnp.sum(batch["mass"] * measure(batch, fixed))
+        for name, measure in objective.measurements.items()
+    }
+    return jnp.sum(coefficients * each), {"loss": each, **measured}
 
 
 def _gradients(
-    config: ModelConfig, trained, frozen, batch, coefficients, options: StepOptions, mesh: Mesh
-) -> tuple[jax.Array, jax.Array, Any]:
-    """(loss, each source's sum of mass * nll, float32 gradients of `trained`) of a whole batch.
+    config: ModelConfig,
+    trained: Any,
+    frozen: Any,
+    batch: Batch,
+    coefficients: Array,
+    objective: Objective,
+    options: StepOptions,
+) -> tuple[Array, dict[str, Any], Any]:
+    """(loss, sums as of loss_sums, float32 gradients of `trained`) of a whole batch.
 
-    The loss is sum(coefficients[source] * mass * nll) / sum(mass), over the whole batch also where it
-    is computed in parts: accumulation is no mean of means.
+    The loss is sum(coefficients[source] * loss) / denominator, over the whole batch also if it is
+    computed in parts: accumulation is no mean of means.
     """
-    total = jnp.maximum(batch["mass"].sum(), 1e-9)  # a batch of padding alone gives 0, not nan
+    total: Array | float
+    if objective.denominator is None:
+        total = jnp.maximum(batch["mass"].sum(), 1e-9)  # only padding: 0, not nan
+    else:
+        total = objective.denominator
     cast = jax.tree.map(lambda x: x.astype(options.compute_dtype), trained)
 
-    def part(rows):
-        def loss(cast):
+    def part(rows: Batch) -> tuple[Array, dict[str, Any], Any]:
+        def loss(cast: Any) -> tuple[Array, dict[str, Any]]:
             params = lora.join(frozen, cast)
-            value, each = loss_sums(config, params, rows, coefficients, options, mesh)
-            return value / total, each
+            value, sums = loss_sums(config, params, rows, coefficients, objective, options)
+            return value / total, sums
 
-        (loss, each), grads = jax.value_and_grad(loss, has_aux=True)(cast)
-        return loss, each, jax.tree.map(lambda x: x.astype(jnp.float32), grads)
+        (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(cast)
+        return value, sums, jax.tree.map(lambda x: x.astype(jnp.float32), grads)
 
     if options.accumulation == 1:
         return part(batch)
     parts = options.accumulation
     # Every device's rows go into every part, so that no row moves to another device.
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-    placed = NamedSharding(mesh, P(None, *BATCH))
+    placed = NamedSharding(options.mesh, P(None, *BATCH))
     split = jax.lax.with_sharding_constraint(split, placed)
 
-    def add(sums, rows):
+    def add(sums: Any, rows: Batch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, sums, part(rows)), None
 
-    # Said where: the carry of a loop could else be a whole copy on every device.
+    # With a sharding: the carry of a loop could otherwise be a whole copy on every device.
     zeros = jax.lax.with_sharding_constraint(
         jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained),
-        shardings_for(trained, mesh),
+        shardings_for(trained, options.mesh),
     )
-    start = (jnp.zeros(()), jnp.zeros(coefficients.shape), zeros)
+    sums = {name: jnp.zeros(()) for name in objective.measurements}
+    start = (jnp.zeros(()), {"loss": jnp.zeros(coefficients.shape), **sums}, zeros)
     return jax.lax.scan(add, start, split)[0]
 
 
@@ -194,33 +193,33 @@ def make_train_step(
     config: ModelConfig,
     tx: optax.GradientTransformation,
     *,
-    sources: Sequence[str],
-    coefficients: np.ndarray,
+    objective: Objective,
+    sources: Mapping[str, float],
     options: StepOptions,
-    mesh: Mesh,
     state: Any,
     frozen: Any,
-) -> Callable[[Any, Any, dict[str, jax.Array]], tuple[Any, dict[str, jax.Array]]]:
+) -> Step:
     """The jitted step (state, frozen, batch) -> (state, measurements); `state` is donated.
 
-    Measurements: loss; loss_<source> (nan in a batch without it) and tokens_<source>; grad_norm
-    (before clipping), param_norm, update_norm; padding, the share of places without a token; finite
-    (1.0 or 0.0) and nonfinite_in_a_row. A step whose loss or gradient is not finite leaves weights and
-    optimizer as they were.
+    Measurements: loss; loss_<source>, the mean over its mass (nan in a batch without it), and
+    tokens_<source>; the objective's own; grad_norm (before clipping), param_norm, update_norm; padding,
+    the share of places without a token; finite (1.0 or 0.0) and nonfinite_in_a_row. A step whose loss or
+    gradient is not finite leaves weights and optimizer as they were.
 
     Args:
       config, tx: model and optimizer.
-      sources: names of the data sources, in the order of the batch's `source`.
-      coefficients: float32 [sources].
-      options, mesh: how to compute.
+      objective: what is minimised.
+      sources: name -> coefficient of each data source, in the order of the batch's `source`.
+      options: how to compute.
       state: see init_state; it or its ShapeDtypeStructs.
       frozen: weights that are not trained, in the compute dtype, or their shapes; {} if all are.
     """
-    coefficients = jnp.asarray(coefficients)
+    coefficients = jnp.asarray(np.asarray(list(sources.values()), np.float32))
+    mesh = options.mesh
 
-    def step(state, frozen, batch):
-        loss, each, grads = _gradients(
-            config, state["params"], frozen, batch, coefficients, options, mesh
+    def step(state: Any, frozen: Any, batch: Batch) -> tuple[Any, Measurements]:
+        loss, sums, grads = _gradients(
+            config, state["params"], frozen, batch, coefficients, objective, options
         )
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
@@ -238,10 +237,12 @@ def make_train_step(
             "nonfinite_in_a_row": nonfinite.astype(jnp.float32),
             "padding": jnp.mean(batch["segment_ids"] == 0),
         }
+        for name in objective.measurements:
+            measurements[name] = sums[name] / jnp.maximum(batch["mass"].sum(), 1e-9)
         for index, name in enumerate(sources):
             own = jnp.where(batch["source"] == index, batch["mass"], 0)
             # 0 / 0 is nan: a batch without this source has no loss of it, and 0 would be a perfect one.
-            measurements[f"loss_{name}"] = each[index] / own.sum()
+            measurements[f"loss_{name}"] = sums["loss"][index] / own.sum()
             measurements[f"tokens_{name}"] = jnp.sum(own > 0).astype(jnp.float32)
         return {**new, "step": state["step"] + 1, "nonfinite": nonfinite}, measurements
 

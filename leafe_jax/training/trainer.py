@@ -1,11 +1,23 @@
-"""One SFT run: data, optimizer, steps, checkpoints. The base model and Stage 2 both use it."""
+"""Training: a model, its optimizer and its checkpoints behind steps; and `fit`, a loop over fixed examples.
+
+An on-policy method makes its own loop: examples, steps, new weights for the sampler, new examples.
+
+    with contextlib.closing(Trainer(start, train, grpo(denominator), directory, seed=0)) as trainer:
+        state = trainer.restore({"samples": 1.0}, num_steps=1000) or {"iteration": 0}
+        for iteration in range(state["iteration"], 100):
+            examples = play(engine, iteration)
+            for rows in trainer.batches(examples, num_epochs=1, seed=iteration):
+                measurements = trainer.step(rows)
+            engine.swap(trainer.params)
+            trainer.save({"iteration": iteration + 1})
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +33,14 @@ from leafe_jax.models.sharding import BATCH, shardings_for, train_mesh
 from leafe_jax.runtime.memory import DIVIDE, needed_for
 from leafe_jax.runtime.preemption import Preemption
 from leafe_jax.training.checkpoint import Checkpoints
+from leafe_jax.training.objectives import Objective
 from leafe_jax.training.optimizer import make_optimizer
 from leafe_jax.training.packing import Batches, mixing_coefficients
-from leafe_jax.training.records import survey
+from leafe_jax.training.records import Survey, survey
+from leafe_jax.training.settings import TrainConfig
 from leafe_jax.training.step import (
+    Measurements,
+    Step,
     StepOptions,
     init_state,
     make_train_step,
@@ -34,12 +50,16 @@ from leafe_jax.training.step import (
 from leafe_jax.types import Example
 
 LoadParams = Callable[[Any, Any], Any]
+Rows = dict[str, np.ndarray]  # a batch, or this process's rows of it; see packing.Batches
+
+_REMEDY = f"{DIVIDE}, or train adapters (train.lora.rank)"
+_STEP_REMEDY = f"raise train.accumulation, set train.remat = 'full', or {_REMEDY}"
 
 
 def place(params: Any) -> LoadParams:
-    """Parameters that are there already, as `fit` wants them: a copy, cast and placed."""
+    """A `Start.load_params` for parameters that are in memory: it gives a copy, cast and placed."""
 
-    def load(dtype, shardings):
+    def load(dtype: Any, shardings: Any) -> Any:
         return jax.jit(
             lambda p: jax.tree.map(lambda x: x.astype(dtype), p), out_shardings=shardings
         )(jax.tree.map(np.asarray, params))
@@ -47,54 +67,293 @@ def place(params: Any) -> LoadParams:
     return load
 
 
-def check(train, model_config: ModelConfig) -> tuple[Mesh, ModelConfig, StepOptions]:
-    """What a train section says about a model; all that can be refused without an example.
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The weights that a training run starts from.
+
+    Attributes:
+      config: the model, without adapters.
+      load_params: load_params(dtype, shardings) gives the weights. It is not called if a checkpoint has
+        them all. The trainer uses their memory.
+    """
+
+    config: ModelConfig
+    load_params: LoadParams
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Examples of several sources.
+
+    Attributes:
+      examples: training data, e.g. an ExampleFile.
+      weights: name -> weight of each source's loss, in the order of Example.source.
+    """
+
+    examples: Sequence[Example]
+    weights: Mapping[str, float]
+
+
+def check(train: TrainConfig, model_config: ModelConfig) -> tuple[Mesh, ModelConfig, StepOptions]:
+    """What a training config means for a model on these devices.
 
     Args:
-      train: train section of a config.
+      train: the settings.
       model_config: the model, without adapters.
 
     Returns:
       (mesh over all devices, model with the adapters of train.lora, options of the step).
 
     Raises:
-      UserError: a field is out of range, or does not go with the devices or the model.
+      UserError: a field does not go with the devices or the model.
     """
     mesh = train_mesh(train.mesh)
     model_config = lora.with_adapters(model_config, train.lora)
     options = step_options(train, model_config, mesh)
-    make_optimizer(train, 1)
     shardings_for(abstract_params(model_config), mesh)
     return mesh, model_config, options
 
 
+class Trainer:
+    """A model in training. Made, then restored, then stepped, saved and closed.
+
+    Args:
+      start: model, and weights to start from.
+      train: settings; num_epochs is `fit`'s.
+      objective: what is minimised.
+      directory: of the checkpoints.
+      seed: of fresh adapters.
+
+    Attributes:
+      config: the model, with its adapters.
+      num_done: optimizer steps done.
+      frozen: weights that are not trained, in the compute dtype; {} without adapters.
+
+    Raises:
+      UserError: see `check`. Nothing is written before `restore`.
+    """
+
+    def __init__(
+        self, start: Start, train: TrainConfig, objective: Objective, directory: Path, *, seed: int
+    ):
+        self.mesh, self.config, self.options = check(train, start.config)
+        self.train, self.objective, self.directory = train, objective, Path(directory)
+        self.num_done = 0
+        self.frozen: Any = {}
+        self._start, self._seed = start, seed
+        self._rows = NamedSharding(self.mesh, BATCH)
+        self._num_sources = 1
+        self._state: Any = None
+        self._step: Step | None = None
+        self._checkpoints: Checkpoints | None = None
+
+    @property
+    def params(self) -> Any:
+        """What is trained, float32: the parameters or, with adapters, those alone.
+
+        The next step donates these arrays. Whoever keeps them longer makes a copy; Engine.swap does.
+        """
+        return self._state["params"]
+
+    # -- start ---------------------------------------------------------------------------------
+    def restore(
+        self,
+        sources: Mapping[str, float],
+        num_steps: int,
+        identity: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any] | None:
+        """Loads the newest checkpoint, or the weights to start from.
+
+        Weights, optimizer state and step number come from a checkpoint bit by bit, on whatever mesh it was
+        written.
+
+        Args:
+          sources: name -> coefficient of the loss of each data source.
+          num_steps: optimizer steps of the run, for the learning rate's schedule.
+          identity: name -> JSON value of what the checkpoint must agree with, beside the model.
+
+        Returns:
+          The `data_state` that was saved with the checkpoint; None at the start of a run.
+
+        Raises:
+          UserError: the checkpoint is another run's, or the devices' memory is too small.
+        """
+        tx = make_optimizer(self.train, num_steps)
+        self._num_sources = len(sources)
+        self._checkpoints = Checkpoints(self.directory, self._identity(identity or {}))
+        with needed_for("loading the weights and making the optimizer's state", _REMEDY):
+            data_state = self._load(tx, self._checkpoints)
+        self._step = make_train_step(
+            self.config, tx, objective=self.objective, sources=sources, options=self.options,
+            state=self._state, frozen=self.frozen,
+        )  # fmt: skip
+        return data_state
+
+    def _identity(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """What has to be the same for a checkpoint to be this run's."""
+        model = {f"model.{k}": v for k, v in dataclasses.asdict(self.config).items()}
+        settings: dict[str, Any] = {
+            f"train.{k}": getattr(self.train, k) for k in ("seq_len", "batch_size", "num_epochs")
+        }
+        if self.train.weight_decay and self.config.lora is None:  # adapters are matrices only
+            settings["train.decayed"] = "matrices"  # before 2026-11: all weights, and no such entry
+        return json.loads(json.dumps({**model, **settings, **facts}))  # tuples as JSON has them
+
+    def _load(self, tx: Any, checkpoints: Checkpoints) -> dict[str, Any] | None:
+        """Sets frozen weights, state and step; returns the data state, None without a checkpoint."""
+        base = dataclasses.replace(self.config, lora=None)
+        places = shardings_for(abstract_params(base), self.mesh)
+        adapted = self.config.lora is not None
+
+        def fresh() -> Any:
+            return lora.init_adapters(self.config, jax.random.key(self._seed))
+
+        if adapted:
+            self.frozen = self._start.load_params(self.options.compute_dtype, places)
+            trained = jax.eval_shape(fresh)
+        else:
+            trained = abstract_params(base)
+        shapes = state_shapes(trained, tx)
+        like = jax.tree.map(
+            lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to),
+            shapes, shardings_for(shapes, self.mesh),
+        )  # fmt: skip
+        restored = checkpoints.restore(like)
+        if restored is not None:
+            self.num_done, self._state, data_state = restored
+            return data_state
+        params = fresh() if adapted else self._start.load_params("float32", places)
+        self._state = init_state(params, tx, self.mesh)
+        return None
+
+    # -- data ----------------------------------------------------------------------------------
+    def survey(self, examples: Sequence[Example], num_sources: int) -> Survey:
+        """Reads all examples once; all processes have the same.
+
+        Raises:
+          UserError: see records.survey; or another process has other examples.
+        """
+        facts = survey(examples, num_sources, self.config.vocab_size, self.objective.columns)
+        _agree(facts.digest)
+        return facts
+
+    def pack(
+        self, examples: Sequence[Example], lengths: Sequence[int], num_epochs: int, seed: int
+    ) -> Batches:
+        """This process's rows of the batches of examples whose lengths are known."""
+        train = self.train
+        own = _own_rows(self._rows, (train.batch_size, train.seq_len))
+        return Batches(
+            examples, lengths, train.seq_len, train.batch_size, num_epochs, seed, own,
+            self.objective.columns,
+        )  # fmt: skip
+
+    def batches(self, examples: Sequence[Example], *, num_epochs: int, seed: int) -> Batches:
+        """Fresh examples as batches for `step`; in a run of several processes all have the same.
+
+        Args:
+          examples: sources as in `restore`, with the objective's columns.
+          num_epochs: passes over them.
+          seed: 32 bits, of their order.
+
+        Raises:
+          UserError: see records.survey, or an example is longer than a row.
+        """
+        facts = self.survey(examples, self._num_sources)
+        return self.pack(examples, facts.lengths, num_epochs, seed)
+
+    # -- steps ---------------------------------------------------------------------------------
+    def put(self, rows: Rows) -> dict[str, jax.Array]:
+        """A batch on the devices; `rows` are this process's."""
+        shape = (self.train.batch_size, self.train.seq_len)
+        make = jax.make_array_from_process_local_data
+        return {name: make(self._rows, values, shape) for name, values in rows.items()}
+
+    def launch(self, batch: dict[str, jax.Array]) -> Measurements:
+        """Starts a step on a batch from `put`, and returns its measurements without waiting for them."""
+        assert self._step is not None, "restore comes first"
+        self._state, measurements = self._step(self._state, self.frozen, batch)
+        self.num_done += 1
+        return measurements
+
+    def step(self, rows: Rows) -> dict[str, float]:
+        """One optimizer step; returns its measurements (see step.make_train_step).
+
+        Raises:
+          UserError: see `refuse_nonfinite`; or the devices' memory is too small.
+        """
+        with needed_for("training", _STEP_REMEDY):
+            measurements = self.launch(self.put(rows))
+            self.refuse_nonfinite(measurements, rows)
+            return to_floats(measurements)
+
+    def refuse_nonfinite(self, measurements: Measurements, rows: Rows) -> None:
+        """Ends the run after train.max_nonfinite skipped steps in a row.
+
+        Raises:
+          UserError: so many; the batch is saved beside the checkpoints.
+        """
+        train, skipped = self.train, int(measurements["nonfinite_in_a_row"])
+        if skipped < train.max_nonfinite:
+            return
+        name = f"nonfinite_step{self.num_done}_process{jax.process_index()}.npz"
+        np.savez(self.directory / name, **rows)  # type: ignore[arg-type]
+        self.close()
+        raise UserError(
+            f"train: loss or gradient was not finite for {skipped} steps in a row (step"
+            f" {self.num_done}); its batch is in {self.directory / name}; lower train.learning_rate ="
+            f" {train.learning_rate}, with the checkpoints of {self.directory} moved away: they are"
+            " those of this one"
+        )
+
+    # -- end -----------------------------------------------------------------------------------
+    def save(self, data_state: dict[str, Any], *, must: bool = True) -> None:
+        """Starts saving; returns once the arrays are copied to the host.
+
+        Args:
+          data_state: JSON object of the caller's, e.g. its iteration; `restore` returns it.
+          must: if True, wait for a save in progress; if False, skip this save instead.
+
+        Raises:
+          OSError: ENOSPC, the disk has no room; older checkpoints stay as they are.
+        """
+        assert self._checkpoints is not None, "restore comes first"
+        self._checkpoints.save(self.num_done, self._state, data_state, must=must)
+
+    def close(self) -> None:
+        """Waits for pending saves; closing again does nothing."""
+        if self._checkpoints is not None:
+            self._checkpoints.close()
+            self._checkpoints = None
+
+
+def to_floats(measurements: Measurements) -> dict[str, float]:
+    """Measurements on the host."""
+    return {name: float(np.asarray(value)) for name, value in measurements.items()}
+
+
 def fit(
+    start: Start,
+    data: Data,
+    train: TrainConfig,
+    objective: Objective,
     *,
-    model_config: ModelConfig,
-    load_params: LoadParams,
-    examples: Sequence[Example],
-    train_config,
-    sources: Sequence[str],
-    source_weights: Sequence[float],
-    directory,
+    directory: Path,
     seed: int,
     log: Callable[[int, dict[str, float]], None],
     progress: Callable[[int, int], None],
 ) -> Any:
-    """Trains on `examples` and returns what was trained, float32: the parameters or, with
-    train.lora.rank > 0, the adapters.
+    """Trains on fixed examples; returns Trainer.params.
 
-    Picks up from the newest checkpoint in `directory`, bit-exactly and whatever the mesh was: weights,
+    Resumes from the newest checkpoint in `directory`, bit-exactly and whatever the mesh was: weights,
     optimizer state and position in the data come from it. A signal or maintenance notice saves and
     leaves. `log` and `progress` are called in the first process only.
 
     Args:
-      model_config: the model.
-      load_params: load_params(dtype, shardings) gives the weights to start from; not asked where
-        a checkpoint has them all. `fit` uses their memory.
-      examples: training data, e.g. an ExampleFile.
-      train_config: train section of a config, see configs/default.py.
-      sources, source_weights: names and loss weights of the data sources.
+      start: model, and weights to start from.
+      data: examples and sources.
+      train: settings.
+      objective: what is minimised.
       directory: of the checkpoints.
       seed: of the data order and of the adapters.
       log: log(step, measurements), every `log_every` steps, at the end, and for a skipped step.
@@ -107,40 +366,21 @@ def fit(
       OSError: the disk is full; the last checkpoint is intact.
       SystemExit: 75, or 130 after SIGINT, once the state is saved.
     """
-    mesh, model_config, options = check(train_config, model_config)  # before anything is written
-    facts = survey(examples, len(sources), model_config.vocab_size)
-    _agree(facts.digest)
-    place_rows = NamedSharding(mesh, BATCH)
-    shape = (train_config.batch_size, train_config.seq_len)
-    batches = Batches(
-        examples, facts.lengths, train_config.seq_len, train_config.batch_size,
-        train_config.num_epochs, seed, _own_rows(place_rows, shape),
-    )  # fmt: skip
-    tx = make_optimizer(train_config, batches.num_steps)
-    identity = _identity(model_config, train_config, facts.digest, seed)
-    checkpoints = Checkpoints(directory, identity)
-    remedy = f"{DIVIDE}, or train adapters (train.lora.rank)"
-    with needed_for("loading the weights and making the optimizer's state", remedy):
-        frozen, step, state, data_state = _start(
-            model_config, load_params, tx, mesh, checkpoints, seed, options.compute_dtype
-        )
-    iterator = iter(batches)
+    trainer = Trainer(start, train, objective, directory, seed=seed)
+    facts = trainer.survey(data.examples, len(data.weights))
+    batches = trainer.pack(data.examples, facts.lengths, train.num_epochs, seed)
+    coefficients = mixing_coefficients(facts.masses, list(data.weights.values()))
+    data_state = trainer.restore(
+        dict(zip(data.weights, coefficients.tolist(), strict=True)),
+        batches.num_steps,
+        {"data": facts.digest, "data order": seed},
+    )
+    iterator: Any = iter(batches)
     if data_state is not None:
         iterator.set_state(data_state)
-    train_step = make_train_step(
-        model_config, tx, sources=sources,
-        coefficients=mixing_coefficients(facts.masses, source_weights),
-        options=options, mesh=mesh, state=state, frozen=frozen,
-    )  # fmt: skip
-    run = _Run(train_config, batches.num_steps, Path(directory), checkpoints, log, progress)
     try:
-        with (
-            needed_for(
-                "training", f"raise train.accumulation, set train.remat = 'full', or {remedy}"
-            ),
-            Preemption(train_config.notice_url) as preemption,
-        ):
-            state = run.steps(step, state, frozen, iterator, train_step, place_rows, preemption)
+        with needed_for("training", _STEP_REMEDY), Preemption(train.notice_url) as preemption:
+            _steps(trainer, iterator, batches.num_steps, preemption, log, progress)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
@@ -149,8 +389,51 @@ def fit(
             " this run has died or cannot be reached; start all of them again to go on from the last"
             " checkpoint; if the same words come again, the cause is in them"
         ) from error
-    checkpoints.close()
-    return state["params"]
+    trainer.close()
+    return trainer.params
+
+
+def _steps(
+    trainer: Trainer,
+    iterator: Any,
+    total: int,
+    preemption: Preemption,
+    log: Callable[[int, dict[str, float]], None],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Steps to the end; the next batch is read while the devices compute."""
+    train, first = trainer.train, jax.process_index() == 0
+
+    def next_batch() -> tuple[Rows, dict[str, jax.Array]] | None:
+        rows = next(iterator, None)
+        return None if rows is None else (rows, trainer.put(rows))
+
+    if first:
+        progress(trainer.num_done, total)
+    following = next_batch()
+    while trainer.num_done < total and following is not None:
+        rows, batch = following
+        measurements = trainer.launch(batch)
+        step = trainer.num_done
+        data_state = iterator.get_state()
+        following = next_batch()
+        last = step == total
+        skipped = int(measurements["nonfinite_in_a_row"])
+        if first and (skipped or step % train.log_every == 0 or last):
+            log(step, to_floats(measurements))
+        trainer.refuse_nonfinite(measurements, rows)
+        if first:
+            progress(step, total)
+        asked = preemption.asked()
+        if step % train.checkpoint_every == 0 or last or asked:
+            trainer.save(data_state, must=last or asked)
+        if asked:
+            trainer.close()
+            logging.getLogger("leafe_jax").info(
+                "train: told to stop; step %d is saved; the same command goes on from there", step
+            )
+            preemption.leaving()
+            raise SystemExit(preemption.code)
 
 
 def _agree(digest: str) -> None:
@@ -166,116 +449,8 @@ def _agree(digest: str) -> None:
 
 def _own_rows(sharding: NamedSharding, shape: tuple[int, int]) -> list[int]:
     """Rows of a batch that this process's devices hold, ascending."""
-    rows = set()
+    rows: set[int] = set()
     for index in sharding.addressable_devices_indices_map(shape).values():
+        assert index is not None, "every device holds rows"
         rows |= set(range(*index[0].indices(shape[0])))
     return sorted(rows)
-
-
-def _identity(config: ModelConfig, train, digest: str, seed: int) -> dict[str, Any]:
-    """What has to be the same for a checkpoint to be this run's."""
-    model = {f"model.{k}": v for k, v in dataclasses.asdict(config).items()}
-    settings = {f"train.{k}": getattr(train, k) for k in ("seq_len", "batch_size", "num_epochs")}
-    data = {"data": digest, "data order": seed}
-    if train.weight_decay and config.lora is None:  # adapters are matrices only
-        settings["train.decayed"] = "matrices"  # before 2026-11: all weights, and no such entry
-    return json.loads(json.dumps({**model, **settings, **data}))  # tuples as JSON has them
-
-
-def _start(
-    config: ModelConfig,
-    load_params: LoadParams,
-    tx,
-    mesh: Mesh,
-    checkpoints: Checkpoints,
-    seed: int,
-    compute_dtype: str,
-) -> tuple[Any, int, Any, dict[str, Any] | None]:
-    """(frozen weights, step, state, data state): from the newest checkpoint, or from the start."""
-    base = dataclasses.replace(config, lora=None)
-    places = shardings_for(abstract_params(base), mesh)
-    frozen = {}
-    if config.lora is not None:
-        frozen = load_params(compute_dtype, places)
-        trained = jax.eval_shape(lambda: lora.init_adapters(config, jax.random.key(seed)))
-    else:
-        trained = abstract_params(base)
-    shapes = state_shapes(trained, tx)
-    like = jax.tree.map(
-        lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to),
-        shapes, shardings_for(shapes, mesh),
-    )  # fmt: skip
-    restored = checkpoints.restore(like)
-    if restored is not None:
-        return frozen, *restored
-    if config.lora is not None:
-        params = lora.init_adapters(config, jax.random.key(seed))
-    else:
-        params = load_params("float32", places)
-    return frozen, 0, init_state(params, tx, mesh), None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    train_config: Any
-    total: int
-    directory: Path
-    checkpoints: Checkpoints
-    log: Callable[[int, dict[str, float]], None]
-    progress: Callable[[int, int], None]
-
-    def steps(self, step, state, frozen, iterator, train_step, place_rows, preemption):
-        """From `step` to the end; returns the last state."""
-        train = self.train_config
-        shape = (train.batch_size, train.seq_len)
-
-        def next_batch():
-            rows = next(iterator, None)
-            if rows is None:
-                return None, None
-            make = jax.make_array_from_process_local_data
-            return rows, {k: make(place_rows, v, shape) for k, v in rows.items()}
-
-        self._show(step)
-        rows, batch = next_batch()
-        while step < self.total:
-            state, measurements = train_step(state, frozen, batch)
-            step += 1
-            data_state = iterator.get_state()
-            used, (rows, batch) = rows, next_batch()  # while the devices are at it
-            self._check(step, measurements, used)
-            self._show(step)
-            asked = preemption.asked()
-            last = step == self.total
-            if step % train.checkpoint_every == 0 or last or asked:
-                self.checkpoints.save(step, state, data_state, must=last or asked)
-            if asked:
-                self.checkpoints.close()
-                logging.getLogger("leafe_jax").info(
-                    "train: told to stop; step %d is saved; the same command goes on from there",
-                    step,
-                )
-                preemption.leaving()
-                raise SystemExit(preemption.code)
-        return state
-
-    def _show(self, step: int) -> None:
-        if jax.process_index() == 0:
-            self.progress(step, self.total)
-
-    def _check(self, step: int, measurements, rows) -> None:
-        """Logs, and stops the run after too many steps that were skipped."""
-        train = self.train_config
-        skipped = int(measurements["nonfinite_in_a_row"])
-        if skipped or step % train.log_every == 0 or step == self.total:
-            if jax.process_index() == 0:
-                self.log(step, {k: float(np.asarray(v)) for k, v in measurements.items()})
-        if skipped >= train.max_nonfinite:
-            file = self.directory / f"nonfinite_step{step}_process{jax.process_index()}.npz"
-            np.savez(file, **rows)
-            self.checkpoints.close()
-            raise UserError(
-                f"train: loss or gradient was not finite for {skipped} steps in a row (step {step});"
-                f" its batch is in {file}; lower train.learning_rate = {train.learning_rate}, with the"
-                f" checkpoints of {self.directory} moved away: they are those of this one"
-            )

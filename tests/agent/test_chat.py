@@ -18,6 +18,7 @@ from leafe_jax.models import decoder, hf
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.sampling.engine import Engine
 from leafe_jax.sampling.lm_policy import LMPolicy
+from leafe_jax.sampling.requests import EngineConfig
 from leafe_jax.types import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,10 +153,11 @@ def rendered_by_transformers(tokenizer, messages: list[dict]) -> str:
 
 def open_policy(directory: Path, config: ModelConfig, **options) -> LMPolicy:
     chat = load_chat(str(directory), config.vocab_size, **options)
-    engine = Engine(
-        config, hf.load_params(directory, config, "float32"), num_slots=2, max_len=1024,
-        turn_chunk=32, prefill_chunk=64, max_new_tokens=6, stop_ids=chat.stop_ids,
+    sizes = EngineConfig(
+        num_slots=2, max_len=1024, turn_chunk=32, prefill_chunk=64, max_new_tokens=6,
+        stop_ids=chat.stop_ids,
     )  # fmt: skip
+    engine = Engine(config, hf.load_params(directory, config, "float32"), sizes)
     return LMPolicy(engine, chat)
 
 
@@ -361,9 +363,9 @@ def test_the_instruct_configs_run_on_a_checkpoint(name, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", arguments)
     assert main(arguments) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["explore"]["budget"]["env_steps"] > 0
+    assert results["searches"]["tree"]["budget"]["env_steps"] > 0
     assert results["methods"]["base"]["families"]["all"]["samples"] == 2
-    lines = (tmp_path / "run" / "explore" / "trees" / "0000.jsonl").read_text().splitlines()
+    lines = (tmp_path / "run" / "trees" / "tree" / "0000.jsonl").read_text().splitlines()
     trees = [json.loads(line) for line in lines]
     mode = "dialogue" if name.startswith(("household", "codecontests")) else "window"
     assert {t["mode"] for t in trees} == {mode}

@@ -56,7 +56,7 @@ def test_the_aware_player_wins_and_the_unaware_one_does_not(game):
 
 def test_one_habit_spoils_the_episode_and_its_advice_mends_it(game):
     name, player, ideal, _ = game
-    prompts = Prompts(player.env.description, "plain", name)
+    prompts = Prompts(player.env)
     for habit in player.habits:
         spoilt = failed = 0
         for task_id, played in ideal.items():

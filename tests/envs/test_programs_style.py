@@ -3,11 +3,13 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prompting import prompts_for
 
-from envs.base import EnvDataError
-from envs.prompts import MAX_PROGRAM_CHARS, Prompts
+from envs.actions import MAX_PROGRAM_CHARS
+from envs.errors import EnvDataError
+from envs.prompts import PromptsConfig
 
-PROGRAM = Prompts("You solve problems.", "program")
+PROGRAM = prompts_for("You solve problems.", style="program")
 TEXTS = st.one_of(
     st.text(max_size=200),
     st.lists(st.sampled_from(["```", "````", "``", "`", "python", "\n", " ", "x = 1", "</think>", "\t"]),
@@ -108,5 +110,5 @@ def test_what_the_model_reads():
 
 
 def test_the_style_is_checked():
-    with pytest.raises(EnvDataError, match="env.prompt_style = 'prose'"):
-        Prompts("", "prose")
+    with pytest.raises(EnvDataError, match="prompts.style = 'prose'"):
+        PromptsConfig(style="prose")

@@ -7,8 +7,10 @@ cases of the parsers from env_package/*/projection.py.
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prompting import prompts_for
 
-from envs.prompts import FORMS, Prompts, Reflection
+from envs.actions import FORMS
+from envs.prompts import Prompts, PromptsConfig
 from envs.sokoban.environment import Sokoban
 
 THINK = "<think>x</think>"
@@ -16,7 +18,7 @@ HISTORY = [("obs one", "act one"), ("obs two", "act two")]
 
 
 def message(env, history=(), step=1, actions=("a b", "c"), goal="buy it", experience=None, **more):
-    prompts = Prompts("DESCRIPTION", "react", env)
+    prompts = prompts_for("DESCRIPTION", env, style="react")
     return prompts.window("first", history, step, "NOW", experience, goal, actions, **more)
 
 
@@ -82,7 +84,7 @@ def test_sokoban_has_symbols_goal_and_rules_before_the_board():
     env = Sokoban()
     state, seen = env.reset("test/sokoban-6x6-1/0000")
     board = seen.removeprefix(env.description).lstrip("\n")
-    prompts = Prompts(env.description, "react", env.name)
+    prompts = Prompts(env, PromptsConfig(style="react"))
     first = prompts.window(seen, [], 1, seen, None, env.goal(seen), env.actions(state))
     listed = 'admissible now: ["up", "down", "left", "right"].'
     head = ["Sokoban environment", "Symbols: ", "Goal: ", "Rules: "]
@@ -148,90 +150,14 @@ def test_the_experience_is_one_line_that_can_be_taken_out(env):
     ],
 )  # fmt: skip
 def test_replies_are_read_as_verl_agent_reads_them(env, reply, action, well_formed):
-    assert Prompts("", "react", env).parse_action(reply) == (action, well_formed)
+    assert prompts_for("", env, style="react").parse_action(reply) == (action, well_formed)
 
 
 def test_a_reply_of_opening_tags_takes_no_time():
     for reply in ("<action>" * 300_000, "<ACTION>" * 300_000 + "</action"):
-        assert not Prompts("", "react", "household").parse_action(reply)[1]
+        assert not prompts_for("", "household", style="react").parse_action(reply)[1]
     reply = "<action>" + "<action>" * 300_000 + "</action>"
-    assert Prompts("", "react", "household").parse_action(reply)[0].startswith("<action>")
-
-
-# -- reflections -----------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    "reply",
-    [
-        "[1-3] open", "[1\u20133] open", "[2,3] open", "[1, 3] open", "[1 or 2] open", "[1.5] open",
-        "[1e3] open", "[10**9] open", "[10^9] open", "[1/2] open", "[1 2] open",
-        "1-3 open", "2,3 open", "1.5 open", "1e3 open", "12 3] open",
-        "[1][2] open", "[1] [2] open", "[1], [2] open", "[1]-[3] open", "[1] and [2] open",
-        "[1] through [3] open", "[1] to 3 open", "[1], 3 open", "[1] or 2 open", "[1] & 2 open",
-        "3 to 5 open", "3 or 5: open", "step 3 and 4: open", "1 - 3 open", "3, 4 open", "3rd drawer",
-        "[1234567890] open", "1234567890 open", "[" + "9" * 5000 + "] open", "9" * 5000 + " open",
-        "[ 2 ] open", "[+2] open", "[-1] open", "[\u00b2] open", "[x] open",
-        "[3]", "[3] ", "[3] ...", "[3] !?", "[3]: -", "", "[]", "\ud800",
-    ],
-)  # fmt: skip
-def test_a_reflection_on_no_single_step_or_without_advice_is_unparsable(reply):
-    assert Prompts("").parse_reflection(reply) == Reflection("unparsable")
-
-
-@pytest.mark.parametrize(
-    "reply, tau, advice",
-    [
-        ("[3] open it.", 3, "open it."),
-        ("<think>[9] x</think>\n[3]\nopen  it", 3, "open it"),
-        ("step 3: open", 3, "open"),
-        ("Step [3] - open", 3, "open"),
-        ("3) open", 3, "open"),
-        ("[3: open", 3, "open"),
-        ("1. 5 apples", 1, "5 apples"),
-        ("[1] 3 apples", 1, "3 apples"),
-        ("[1] - 3 apples", 1, "3 apples"),
-        ("[1] to be sure, open", 1, "to be sure, open"),
-        ("3\u6253\u5f00", 3, "\u6253\u5f00"),
-        ("[3] put [a] in [b]", 3, "put [a] in [b]"),
-        ("[3: use [a]", 3, "use [a]"),
-        ("3 put [a] in b", 3, "put [a] in b"),
-        ("[02] open", 2, "open"),
-        ("[\uff12] open", 2, "open"),  # a full-width digit
-        ("[3] \u6253\u5f00", 3, "\u6253\u5f00"),
-    ],
-)
-def test_other_reflections_are_read_as_before(reply, tau, advice):
-    assert Prompts("").parse_reflection(reply) == Reflection("ok", tau, advice)
-
-
-REFLECTION_PIECES = st.sampled_from(
-    [
-        "[",
-        "]",
-        "1",
-        "23",
-        "\uff12",
-        "-",
-        ",",
-        ".",
-        "e",
-        "step",
-        "no mistake",
-        "and",
-        " ",
-        "\n",
-        "open",
-    ]
-)
-
-
-@given(st.lists(st.one_of(REFLECTION_PIECES, st.text(max_size=5)), max_size=10))
-def test_any_string_is_a_reflection_or_a_named_failure(pieces):
-    parsed = Prompts("").parse_reflection("".join(pieces))
-    assert parsed.status in ("ok", "no_mistake", "unparsable")
-    if parsed.status == "ok":
-        assert parsed.tau >= 0 and any(map(str.isalnum, parsed.experience))
-    else:
-        assert parsed.tau is None and parsed.experience is None
+    assert prompts_for("", "household", style="react").parse_action(reply)[0].startswith("<action>")
 
 
 # -- totality --------------------------------------------------------------------------------------
@@ -241,7 +167,7 @@ PIECES = st.sampled_from(["<think>", "</think>", "<action>", "</action>", "up", 
 @given(st.sampled_from([*FORMS, "household"]), st.lists(st.one_of(PIECES, st.text()), max_size=8))
 def test_any_reply_is_an_action(env, pieces):
     reply = "".join(pieces)
-    action, well_formed = Prompts("", "react", env).parse_action(reply)
+    action, well_formed = prompts_for("", env, style="react").parse_action(reply)
     assert isinstance(action, str) and isinstance(well_formed, bool)
     if well_formed:
         assert {"<think>", "</think>"} <= {p for p in PIECES_IN if p in reply}

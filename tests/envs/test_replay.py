@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from counting import CountingEnvironment
 
+import envs
 from envs.base import EnvDataError
 
 TASK, OTHER = "train/count/0000", "train/count/0001"
@@ -23,8 +23,11 @@ def make(tmp_path):
     (tmp_path / "calls").write_text("")
 
     def create(**options):
-        env = CountingEnvironment(
-            drift=str(tmp_path / "drift"), calls=str(tmp_path / "calls"), **options
+        env = envs.make(
+            "counting:CountingEnvironment",
+            drift=tmp_path / "drift",
+            calls=tmp_path / "calls",
+            **options,
         )
         made.append(env)
         return env
@@ -234,8 +237,8 @@ def test_workers_end_with_a_program_that_does_not_close(tmp_path, ending):
     for name in ("drift", "calls"):
         (tmp_path / name).write_text("")
     code = (
-        "import os, sys, counting\n"
-        f"env = counting.CountingEnvironment(drift={str(tmp_path / 'drift')!r},"
+        "import os, sys, envs\n"
+        f"env = envs.make('counting:CountingEnvironment', drift={str(tmp_path / 'drift')!r},"
         f" calls={str(tmp_path / 'calls')!r})\n"
         f"env.reset({TASK!r})\n"
         "print(*[w.pid for w in env._workers], flush=True)\n"

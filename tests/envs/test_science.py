@@ -8,9 +8,10 @@ import pytest
 
 import envs
 from envs.base import EnvDataError
-from envs.prompts import Prompts
+from envs.prompts import Prompts, PromptsConfig
 from envs.science import world as science_world
-from envs.science.tasks import FAMILIES, TASKS_PER_FAMILY, variations
+from envs.science.tasks import TASKS_PER_FAMILY, variations
+from envs.science.worlds import FAMILIES
 
 ENV = envs.make("science", horizon=60)
 
@@ -255,7 +256,7 @@ def test_doors():
 
 def test_window_prompts_list_objects_in_place_of_commands():
     state, text = begin("boil")
-    prompts = Prompts(ENV.description, "react")
+    prompts = Prompts(ENV, PromptsConfig(style="react"))
     prompt = prompts.window(text, [], 1, text, actions=ENV.prompt_actions(state))
     (line,) = [line for line in prompt.splitlines() if line.startswith("OBJ can be: ")]
     assert "agent" in line and "door to" in line and "admissible" not in prompt

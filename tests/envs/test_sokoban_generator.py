@@ -5,8 +5,9 @@ import random
 
 import pytest
 
+import envs
 from envs.base import EnvDataError
-from envs.sokoban.environment import Sokoban, move
+from envs.sokoban.environment import move
 from envs.sokoban.generator import draw_level, make_level
 from envs.sokoban.levels import MOVES, Level, canonical_board, level_split, parse_levels
 from envs.sokoban.solver import solve_level
@@ -46,7 +47,7 @@ def count_pushes(level, plan):
     ("size", "boxes", "count"), [((6, 6), 1, 25), ((6, 6), 2, 12), ((7, 6), 2, 12), ((8, 8), 3, 4)]
 )
 def test_plans_are_optimal_in_moves_and_in_pushes(size, boxes, count):
-    env = Sokoban(horizon=60, size=size, num_boxes=boxes)
+    env = envs.make("sokoban", horizon=60, size=size, num_boxes=boxes)
     for task in env.list_tasks("valid")[:count]:
         level = env.level(task.task_id)
         plan = solve_level(level, level.boxes, level.player, 100_000)
@@ -57,7 +58,7 @@ def test_plans_are_optimal_in_moves_and_in_pushes(size, boxes, count):
 
 
 def test_fewest_moves_and_fewest_pushes_are_different_plans():
-    env = Sokoban(horizon=60, size=(8, 8), num_boxes=3)
+    env = envs.make("sokoban", horizon=60, size=(8, 8), num_boxes=3)
     traded = 0
     for task in env.list_tasks("train")[:60]:
         level = env.level(task.task_id)
@@ -93,7 +94,7 @@ def test_a_box_beside_the_board_stays_there(tmp_path):
 
 @pytest.mark.parametrize(("size", "boxes"), [((6, 6), 1), ((9, 5), 2), ((10, 10), 4)])
 def test_levels_have_the_size_and_boxes_asked_for(size, boxes):
-    env = Sokoban(horizon=120, size=size, num_boxes=boxes)
+    env = envs.make("sokoban", horizon=120, size=size, num_boxes=boxes)
     for task in env.list_tasks("test")[:5]:
         level = env.level(task.task_id)
         assert (level.columns, level.rows) == size and level_split(level) == "test"
@@ -109,7 +110,7 @@ def test_levels_have_the_size_and_boxes_asked_for(size, boxes):
 
 def test_large_levels_are_the_same_everywhere():
     """Pinned, like the splits of the default size in test_properties.py."""
-    env = Sokoban(horizon=120, size=(10, 10), num_boxes=4)
+    env = envs.make("sokoban", horizon=120, size=(10, 10), num_boxes=4)
     boards = "".join(
         env.reset(t.task_id)[1].split("stays there.\n")[1] for t in env.list_tasks("test")[:4]
     )
@@ -126,7 +127,7 @@ def test_every_draw_is_solvable():
 
 
 def test_splits_share_no_board():
-    env = Sokoban()
+    env = envs.make("sokoban")
     boards = {
         split: {canonical_board(env.level(t.task_id)) for t in env.list_tasks(split)}
         for split in ("train", "valid", "test")
@@ -177,6 +178,6 @@ def test_a_task_is_the_same_level_under_every_horizon_it_fits_in():
 
 
 def test_a_horizon_too_short_for_any_level_is_an_error():
-    env = Sokoban(horizon=1, size=(5, 5), num_boxes=3)
+    env = envs.make("sokoban", horizon=1, size=(5, 5), num_boxes=3)
     with pytest.raises(EnvDataError, match="sokoban-5x5-3: .* env.horizon = 1"):
         env.reset("test/sokoban-5x5-3/0000")

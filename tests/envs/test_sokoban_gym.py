@@ -20,7 +20,8 @@ gym_env = pytest.importorskip("gym_sokoban.envs.sokoban_env")
 from gym_sokoban.envs.room_utils import generate_room  # noqa: E402
 from test_sokoban_generator import count_pushes  # noqa: E402
 
-from envs.sokoban.environment import Sokoban, render  # noqa: E402
+import envs  # noqa: E402
+from envs.sokoban.environment import render  # noqa: E402
 from envs.sokoban.generator import draw_level  # noqa: E402
 from envs.sokoban.levels import MOVES, Level  # noqa: E402
 from envs.sokoban.solver import solve_level  # noqa: E402
@@ -53,7 +54,7 @@ def symbols(env):
 
 @pytest.mark.parametrize(("size", "boxes"), [((6, 6), 1), ((7, 7), 2), ((8, 8), 3)])
 def test_every_step_is_the_same(size, boxes):
-    ours = Sokoban(horizon=40, size=size, num_boxes=boxes)
+    ours = envs.make("sokoban", horizon=40, size=size, num_boxes=boxes)
     rng = random.Random(0)
     ends = set()
     for task in ours.list_tasks("train")[:25]:

@@ -8,32 +8,28 @@ from scripted import ScriptedPolicy
 
 from envs.household.environment import Household
 from envs.household.player import HouseholdPlayer
-from envs.prompts import Prompts
+from envs.prompts import Prompts, PromptsConfig
 from leafe_jax.agent.policy import Completion
 from leafe_jax.agent.rollout import RolloutConfig
 from leafe_jax.errors import UserError
-from leafe_jax.methods.leafe import DistillConfig, counterfactual_nodes, make_examples
-from leafe_jax.methods.search import ExploreConfig, explore
+from leafe_jax.methods import leafe
+from leafe_jax.methods.leafe import counterfactual_nodes, make_examples
+from leafe_jax.methods.search import SearchConfig, explore
 from leafe_jax.types import Node, Sampling, Tree, Turn
 
 ENV = Household(horizon=20)
-PROMPTS = Prompts(ENV.description)
+PROMPTS = Prompts(ENV)
 PLAYER = HouseholdPlayer(ENV)
 
 
-def search(**changes) -> ExploreConfig:
-    fields = dict(
-        method="tree", num_roots=1, max_attempts=6, max_depth=4, reflect_every=8,
-        reflect_on_failure=True, continue_after_branch=False, show_experience=True,
-        max_env_steps=0, max_generated_tokens=0,
-    )  # fmt: skip
-    return ExploreConfig(**{**fields, **changes})
+def search(**changes) -> SearchConfig:
+    return SearchConfig(**{**dict(num_roots=1, max_attempts=6, max_depth=4), **changes})
 
 
 def rollout_config(**changes) -> RolloutConfig:
     fields = dict(
         mode="dialogue", window=3, experience_span="branch", sampling=Sampling(), max_action_tokens=8,
-        max_reflection_tokens=16, seed=0, purpose="explore",
+        seed=0, purpose="explore",
     )  # fmt: skip
     return RolloutConfig(**{**fields, **changes})
 
@@ -65,13 +61,12 @@ def player_reply(task_id):
 def grow(
     task_id, config=None, rollout=None, reply=None, max_active=4
 ) -> tuple[Tree, ScriptedPolicy]:
-    policy = ScriptedPolicy(reply or player_reply(task_id))
+    policy = ScriptedPolicy(reply or player_reply(task_id), num_slots=max_active)
     task = next(t for t in ENV.list_tasks(task_id.split("/")[0]) if t.task_id == task_id)
     trees = []
     explore(
-        policy, ENV, PROMPTS, [task], config or search(), rollout or rollout_config(), max_active,
-        trees.append,
-    )  # fmt: skip
+        policy, ENV, PROMPTS, [task], config or search(), rollout or rollout_config(), trees.append
+    )
     return trees[0], policy
 
 
@@ -143,7 +138,7 @@ def test_window_prompts_of_instruct_models_have_verl_agents_parts():
     """Parts and order of verl-agent's ALFWorld template, for a first and a later step."""
     task = "test/look/0000"
     state, first = ENV.reset(task)
-    react = Prompts(ENV.description, "react")
+    react = Prompts(ENV, PromptsConfig(style="react"))
     goal = ENV.goal(first)
     assert first.endswith(f"Your task is to: {goal}") and goal.endswith(".")
     opening = react.window(first, [], 1, first, None, goal, ENV.actions(state))
@@ -210,9 +205,9 @@ def test_limits():
     assert max(n.depth for n in tree.nodes) == 2
     tree, _ = grow("test/pick/0003", config=search(max_env_steps=11), reply=always)
     assert tree.budget.env_steps == 11 and tree.nodes[-1].stop == "budget"
-    with pytest.raises(UserError, match="explore.reflect_every = 0"):
+    with pytest.raises(UserError, match="search.reflect_every = 0"):
         search(reflect_every=0)
-    with pytest.raises(UserError, match="explore.method = 'mcts'"):
+    with pytest.raises(UserError, match="search.method = 'mcts'"):
         search(method="mcts")
 
 
@@ -259,7 +254,7 @@ def test_a_reflection_that_has_no_room_is_not_one():
 
     policy, trees = Full(lambda turns, text, seed: "look"), []
     task = next(t for t in ENV.list_tasks("test") if t.task_id == "test/pick/0003")
-    explore(policy, ENV, PROMPTS, [task], search(), rollout_config(), 4, trees.append)
+    explore(policy, ENV, PROMPTS, [task], search(), rollout_config(), trees.append)
     (tree,) = trees
     assert [r.status for r in tree.nodes[0].reflections] == ["context"] * 3
     assert tree.budget.reflections == 0 and len(tree.nodes) == 1
@@ -312,8 +307,8 @@ def test_trees_do_not_depend_on_how_many_run_at_once(changes):
     for max_active in (1, 3, 64):
         trees = []
         explore(
-            ScriptedPolicy(noisy), ENV, PROMPTS, tasks, search(**changes), rollout_config(),
-            max_active, trees.append,
+            ScriptedPolicy(noisy, num_slots=max_active), ENV, PROMPTS, tasks, search(**changes),
+            rollout_config(), trees.append,
         )  # fmt: skip
         texts = {}
         for tree in trees:
@@ -333,17 +328,13 @@ def test_tree_json_round_trip():
         Tree.from_json({**tree.to_json(), "schema": 99})
 
 
-def distill_config(**changes) -> DistillConfig:
-    fields = dict(
-        counterfactual_per_task=0, qualify="success", changed_only=True, rehearsal_share=1.0,
-        normalisation="example",
-    )  # fmt: skip
-    return DistillConfig(**{**fields, **changes})
+def leafe_config(**changes) -> leafe.Config:
+    return leafe.Config(**{**dict(counterfactual_per_task=0, rehearsal_share=1.0), **changes})
 
 
 def test_distilled_examples_are_token_exact_and_without_experience():
     tree, policy = grow("test/clean/0003")
-    examples = make_examples([tree], distill_config(), seed=0)
+    examples = make_examples([tree], leafe_config(), seed=0)
     pairs = [e for e in examples if e.source == 0]
     rehearsed = [e for e in examples if e.source == 1]
     successes = [n for n in tree.nodes if n.success]
@@ -365,21 +356,19 @@ def test_distilled_examples_are_token_exact_and_without_experience():
 
 def test_distill_rules():
     tree, _ = grow("test/clean/0003")
-    one = make_examples([tree], distill_config(counterfactual_per_task=1), seed=0)
+    one = make_examples([tree], leafe_config(counterfactual_per_task=1), seed=0)
     assert sum(e.source == 0 for e in one) == 1
-    none = make_examples([tree], distill_config(rehearsal_share=0.0), seed=0)
+    none = make_examples([tree], leafe_config(rehearsal_share=0.0), seed=0)
     assert all(e.source == 0 for e in none)
     failed, _ = grow("test/clean/0003", config=search(max_attempts=2))
-    assert make_examples([failed], distill_config(), seed=0) == []
-    with pytest.raises(UserError, match="distill.rehearsal_share = 1.5"):
-        distill_config(rehearsal_share=1.5)
+    assert make_examples([failed], leafe_config(), seed=0) == []
+    with pytest.raises(UserError, match="leafe.rehearsal_share = 1.5"):
+        leafe_config(rehearsal_share=1.5)
     # A branch that took the same action again teaches nothing new.
     tree.nodes[1].turns[0].action = tree.nodes[0].turns[tree.nodes[1].branch_step - 1].action
-    changed = make_examples([tree], distill_config(rehearsal_share=0.0), seed=0)
+    changed = make_examples([tree], leafe_config(rehearsal_share=0.0), seed=0)
     assert len(changed) == 1
-    assert (
-        len(make_examples([tree], distill_config(changed_only=False, rehearsal_share=0.0), 0)) == 2
-    )
+    assert len(make_examples([tree], leafe_config(changed_only=False, rehearsal_share=0.0), 0)) == 2
 
 
 def test_improvement_counts_up_to_where_the_parent_was_left():
@@ -396,7 +385,7 @@ def test_improvement_counts_up_to_where_the_parent_was_left():
         parent = node(0, None, None, parent_rewards, stop)
         branch = node(1, 0, 2, branch_rewards, "failure", first=2)
         tree = Tree("household", "t", "f", 0, "dialogue", [parent, branch])
-        improve = distill_config(qualify="improve")
+        improve = leafe_config(qualify="improve")
         return [n.id for n in counterfactual_nodes(tree, improve)]
 
     # Left after three steps with 1 in hand: what the branch brings in its fifth does not count ...
@@ -407,7 +396,7 @@ def test_improvement_counts_up_to_where_the_parent_was_left():
 
 
 def test_parsers_are_total():
-    react = Prompts("text", style="react")
+    react = Prompts(ENV, PromptsConfig(style="react"))
     assert react.parse_action("<think>x</think><action> Go To desk 1 </action>") == (
         "go to desk 1",
         True,

@@ -1,4 +1,4 @@
-"""Attention backends: the kernels against the reference, and which one is taken where."""
+"""Attention backends: the kernels against the reference, and the choice of a backend."""
 
 import types
 
@@ -23,7 +23,7 @@ def drawn(heads: int, kv_heads: int, head_dim: int):
 
 
 def value_and_grads(run, q, k, v, weight):
-    real = (SEGMENTS > 0)[:, :, None, None]  # what padding attends to has no meaning
+    real = (SEGMENTS > 0)[:, :, None, None]  # the output at padding is meaningless
     return jax.value_and_grad(
         lambda q, k, v: jnp.sum(jnp.where(real, run(q, k, v) * weight, 0)), argnums=(0, 1, 2)
     )(q, k, v)
@@ -64,7 +64,7 @@ def test_gradients_equal_jaxs_own_attention():
 
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(6, 2, 64), (4, 4, 128), (3, 1, 128)])
 def test_splash_equals_the_reference(heads, kv_heads, head_dim):
-    """Values and gradients, by the interpreter, at a length that is no multiple of a block."""
+    """Values and gradients, in interpret mode, at a length that is not a multiple of the block size."""
     arrays = drawn(heads, kv_heads, head_dim)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     mask = attention.segment_mask(SEGMENTS)
@@ -78,7 +78,7 @@ def test_splash_equals_the_reference(heads, kv_heads, head_dim):
 
 
 def test_cudnn_is_asked_for_the_same_attention(monkeypatch):
-    """The call that goes to cuDNN, served by XLA: same masks, same heads, same scale."""
+    """The call meant for cuDNN, computed by XLA: same masks, heads and scale as the reference."""
     arrays = drawn(6, 2, 64)
     real = jax.nn.dot_product_attention
     asked = []
@@ -142,4 +142,4 @@ def test_the_choice_is_logged_once(monkeypatch):
     mesh = Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), AXES)
     for _ in range(3):
         attention.choose_backend("auto", small(), "float32", mesh)
-    assert said == ["attention backend: jnp (the choice for platform 'cpu')"]
+    assert said == ["attention backend: jnp (default for platform 'cpu')"]

@@ -1,4 +1,4 @@
-"""The decoder against transformers in torch: all families and switches, on small random models."""
+"""The decoder against transformers in torch: all model families and switches, on small random models."""
 
 import dataclasses
 import json
@@ -16,10 +16,11 @@ from leafe_jax.models.attention import segment_attend
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.models.rope import Llama3Scaling, YarnScaling
 from leafe_jax.sampling.engine import Engine, Request
+from leafe_jax.sampling.requests import EngineConfig
 from leafe_jax.types import Sampling
 
 NEAR_AND_FAR = np.array([[*range(15), *range(4_000, 4_007), *range(99_993, 100_000)]] * 2)
-# One case for each way to make the rotary frequencies.
+# One case for each way to compute the rotary frequencies.
 ROPES = ("qwen2-0.5b", "qwen2-yarn", "qwen2-yarn-options", "qwen3-yarn-mscale", "llama3.1-8b")
 
 
@@ -53,7 +54,7 @@ def test_logits_equal_transformers_at_far_positions(case, tmp_path):
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("case", ROPES)
 def test_rotations_equal_transformers_up_to_100_000(case, head_dim):
-    """At the head sizes and bases of the real models, where a wrong last bit would grow."""
+    """At the head sizes and bases of real models, where an error in the last bit would grow."""
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
     kind, changes = CASES[case]
@@ -138,7 +139,7 @@ def test_bfloat16_is_no_further_off_than_transformers_in_bfloat16(case, tmp_path
         ours.append(np.abs(found - exact))
         theirs.append(np.abs(rounded - exact))
         apart.append(np.abs(found - rounded))
-    # The root of the mean square is a figure of the arithmetic, the largest of 75,000 one of luck.
+    # The RMS error measures the arithmetic; the largest of 75,000 errors is mostly chance.
     rms = [np.sqrt(np.mean(np.square(x))) for x in (ours, theirs, apart)]
     assert 0 < rms[0] <= rms[1]
     assert np.max(ours) <= 1.25 * np.max(theirs)
@@ -158,10 +159,10 @@ def test_greedy_generation_equals_transformers(case, tmp_path):
     out = model.generate(
         padded, attention_mask=mask, max_new_tokens=64, min_new_tokens=64, do_sample=False
     )
-    engine = Engine(
-        config, params, num_slots=4, max_len=128, turn_chunk=16, prefill_chunk=16,
-        max_new_tokens=64, stop_ids=(),
-    )  # fmt: skip
+    sizes = EngineConfig(
+        num_slots=4, max_len=128, turn_chunk=16, prefill_chunk=16, max_new_tokens=64, stop_ids=()
+    )
+    engine = Engine(config, params, sizes)
     found = engine.generate([Request(engine.start(), p, 64, Sampling(0.0), 0) for p in prompts])
     for theirs, ours in zip(out[:, width:].tolist(), found, strict=True):
         assert theirs == list(ours.ids)
@@ -186,7 +187,7 @@ def test_gradients_equal_torch(case, tmp_path):
         name, transposed = hf.hub_name(hf._path(path))
         expected = theirs.pop(name).grad.numpy()
         expected = expected.T if transposed else expected
-        # A bias of the keys moves all scores alike: its gradient is zero but for rounding.
+        # A bias on the keys shifts all scores equally, so its gradient is zero up to rounding.
         limit = 1e-4 * max(np.abs(expected).max(), 1e-3 * scale)
         assert np.abs(np.asarray(grad) - expected).max() <= limit, name
     assert not theirs
@@ -253,7 +254,7 @@ def test_the_flips_cover_every_field():
         assert found == {f.name for f in dataclasses.fields(kind)}
     sizes = dict(num_slots=1, turn_chunk=8, prefill_chunk=8, max_new_tokens=8, stop_ids=())
     with pytest.raises(UserError, match="at most the model's 512 positions"):
-        Engine(small(), {}, max_len=513, **sizes)
+        Engine(small(), {}, EngineConfig(max_len=513, **sizes))
 
 
 @pytest.mark.parametrize(("config", "name", "value"), FLIPS)
@@ -273,7 +274,7 @@ def test_every_field_changes_the_logits(config, name, value):
     assert before.shape != after.shape or np.abs(before - after).max() > 1e-3
 
 
-# Fields of config.json that transformers writes and that change no logits.
+# Fields of config.json that transformers writes and that do not change the logits.
 INERT = {
     "architectures", "dtype", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id",
     "initializer_range", "use_cache", "max_window_layers", "sliding_window", "pretraining_tp",

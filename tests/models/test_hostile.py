@@ -1,4 +1,4 @@
-"""Model directories that nobody should trust: refused in one line, soon, and no code of theirs runs."""
+"""Hostile model directories are refused quickly, in one line, and none of their code runs."""
 
 import builtins
 import json
@@ -56,7 +56,7 @@ def load(directory):
 
 
 def refused(call, message):
-    """One line, and little processor time, of child processes too."""
+    """`call` fails in one line and little CPU time, child processes included."""
 
     def spent():
         both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -91,12 +91,12 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize(("changes", "message"), CONFIGS)
-def test_config_json_with_sizes_and_types_that_cannot_be(changes, message, tmp_path):
+def test_config_json_with_impossible_sizes_and_types(changes, message, tmp_path):
     write_model(tmp_path, **changes)
     refused(lambda: load(tmp_path), message)
 
 
-def test_files_that_are_no_json_files(tmp_path):
+def test_files_that_are_not_json(tmp_path):
     write_model(tmp_path)
     load(tmp_path)
     file = tmp_path / "config.json"
@@ -126,9 +126,9 @@ def test_a_pipe_in_the_directory_is_not_waited_for(name, tmp_path):
     refused(lambda: load_chat(str(tmp_path), 300), f"{name}: not a regular file")
 
 
-def test_files_beside_the_template_are_bounded_too(tmp_path):
+def test_files_next_to_the_template_are_bounded_too(tmp_path):
     write_tokenizer(tmp_path)
-    load_chat(str(tmp_path), 300)  # imports take longer than all of the rest
+    load_chat(str(tmp_path), 300)  # the imports take longer than the rest of the test
     folder = tmp_path / "additional_chat_templates"
     folder.mkdir()
     os.mkfifo(folder / "rag.jinja")
@@ -147,7 +147,7 @@ def test_a_header_of_gigabytes(tmp_path):
     with file.open("r+b") as opened:
         opened.write((2**33).to_bytes(8, "little"))
         opened.truncate(2**33 + 100)  # sparse: it takes no room
-    refused(lambda: load(tmp_path), "model.safetensors: .*a header of 8589934592 bytes")
+    refused(lambda: load(tmp_path), "model.safetensors: .*header of 8589934592 bytes")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_header_of_gigabytes(tmp_path):
 )
 def test_templates_that_never_end_or_grow(template, tmp_path):
     write_tokenizer(tmp_path)
-    load_chat(str(tmp_path), 300)  # imports take longer than all of the rest
+    load_chat(str(tmp_path), 300)  # the imports take longer than the rest of the test
     write_tokenizer(tmp_path, template + TEMPLATE)
     refused(lambda: load_chat(str(tmp_path), 300), "the chat template ")
 
@@ -211,8 +211,8 @@ def test_two_checkpoints_in_one_directory(tmp_path):
     write_model(tmp_path)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
-    refused(lambda: load(tmp_path), "two checkpoints; remove one")
+    refused(lambda: load(tmp_path), "contains two checkpoints")
     index.unlink()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / name).write_text("{}")
-    refused(lambda: load(tmp_path), "holds an adapter beside the model")
+    refused(lambda: load(tmp_path), "contains an adapter")

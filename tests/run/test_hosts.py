@@ -18,13 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "leafe_jax" / "assets" / "base"
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
 SETTINGS = {
-    "explore.num_tasks": 6, "explore.block_size": 2, "evaluate.num_tasks": 3,
+    "search.tree.num_tasks": 6, "search.tree.block_size": 2, "evaluate.num_tasks": 3,
     "evaluate.block_size": 1, "evaluate.num_samples": 2, "sampler.num_slots": 8,
     # One copy computes what another does, but copies have a cache each: the table counts what was
     # found in it.
     "sampler.copies": 1, "sampler.compile_ahead": False,
     # Above rounding errors: Adam would divide those by themselves (see test_layouts).
-    "distill.train.eps": 1e-6, "distill.train.num_epochs": 3,
+    "leafe.train.eps": 1e-6, "leafe.train.num_epochs": 3,
 }  # fmt: skip
 
 
@@ -77,13 +77,13 @@ def errors(err):
 
 
 def trees(workdir):
-    return b"".join(p.read_bytes() for p in sorted((workdir / "explore/trees").glob("*.jsonl")))
+    return b"".join(p.read_bytes() for p in sorted((workdir / "trees/tree").glob("*.jsonl")))
 
 
 def steps(workdir):
     """The names of metrics.jsonl's lines, and the values of what the sampler did."""
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
-    played = [x for x in lines if not any(name.startswith("distill/") for name in x)]
+    played = [x for x in lines if not any(name.startswith("leafe/") for name in x)]
     return [sorted(x) for x in lines], played
 
 
@@ -91,9 +91,7 @@ def assert_same_run(workdir, out, expected, expected_out):
     assert out == expected_out
     assert trees(workdir) == trees(expected)
     assert steps(workdir) == steps(expected)
-    weights, theirs = (
-        load_file(w / "distill/model/model.safetensors") for w in (workdir, expected)
-    )
+    weights, theirs = (load_file(w / "leafe/model/model.safetensors") for w in (workdir, expected))
     for name, value in theirs.items():
         assert np.abs(weights[name] - value).max() <= 1e-5 * max(np.abs(value).max(), 1), name
     found, wanted = (json.loads((w / "results.json").read_text()) for w in (workdir, expected))
@@ -101,8 +99,8 @@ def assert_same_run(workdir, out, expected, expected_out):
         ours = found["methods"][method]
         assert (ours["families"], ours["budget"]) == (result["families"], result["budget"])
     assert found["split_hash"] == wanted["split_hash"]
-    for part in ("explore", "distill"):
-        ours, theirs = ({**r[part], "seconds": None} for r in (found, wanted))
+    for part, name in (("searches", "tree"), ("fits", "leafe")):
+        ours, theirs = ({**r[part][name], "seconds": None} for r in (found, wanted))
         assert ours == theirs
 
 
@@ -123,7 +121,7 @@ def test_two_processes_make_the_same_run(tmp_path, alone):
     # Table, bars, notes, TensorBoard: the first process's.
     assert out1 == "" and "trees" not in err1 and "sampler:" not in err1
     assert "2 processes, 4 devices (cpu), 2 of them this process's" in err
-    assert "explore: 6/6 trees" in err and "evaluate leafe: 6/6 episodes" in err
+    assert "explore tree: 6/6 trees" in err and "evaluate leafe: 6/6 episodes" in err
     assert len(list((workdir / "tensorboard").iterdir())) == 1
     device = json.loads((workdir / "results.json").read_text())["device"]
     assert device.endswith("2 processes, 4 devices in all")
@@ -131,8 +129,8 @@ def test_two_processes_make_the_same_run(tmp_path, alone):
 
 
 def test_different_configs(tmp_path):
-    changes = ({}, {"explore__reflect_every": 4})
-    message = "explore.reflect_every = 4 in process 1, 8 in process 0: all need the same config"
+    changes = ({}, {"search__tree__reflect_every": 4})
+    message = "search.tree.reflect_every = 4 in process 1, 8 in process 0: all need the same config"
     for code, out, err in map(finish, start_two(tmp_path / "run", changes=changes)):
         assert code == 2 and out == ""
         assert len(errors(err)) == 1 and message in errors(err)[0], err[-3000:]
@@ -143,15 +141,15 @@ def test_different_configs(tmp_path):
 def test_different_workdirs(tmp_path):
     """Another name is another run; the same name elsewhere is seen by what the processes write."""
     both = start_two(None, workdirs=(tmp_path / "a", tmp_path / "b"), flags=("--join_timeout=20",))
-    stranger = "process 1 of 2 did not come within 20 s; a process of another run called: b"
+    stranger = "process 1 of 2 did not join within 20 s; a process of another run called: b"
     for (code, _, err), message in zip(
-        map(finish, both), (stranger, "another run is there: a"), strict=True
+        map(finish, both), (stranger, "belongs to another run: a"), strict=True
     ):
         assert code == 2 and len(errors(err)) == 1 and errors(err)[0].endswith(message), err
     workdirs = (tmp_path / "a" / "run", tmp_path / "b" / "run")
     for code, _, err in map(finish, start_two(None, workdirs=workdirs)):
         assert code == 2 and len(errors(err)) == 1
-        assert "process 1 writes elsewhere than process 0: all need the same directory" in err
+        assert "not the same directory in process 1 as in process 0: must be shared by all" in err
 
 
 @pytest.mark.slow
@@ -159,7 +157,7 @@ def test_different_workdirs(tmp_path):
 def test_killed_while_exploring_then_finished_by_one_alone(tmp_path, alone, killed):
     workdir = tmp_path / "run"
     both = start_two(workdir)
-    while not list((workdir / "explore").glob("trees/*.jsonl")):
+    while not list((workdir / "trees").glob("tree/*.jsonl")):
         time.sleep(0.05)
         assert all(process.poll() is None for process in both)
     both[killed].send_signal(signal.SIGKILL)
@@ -168,32 +166,32 @@ def test_killed_while_exploring_then_finished_by_one_alone(tmp_path, alone, kill
     assert code == 2
     again = "start all of them again with the same command: finished work is kept"
     assert errors(err) == [f"error: process {killed} of 2 has died or cannot be reached; {again}"]
-    made = {p.name: p.stat().st_mtime_ns for p in (workdir / "explore").glob("trees/*.jsonl")}
+    made = {p.name: p.stat().st_mtime_ns for p in (workdir / "trees").glob("tree/*.jsonl")}
     code, out, err = finish(start(workdir))
     assert code == 0, err
     assert_same_run(workdir, out, *alone)
     for name, when in made.items():
-        assert (workdir / "explore/trees" / name).stat().st_mtime_ns == when, "made once"
+        assert (workdir / "trees/tree" / name).stat().st_mtime_ns == when, "made once"
 
 
 def with_trees(alone, workdir):
     workdir.mkdir()
-    subprocess.run(["cp", "-r", str(alone[0] / "explore"), str(workdir)], check=True)
+    subprocess.run(["cp", "-r", str(alone[0] / "trees"), str(workdir)], check=True)
     return workdir
 
 
 @pytest.mark.slow
 def test_adapters(tmp_path, alone):
     # Several steps; and an epsilon above the gradients that rounding alone makes.
-    settings = {"phases": "('explore','distill')", "distill__train__lora__rank": 4,
-                "distill__train__num_epochs": 12, "distill__train__eps": 1e-4}  # fmt: skip
+    settings = {"phases": "('explore','fit')", "leafe__train__lora__rank": 4,
+                "leafe__train__num_epochs": 12, "leafe__train__eps": 1e-4}  # fmt: skip
     one, two = with_trees(alone, tmp_path / "one"), with_trees(alone, tmp_path / "two")
     code, _, err = finish(start(one, **settings))
     assert code == 0, err
     for code, _, err in map(finish, start_two(two, **settings)):
         assert code == 0, err
     for file in ("adapter/adapter_model.safetensors", "model/model.safetensors"):
-        ours, theirs = (load_file(w / "distill" / file) for w in (two, one))
+        ours, theirs = (load_file(w / "leafe" / file) for w in (two, one))
         assert ours.keys() == theirs.keys()
         start_of = load_file(BASE / "model.safetensors") if file.startswith("model") else {}
         for name, value in theirs.items():
@@ -205,12 +203,12 @@ def test_adapters(tmp_path, alone):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
 def test_stopped_while_training(tmp_path, alone, how):
-    changes = {"distill.train.num_epochs": 120, "distill.train.checkpoint_every": 3}
+    changes = {"leafe.train.num_epochs": 120, "leafe.train.checkpoint_every": 3}
     workdir = with_trees(alone, tmp_path / "run")
     changed = {k.replace(".", "__"): v for k, v in changes.items()}
-    both = start_two(workdir, phases="('explore','distill')", **changed)
+    both = start_two(workdir, phases="('explore','fit')", **changed)
     # One that is being written has a longer name, and does not count.
-    while not any(p.name.isdigit() for p in (workdir / "distill").glob("checkpoints/*")):
+    while not any(p.name.isdigit() for p in (workdir / "leafe").glob("checkpoints/*")):
         time.sleep(0.05)
         assert all(process.poll() is None for process in both)
     both[1].send_signal(how)
@@ -219,7 +217,7 @@ def test_stopped_while_training(tmp_path, alone, how):
         assert (code, code1) == (75, 75) and errors(err) == errors(err1) == []
     else:
         assert code == 2 and len(errors(err)) == 1, err[-3000:]
-    code, _, err = finish(start(workdir, phases="('explore','distill')", **changed))
-    assert code == 0 and not (workdir / "distill/checkpoints/0").exists(), err
-    first_step = next(x for x in err.splitlines() if x.startswith("distill: "))
-    assert not first_step.startswith("distill: 0/"), "it went on from the checkpoint"
+    code, _, err = finish(start(workdir, phases="('explore','fit')", **changed))
+    assert code == 0 and not (workdir / "leafe/checkpoints/0").exists(), err
+    first_step = next(x for x in err.splitlines() if x.startswith("leafe: "))
+    assert not first_step.startswith("leafe: 0/"), "it went on from the checkpoint"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from leafe_jax.main import main
-from leafe_jax.run.config import relevant
+from leafe_jax.run.config import RunConfig, relevant
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
@@ -42,9 +42,7 @@ def call(monkeypatch, workdir, *overrides) -> int:
 
 
 def trees(workdir: Path) -> bytes:
-    return b"".join(
-        p.read_bytes() for p in sorted((workdir / "explore" / "trees").glob("0???.jsonl"))
-    )
+    return b"".join(p.read_bytes() for p in sorted((workdir / "trees" / "tree").glob("0???.jsonl")))
 
 
 def modified(workdir: Path) -> dict[Path, int]:
@@ -56,7 +54,11 @@ def modified(workdir: Path) -> dict[Path, int]:
 def timeless(workdir: Path) -> dict:
     """results.json without its times."""
     results = json.loads((workdir / "results.json").read_text())
-    for part in (*results["methods"].values(), results["explore"], results["distill"]):
+    for part in (
+        *results["methods"].values(),
+        *results["searches"].values(),
+        *results["fits"].values(),
+    ):
         del part["seconds"]
     return results
 
@@ -74,7 +76,7 @@ def test_results_and_report(finished):
     results = json.loads((workdir / "results.json").read_text())
     assert set(results) == {
         "schema", "commit", "versions", "config_hash", "config", "seed", "split_hash", "device", "methods",
-        "explore", "distill",
+        "searches", "fits",
     }  # fmt: skip
     for method in ("base", "leafe"):
         families = results["methods"][method]["families"]
@@ -86,14 +88,14 @@ def test_results_and_report(finished):
         parts = [json.loads(p.read_text()) for p in (workdir / "evaluate" / method).glob("0*.json")]
         steps = sum(sum(task["steps"]) for part in parts for task in part["tasks"])
         assert results["methods"][method]["budget"]["env_steps"] == steps
-    assert results["explore"]["tasks"] == 12
-    assert "Pass@1 %" in out and "Stage 1:" in out
-    assert "explore: 12/12 trees" in err  # progress in plain lines where there is no terminal
+    assert results["searches"]["tree"]["tasks"] == 12
+    assert "Pass@1 %" in out and "Search tree:" in out and "Method leafe: trained on" in out
+    assert "explore tree: 12/12 trees" in err  # progress in plain lines where there is no terminal
     assert (workdir / "report" / "index.html").stat().st_size > 20_000
     names = {
         k for line in (workdir / "metrics.jsonl").read_text().splitlines() for k in json.loads(line)
     }
-    assert {"explore/tasks_solved", "distill/loss", "eval/leafe/pass_at_1"} <= names
+    assert {"explore/tree/tasks_solved", "leafe/loss", "eval/leafe/pass_at_1"} <= names
     assert list((workdir / "tensorboard").iterdir())
 
 
@@ -105,7 +107,7 @@ def test_sokoban_on_the_embedded_model(tmp_path, monkeypatch):
     assert main(arguments) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["methods"]["base"]["families"]) == {"all", "sokoban-6x6-1"}
-    assert results["explore"]["tasks"] == 4
+    assert results["searches"]["tree"]["tasks"] == 4
     lines = trees(tmp_path).decode().splitlines()
     turns = [t for line in lines for node in json.loads(line)["nodes"] for t in node["turns"]]
     moves = ("up", "down", "left", "right", "still")
@@ -135,7 +137,7 @@ def test_a_finished_run_does_nothing(finished):
     workdir, _, _ = finished
     before = modified(workdir)
     # Also where it could not be trained, as on a machine with fewer devices.
-    code, out, _ = run(workdir, "--config.distill.train.mesh.tensor=3")
+    code, out, _ = run(workdir, "--config.leafe.train.mesh.tensor=3")
     assert code == 0 and "nothing to do" in out
     assert before == modified(workdir)
 
@@ -143,13 +145,13 @@ def test_a_finished_run_does_nothing(finished):
 @pytest.mark.parametrize(
     ("override", "phase", "phases"),
     [
-        ("--config.explore.reflect_every=4", "explore", None),
-        ("--config.distill.beta=0.5", "distill", None),
+        ("--config.search.tree.reflect_every=4", "trees/tree", None),
+        ("--config.leafe.beta=0.5", "leafe", None),
         ("--config.evaluate.temperature=0.5", "evaluate/base", None),
-        ("--config.seed=9", "explore", None),
+        ("--config.seed=9", "trees/tree", None),
         # Also of the phases that others have left what these take up.
-        ("--config.explore.reflect_every=4", "explore", "('distill',)"),
-        ("--config.distill.beta=0.5", "distill", "('evaluate',)"),
+        ("--config.search.tree.reflect_every=4", "trees/tree", "('fit',)"),
+        ("--config.leafe.beta=0.5", "leafe", "('evaluate',)"),
         ("--config.evaluate.temperature=0.5", "evaluate/base", "('report',)"),
     ],
 )
@@ -167,25 +169,25 @@ def test_a_changed_config_is_refused_by_name(
 
 def test_training_that_cannot_begin_claims_nothing(finished, tmp_path, capsys, monkeypatch):
     """What rows need shows after stage 1; the fix that the error asks for must not be refused."""
-    subprocess.run(["cp", "-r", str(finished[0] / "explore"), str(tmp_path)], check=True)
-    phases = "--config.phases=('explore','distill')"
-    assert call(monkeypatch, tmp_path, phases, "--config.distill.train.seq_len=40") == 2
+    subprocess.run(["cp", "-r", str(finished[0] / "trees"), str(tmp_path)], check=True)
+    phases = "--config.phases=('explore','fit')"
+    assert call(monkeypatch, tmp_path, phases, "--config.leafe.train.seq_len=40") == 2
     assert "seq_len = 40: the longest example needs" in capsys.readouterr().err
     # As after a first checkpoint, which a run goes on from.
-    (tmp_path / "distill" / "checkpoints" / "50").mkdir(parents=True)
+    (tmp_path / "leafe" / "checkpoints" / "50").mkdir(parents=True)
     assert call(monkeypatch, tmp_path, phases) == 2
-    assert "seq_len = 384, but phase 'distill'" in capsys.readouterr().err
-    (tmp_path / "distill" / "checkpoints" / "50").rmdir()
+    assert "seq_len = 384, but phase 'leafe'" in capsys.readouterr().err
+    (tmp_path / "leafe" / "checkpoints" / "50").rmdir()
     assert call(monkeypatch, tmp_path, phases, "--config.sampler.num_slots=64") == 0
-    assert (tmp_path / "distill" / "model" / "config.json").exists()
+    assert (tmp_path / "leafe" / "model" / "config.json").exists()
 
 
-def test_distill_wants_a_finished_stage_one(finished, tmp_path, capsys, monkeypatch):
-    subprocess.run(["cp", "-r", str(finished[0] / "explore"), str(tmp_path)], check=True)
-    record = tmp_path / "explore" / "phase.json"
+def test_a_method_wants_finished_trees(finished, tmp_path, capsys, monkeypatch):
+    subprocess.run(["cp", "-r", str(finished[0] / "trees"), str(tmp_path)], check=True)
+    record = tmp_path / "trees" / "tree" / "phase.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "done": False}))
-    assert call(monkeypatch, tmp_path, "--config.phases=('distill',)") == 2
-    assert "the phase 'explore' of this workdir is not finished" in capsys.readouterr().err
+    assert call(monkeypatch, tmp_path, "--config.phases=('fit',)") == 2
+    assert "the search 'tree' of this workdir is not finished" in capsys.readouterr().err
 
 
 def test_the_report_is_of_what_is_finished(finished, tmp_path, capsys, monkeypatch):
@@ -209,13 +211,13 @@ def test_what_was_lost_is_made_again(finished, tmp_path, capsys, monkeypatch):
     """Nothing of it is a dead end, and the same bytes come again."""
     workdir = tmp_path / "elsewhere"  # a workdir may be moved
     subprocess.run(["cp", "-r", str(finished[0]), str(workdir)], check=True)
-    tree, lines = workdir / "explore" / "trees" / "0001.jsonl", []
+    tree, lines = workdir / "trees" / "tree" / "0001.jsonl", []
     lines = tree.read_text().splitlines(keepends=True)
     tree.write_text("".join(lines[:-1]))
-    (workdir / "explore" / "trees" / "0001 (copy).jsonl").write_text("".join(lines))
+    (workdir / "trees" / "tree" / "0001 (copy).jsonl").write_text("".join(lines))
     (workdir / "evaluate" / "base" / "0000.json").unlink()
     (workdir / "evaluate" / "leafe" / "0001.json").write_text("{}")
-    subprocess.run(["rm", "-r", str(workdir / "distill" / "model")], check=True)
+    subprocess.run(["rm", "-r", str(workdir / "leafe" / "model")], check=True)
     (workdir / "results.json").write_bytes(bytes(100))
     (workdir / "report" / "pass_at_k.png").unlink()
     assert call(monkeypatch, workdir) == 0
@@ -229,9 +231,9 @@ def test_what_was_lost_is_made_again(finished, tmp_path, capsys, monkeypatch):
     ("phases", "lost", "message"),
     [
         ("'report'", "evaluate/base/0001.json", "0001.json is missing; put 'evaluate' into --config.phases"),
-        ("'report'", "explore/trees/0000.jsonl", "0000.jsonl is missing; put 'explore' into --config.phases"),
-        ("'evaluate'", "distill/model/config.json evaluate/leafe/0000.json", "model is damaged: .*; put 'distill' into --config.phases"),
-        ("'distill'", "explore/phase.json distill/summary.json", "the phase 'explore' of this workdir is not finished"),
+        ("'report'", "trees/tree/0000.jsonl", "0000.jsonl is missing; put 'explore' into --config.phases"),
+        ("'evaluate'", "leafe/model/config.json evaluate/leafe/0000.json", "model is damaged: .*; put 'fit' into --config.phases"),
+        ("'fit'", "trees/tree/phase.json leafe/summary.json", "the search 'tree' of this workdir is not finished"),
     ],
 )  # fmt: skip
 def test_what_was_lost_is_named(finished, phases, lost, message, tmp_path, capsys, monkeypatch):
@@ -248,7 +250,10 @@ def test_a_model_that_misses_the_gate_is_refused_again(tmp_path, capsys, monkeyp
     config = ROOT / "configs/bootstrap.py"
     made = runpy.run_path(str(config))["get_config"]()
     (tmp_path / "habits").mkdir()
-    record = {"phase": "habits", "done": True, "config": relevant(made, "habits"), "seconds": 1.0}
+    record = {
+        "schema": 3, "phase": "habits", "done": True, "seconds": 1.0, "files": {}, "made_of": {},
+        "config": relevant(RunConfig.read(made), "habits"),
+    }  # fmt: skip
     (tmp_path / "habits" / "phase.json").write_text(json.dumps(record))
     row = dict.fromkeys(made.bootstrap.gate, 1.0) | {"told": 0.25}
     (tmp_path / "habits" / "habits.json").write_text(json.dumps({"all": row}))
@@ -305,7 +310,7 @@ def check_finished(workdir, out, finished):
         out = done.stdout
     assert out == expected_out and trees(workdir) == trees(expected)
     assert timeless(workdir) == timeless(expected)
-    weights = "distill/model/model.safetensors"
+    weights = "leafe/model/model.safetensors"
     assert (workdir / weights).read_bytes() == (expected / weights).read_bytes()
     steps = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     logged = [(line["step"], *sorted(k for k in line if k != "step")) for line in steps]
@@ -325,7 +330,7 @@ def kill_and_finish(directory, finished, kills, seed):
             process.send_signal(signal.SIGKILL)
             process.communicate()
             hits += 1
-            for path in workdir.rglob("trees/*"):
+            for path in workdir.rglob("trees/tree/*.jsonl*"):
                 # What was finished can be read, also in the block that was cut off.
                 for line in path.read_text().splitlines()[:-1]:
                     json.loads(line)
@@ -354,17 +359,17 @@ def test_one_override_each(tmp_path, finished, monkeypatch):
     source, _, _ = finished
     counts = {}
     for name, override in {
-        "both": "distill.beta=1.0",
-        "rehearsal-only": "distill.counterfactual_weight=0.0",
-        "counterfactual-only": "distill.beta=0.0",
-        "all-rehearsed": "distill.rehearsal_share=1.0",
+        "both": "leafe.beta=1.0",
+        "rehearsal-only": "leafe.counterfactual_weight=0.0",
+        "counterfactual-only": "leafe.beta=0.0",
+        "all-rehearsed": "leafe.rehearsal_share=1.0",
     }.items():
         workdir = tmp_path / name
         workdir.mkdir()
-        subprocess.run(["cp", "-r", str(source / "explore"), str(workdir)], check=True)
-        phases = "--config.phases=('explore','distill')"
+        subprocess.run(["cp", "-r", str(source / "trees"), str(workdir)], check=True)
+        phases = "--config.phases=('explore','fit')"
         assert call(monkeypatch, workdir, phases, f"--config.{override}") == 0
-        summary = json.loads((workdir / "distill" / "summary.json").read_text())
+        summary = json.loads((workdir / "leafe" / "summary.json").read_text())
         counts[name] = (summary["counterfactual_examples"], summary["rehearsal_examples"])
     assert counts["both"][0] > 0 and counts["both"][1] > 0
     assert counts["rehearsal-only"] == (0, counts["both"][1])
@@ -374,11 +379,11 @@ def test_one_override_each(tmp_path, finished, monkeypatch):
 
 def test_exploration_controls(tmp_path, monkeypatch):
     for override, check in {
-        "explore.show_experience=False": lambda n: n["experience"] is None,
-        "explore.experience_span=step": lambda n: n["experience"] is not None,
+        "search.tree.show_experience=False": lambda n: n["experience"] is None,
+        "search.tree.experience_span=step": lambda n: n["experience"] is not None,
     }.items():
         workdir = tmp_path / override
-        less = "--config.explore.num_tasks=6"
+        less = "--config.search.tree.num_tasks=6"
         phases = "--config.phases=('explore',)"
         assert call(monkeypatch, workdir, phases, f"--config.{override}", less) == 0
         nodes = [
@@ -396,29 +401,29 @@ def write(path: Path, text: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.explore.reflect_evry=3"], r"no such field: .*reflect_every"),
+        (["--config.search.tree.reflect_evry=3"], r"no such field: .*reflect_every"),
         (["--config.env.name=chess"], r"env.name = 'chess': must be one of "),
-        (["--config.explore.reflect_every=0"], r"explore.reflect_every = 0"),
-        (["--config.explore.num_tasks=many"], r"explore.num_tasks"),
-        (["--config.explore.num_tasks=9999"], r"explore.num_tasks = 9999: split 'train' has 384"),
-        (["--config.explore.split=test"], r"explore.split = 'test'"),
-        (["--config.distill.train.mesh.tensor=3"], r"train.mesh: data = -1, fsdp = 1, tensor = 3 does not"),
-        (["--config.distill.train.schedule=steep"], r"train.schedule = 'steep': must be one of"),
+        (["--config.search.tree.reflect_every=0"], r"search.tree.reflect_every = 0"),
+        (["--config.search.tree.num_tasks=many"], r"search.tree.num_tasks"),
+        (["--config.search.tree.num_tasks=9999"], r"search.tree.num_tasks = 9999: split 'train' has 384"),
+        (["--config.search.tree.split=test"], r"search.tree.split = 'test'"),
+        (["--config.leafe.train.mesh.tensor=3"], r"train.mesh: data = -1, fsdp = 1, tensor = 3 does not"),
+        (["--config.leafe.train.schedule=steep"], r"train.schedule = 'steep': must be one of"),
         (["--config.context.mode=diary"], r"context.mode = 'diary': must be one of dialogue"),
         (["--config.model.path=/nowhere"], r"model.path = /nowhere: no such directory"),
         (["--config.model.path={tmp}"], r"no config.json there"),
         (["--config.sampler.max_len=4096"], r"sampler.max_len = 4096"),
-        (["--config.distill.counterfactual_weight=0.0", "--config.distill.beta=0.0"], r"distill.beta = 0"),
+        (["--config.leafe.counterfactual_weight=0.0", "--config.leafe.beta=0.0"], r"leafe.beta = 0"),
         (["--config={sokoban}:smoke", "--config.env.options.levels=('{levels}',)"], r"levels.txt, line 3, column 3: 'x'"),
         (["--workdir=/proc/nowhere"], r"--workdir=/proc/nowhere: cannot be written"),
-        (["--workdir=gs://bucket/run"], r"--workdir=gs://bucket/run: must be a directory; a bucket has to be"),
-        (["--process_id=0"], r"--coordinator, --num_processes and --process_id belong together"),
+        (["--workdir=gs://bucket/run"], r"--workdir=gs://bucket/run: must be a local directory; mount a bucket"),
+        (["--process_id=0"], r"--coordinator, --num_processes and --process_id: must be given all three"),
         (["--coordinator=here", "--num_processes=2", "--process_id=0"], r"--coordinator=here: must be host:port"),
         (["--num_processes=two"], r"num_processes"),
         (["--config=configs/nowhere.py"], r"No such file or directory: 'configs/nowhere.py'"),
         (["--config={quickstart}:huge"], r"the modes are full and smoke"),
         (["--config.phases=('bootstrap',)"], r"phases = 'bootstrap': must have a section bootstrap"),
-        (["--config.phases=('report',)"], r"no phase to report is finished \(explore, distill, "),
+        (["--config.phases=('report',)"], r"no phase to report is finished \(trees/tree, leafe, "),
         (["stray"], r"unexpected argument 'stray'"),
         (["--config.model.path={mismatch}"], r"tokenizer has id \d+, but the model's vocab_size is 99"),
     ],
@@ -483,10 +488,10 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path, finished):
 
 def test_preempted_runs_say_so(finished, tmp_path):
     (tmp_path / "run").mkdir()
-    subprocess.run(["cp", "-r", str(finished[0] / "explore"), str(tmp_path / "run")], check=True)
-    process = start(tmp_path / "run", "--config.distill.train.num_epochs=400")
+    subprocess.run(["cp", "-r", str(finished[0] / "trees"), str(tmp_path / "run")], check=True)
+    process = start(tmp_path / "run", "--config.leafe.train.num_epochs=400")
     for line in process.stderr:
-        if line.startswith("distill:"):
+        if line.startswith("leafe:"):
             break
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
@@ -495,4 +500,4 @@ def test_preempted_runs_say_so(finished, tmp_path):
     (step,) = re.findall(
         r"train: told to stop; step (\d+) is saved; the same command goes on", rest
     )
-    assert (tmp_path / "run" / "distill" / "checkpoints" / step).is_dir()
+    assert (tmp_path / "run" / "leafe" / "checkpoints" / step).is_dir()

@@ -1,4 +1,4 @@
-"""Pass@k against enumeration."""
+"""Pass@k against enumeration of all subsets."""
 
 import itertools
 

@@ -1,8 +1,8 @@
 """Phases and their blocks: divided among processes (threads stand in for these, over the real
 connections), damaged in every way, and made again."""
 
+import json
 import os
-import runpy
 import shutil
 import socket
 import threading
@@ -17,7 +17,9 @@ from envs.base import Task
 from leafe_jax.errors import UserError
 from leafe_jax.run import blocks
 from leafe_jax.run.blocks import Blocks, run_blocks
+from leafe_jax.run.config import RunConfig
 from leafe_jax.run.phase import Phase
+from leafe_jax.run.presets import load_config
 from leafe_jax.runtime import files, processes, roll
 from leafe_jax.runtime.progress import Progress
 
@@ -73,13 +75,13 @@ def several(monkeypatch):
 
 
 def config():
-    return runpy.run_path(str(ROOT / "configs" / "quickstart.py"))["get_config"]("smoke")
+    return RunConfig.read(load_config("quickstart", "smoke"))
 
 
 def blocks_of(directory, ids, size) -> Blocks:
     tasks = [Task(task_id=name, family="f", split="train") for name in ids]
     return Blocks(
-        Phase(epath.Path(directory), "explore", config()), tasks, size, "{:04d}.json",
+        Phase(epath.Path(directory), "trees/tree", config()), tasks, size, "{:04d}.json",
         lambda file: files.read_json(file).get("tasks", []),
     )  # fmt: skip
 
@@ -127,11 +129,11 @@ def test_every_block_is_made_once_by_turns(several, tmp_path, count):
 def test_another_number_of_processes_goes_on(several, tmp_path, before, after):
     tasks = [f"task {n}" for n in range(10)]
     play(several, tmp_path, before, tasks, 2)
-    record = tmp_path / "explore" / "phase.json"
+    record = tmp_path / "trees" / "tree" / "phase.json"
     # Killed in the middle: two blocks are not there, and one has come after the record was written.
     files.write_json(record, files.read_json(record) | {"done": False, "files": {}})
     for block in (1, 2):
-        (tmp_path / "explore" / f"{block:04d}.json").unlink()
+        (tmp_path / "trees" / "tree" / f"{block:04d}.json").unlink()
     made, logged, counted = play(several, tmp_path, after, tasks, 2)
     assert made == {1: 0, 2: 1 % after}
     assert [index for index, _ in logged] == [0, 1, 2, 3, 4] and counted == [20]
@@ -155,13 +157,13 @@ IDS = [f"task {n}" for n in range(5)]
 def explored(several, tmp_path):
     """The directory of a finished phase of three blocks."""
     play(several, tmp_path, 1, IDS, 2)
-    return tmp_path / "explore"
+    return tmp_path / "trees" / "tree"
 
 
 def forget_checksums(directory):
-    """Makes a record that an older version has left."""
+    """Makes the record of a moment at which no block had a checksum yet."""
     record = files.read_json(directory / "phase.json")
-    del record["schema"], record["files"], record["made_of"]
+    record["files"] = {}
     files.write_json(directory / "phase.json", record)
 
 
@@ -190,41 +192,47 @@ def test_a_damaged_block_is_put_aside_and_made_again(several, explored, how, old
         forget_checksums(explored)
     DAMAGE[how](explored / "0001.json")
     with pytest.raises(UserError, match=r"0001\.json.*put 'explore' into --config.phases"):
-        list(blocks_of(explored.parent, IDS, 2))
-    made, _, _ = play(several, explored.parent, 1, IDS, 2)
+        list(blocks_of(explored.parents[1], IDS, 2))
+    made, _, _ = play(several, explored.parents[1], 1, IDS, 2)
     assert list(made) == [1] and (explored / "0001.json.damaged").exists()
     assert {p.name: p.read_bytes() for p in explored.glob("0*.json")} == before
     assert [r.message for r in caplog.records if "0001.json" in r.message and "again" in r.message]
-    assert play(several, explored.parent, 1, IDS, 2)[0] == {}
+    assert play(several, explored.parents[1], 1, IDS, 2)[0] == {}
 
 
 def test_changed_content_is_seen_by_its_checksum(several, explored):
     file = explored / "0001.json"
     file.write_text(file.read_text() + " ")  # the same tasks
-    assert list(play(several, explored.parent, 1, IDS, 2)[0]) == [1]
+    assert list(play(several, explored.parents[1], 1, IDS, 2)[0]) == [1]
 
 
 def test_a_missing_block_is_made_again(several, explored):
     (explored / "0002.json").unlink()
-    assert list(play(several, explored.parent, 1, IDS, 2)[0]) == [2]
+    assert list(play(several, explored.parents[1], 1, IDS, 2)[0]) == [2]
 
 
 def test_stray_copies_do_not_count(explored):
     for name in ("0001 (copy).json", "0001.json~", "0099.json", "0003.json", "0000.json.partial"):
         shutil.copy(explored / "0001.json", explored / name)
-    found = list(blocks_of(explored.parent, IDS, 2))
+    found = list(blocks_of(explored.parents[1], IDS, 2))
     assert [file.name for file in found] == ["0000.json", "0001.json", "0002.json"]
 
 
 def test_other_tasks_are_refused(explored):
     with pytest.raises(UserError, match="other content of the environment's list of tasks"):
-        blocks_of(explored.parent, [*IDS[:4], "another"], 2)
+        blocks_of(explored.parents[1], [*IDS[:4], "another"], 2)
 
 
 def test_blocks_without_a_record_are_refused(explored):
     (explored / "phase.json").unlink()
     with pytest.raises(UserError, match=r"phase\.json: missing, but there are blocks"):
-        blocks_of(explored.parent, IDS, 2).missing()
+        blocks_of(explored.parents[1], IDS, 2).missing()
+
+
+def record(**changes) -> str:
+    whole = {"schema": 3, "phase": "trees/tree", "done": True, "config": {}, "seconds": 1.0,
+             "files": {}, "made_of": {}}  # fmt: skip
+    return json.dumps(whole | changes)
 
 
 RECORDS = {
@@ -233,11 +241,12 @@ RECORDS = {
     "[]": "expected an object, found list",
     "\0" * 40: "not JSON",
     "[" * 100_000: "nested too deeply",
-    '{"done": true}': "field 'phase' is missing",
-    '{"schema": 9}': "schema = 9: must be at most 2",
-    '{"phase": "explore", "done": 1, "config": {}, "seconds": 1}': "done = 1: must be true or false",
-    '{"phase": "explore", "done": true, "config": [], "seconds": 1}': "config = []: must be an object",
-    '{"phase": "explore", "done": true, "config": {}, "seconds": NaN}': "seconds = nan: must be",
+    '{"done": true}': "field 'schema' is missing",
+    record(schema=9): "schema = 9: must be 3",
+    record(schema=2): "schema = 2: must be 3; the workdir was made by another version",
+    record(done=1): "done = 1: must be true or false",
+    record(config=[]): "config = []: must be an object",
+    record(seconds=float("nan")): "seconds = nan: must be",
     '{"phase": "explore", "done": true, "done": true}': "done: named twice",
 }
 
@@ -246,7 +255,7 @@ RECORDS = {
 def test_a_damaged_record_is_named(explored, text):
     (explored / "phase.json").write_text(text)
     with pytest.raises(UserError) as caught:
-        Phase(epath.Path(explored.parent), "explore", config())
+        Phase(epath.Path(explored.parents[1]), "trees/tree", config())
     message = str(caught.value)
     assert f"{explored}/phase.json: " in message and RECORDS[text] in message
     assert "\n" not in message

@@ -39,18 +39,20 @@ def make_workdir(tmp_path, trees=3):
     budget = dict(env_steps=1234, generated_tokens=5, prefilled_tokens=6, cached_tokens=7,
                   episodes=8, reflections=9)  # fmt: skip
     results = {
-        "schema": 1, "commit": None, "versions": {"jax": "1"}, "config_hash": "abc", "seed": 0,
+        "schema": 2, "commit": None, "versions": {"jax": "1"}, "config_hash": "abc", "seed": 0,
         "device": "<b>cpu</b>",
         "methods": {m: {"families": families, "budget": budget, "seconds": 1.0} for m in ("base", "leafe")},
-        "explore": {
+        "searches": {"tree": {
             "tasks": 3, "solved_tasks": 3, "episodes": 6, "success_episodes": 3,
             "reflections": {"branched": 3}, "branches": 3, "branches_successful": 3,
             "budget": budget, "seconds": 1.0,
-        },
-        "distill": {"counterfactual_examples": 1, "rehearsal_examples": 2, "target_tokens": 3},
+        }},
+        "fits": {"leafe": {
+            "examples": {"counterfactual": 1, "rehearsal": 2}, "target_tokens": 3,
+        }},
     }  # fmt: skip
     (tmp_path / "results.json").write_text(json.dumps(results))
-    directory = tmp_path / "explore" / "trees"
+    directory = tmp_path / "trees" / "tree"
     directory.mkdir(parents=True)
     lines = [json.dumps(hostile_tree(i).to_json()) for i in range(trees)]
     (directory / "0000.jsonl").write_text("\n".join(lines) + "\n")
@@ -111,7 +113,7 @@ def test_hostile_text_never_becomes_markup(tmp_path):
     assert (tmp_path / "report" / "pass_at_k.png").stat().st_size > 5000
 
 
-def test_the_run_s_own_words_are_no_markup_either(tmp_path):
+def test_text_in_results_json_never_becomes_markup(tmp_path):
     results = make_workdir(tmp_path)
     clean = [tag for tag, _ in parsed(tmp_path).tags]
     families = results["methods"]["base"]["families"]
@@ -120,7 +122,7 @@ def test_the_run_s_own_words_are_no_markup_either(tmp_path):
     for field in ("commit", "config_hash", "device", "seed"):
         results[field] = MARKUP
     results["versions"] = {MARKUP: "@DATA@ $x {x}"}
-    results["explore"]["reflections"] = {MARKUP: 3}
+    results["searches"]["tree"]["reflections"] = {MARKUP: 3}
     edit(tmp_path, results)
     parser = parsed(tmp_path)
     named = {tag for tag, _ in parser.tags}
@@ -128,11 +130,10 @@ def test_the_run_s_own_words_are_no_markup_either(tmp_path):
     assert json.loads(parser.data)
 
 
-def test_lines_that_are_no_trees_are_counted(tmp_path):
+def test_lines_that_are_not_trees_are_counted(tmp_path):
     make_workdir(tmp_path)
-    good = json.dumps(
-        hostile_tree(7).to_json(), ensure_ascii=False
-    )  # U+2028 unescaped, as others do
+    # With U+2028 unescaped, as other JSON writers leave it.
+    good = json.dumps(hostile_tree(7).to_json(), ensure_ascii=False)
     lines = [
         "17",
         "null",
@@ -143,7 +144,7 @@ def test_lines_that_are_no_trees_are_counted(tmp_path):
         good,
     ]
     raw = "\n".join(lines).encode("utf-8", "surrogatepass") + b"\n\xff\xfe torn"
-    (tmp_path / "explore" / "trees" / "0002.jsonl").write_bytes(raw)
+    (tmp_path / "trees" / "tree" / "0002.jsonl").write_bytes(raw)
     trees, number, broken = report.read_tree_lines(tmp_path)
     assert len(trees) == number == 5 and broken == 1 + 5 + 1
     parsed(tmp_path)
@@ -152,34 +153,34 @@ def test_lines_that_are_no_trees_are_counted(tmp_path):
 
 
 def record(workdir, *blocks):
-    fields = {"schema": 2, "phase": "explore", "done": True, "config": {}, "seconds": 1.0,
+    fields = {"schema": 3, "phase": "trees/tree", "done": True, "config": {}, "seconds": 1.0,
               "files": dict.fromkeys(blocks, ""), "made_of": {}}  # fmt: skip
-    (workdir / "explore" / "phase.json").write_text(json.dumps(fields))
+    (workdir / "trees" / "tree" / "phase.json").write_text(json.dumps(fields))
 
 
 @pytest.mark.parametrize("listed", [True, False])
 def test_only_blocks_are_on_the_page(tmp_path, listed):
-    """Stray copies are no blocks, with or without a list of blocks; a FIFO does not stop the page."""
+    """Stray copies are ignored, with or without a list of blocks, and a FIFO does not block the page."""
     make_workdir(tmp_path)
-    trees = tmp_path / "explore" / "trees"
+    trees = tmp_path / "trees" / "tree"
     strays = ["0000 (copy).jsonl", "0000.jsonl.bak", "copy.jsonl.partial", "0000.jsonl.damaged"]
     for name in strays + ["0007.jsonl"] * listed:
         (trees / name).write_bytes((trees / "0000.jsonl").read_bytes())
     os.mkfifo(trees / "0002.jsonl.partial")
     if listed:
-        record(tmp_path, "trees/0000.jsonl")
+        record(tmp_path, "0000.jsonl")
     _, number, broken = report.read_tree_lines(tmp_path)
     assert (number, broken) == (4, 2)
     if listed:
-        record(tmp_path, "trees/0000.jsonl", "trees/0001.jsonl")
+        record(tmp_path, "0000.jsonl", "0001.jsonl")
         assert report.read_tree_lines(tmp_path)[1:] == (3, 2), "a listed block that is missing"
 
 
-def test_very_long_text_is_cut_on_the_page_and_says_so(tmp_path):
+def test_very_long_text_is_truncated_with_a_note(tmp_path):
     make_workdir(tmp_path)
     tree = hostile_tree(0).to_json()
     tree["nodes"][0]["turns"][0]["observation"] = "o" * 2_000_000
-    (tmp_path / "explore" / "trees" / "0000.jsonl").write_text(json.dumps(tree) + "\n")
+    (tmp_path / "trees" / "tree" / "0000.jsonl").write_text(json.dumps(tree) + "\n")
     shown = json.loads(parsed(tmp_path).data)[0]["nodes"][0]["turns"][0]["observation"]
     assert shown.endswith("[... 1,990,000 more characters in the tree file]")
     assert shown.count("o") < 10_020
@@ -193,7 +194,7 @@ def test_more_trees_than_the_page_holds(tmp_path, monkeypatch):
     assert "2 of 4 trees are on this page (the first ones" in page
 
 
-def test_episodes_without_room_are_told(tmp_path):
+def test_full_contexts_are_reported(tmp_path):
     results = make_workdir(tmp_path)
     sentence = "episodes of base ended because the context was full (sampler.max_len)."
     assert sentence not in table.console_table(results)
@@ -214,17 +215,17 @@ def test_the_page_s_tables(tmp_path):
     value = results["methods"]["base"]["families"]["all"]["pass_at_k"]["4"]
     shown = f"{100 * value['value']:.1f} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
     assert first[:3] == ["all", "base", "6"] and first[5] == shown
-    assert second[:2] == ["", "leafe"]  # the family is said once
+    assert second[:2] == ["", "leafe"]  # the family is shown once
     assert [row[0] for row in rows if row[1] == "base"] == ["all", "even", "odd"]
     budgets = {row[0]: row[1:] for row in rows}
-    assert budgets["stage 1"] == ["1,234", "5", "6", "7", "8", "1"]
+    assert budgets["search tree"] == ["1,234", "5", "6", "7", "8", "1"]
     assert budgets["branched"] == ["3", "100.0"]
     page = (tmp_path / "report" / "index.html").read_text()
     assert "config abc, seed 0, commit unknown" in page and "3 (100.0%) ended in success" in page
 
 
 def test_parts_of_a_run(tmp_path):
-    """Stage 1 alone, evaluation alone, one sample a task, methods that differ in samples."""
+    """Stage 1 only, evaluation only, one sample per task, methods with different numbers of samples."""
     results = make_workdir(tmp_path)
     only = summarise({"a": [True], "b": [False]}, {"a": "x", "b": "y"}, 10, 0)
     uneven = {**results["methods"], "short": {**results["methods"]["base"], "families": only}}
@@ -240,9 +241,9 @@ def test_parts_of_a_run(tmp_path):
             any(row[1] == method for row in rows if len(row) > 1) for method in change["methods"]
         )
         assert table.console_table({**results, **change})
-    for tree in (tmp_path / "explore" / "trees").iterdir():
+    for tree in (tmp_path / "trees" / "tree").iterdir():
         tree.unlink()
-    edit(tmp_path, {k: v for k, v in results.items() if k not in ("explore", "distill")})
+    edit(tmp_path, {**results, "searches": {}, "fits": {}})
     assert "Exploration" not in (parsed(tmp_path), (tmp_path / "report/index.html").read_text())[1]
 
 
@@ -264,7 +265,7 @@ def test_command_line(tmp_path, capsys):
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):
         table.read_results(tmp_path)
-    for field, value in (("schema", 2), ("methods", None)):
+    for field, value in (("schema", 1), ("methods", None)):
         directory = tmp_path / field
         directory.mkdir()
         results = make_workdir(directory)
@@ -283,7 +284,7 @@ def test_command_line(tmp_path, capsys):
     assert "Pass@1 %" in capsys.readouterr().out
 
 
-def test_the_page_allows_its_own_script_and_no_address(tmp_path):
+def test_the_policy_allows_only_the_script_of_the_page(tmp_path):
     make_workdir(tmp_path)
     parser = parsed(tmp_path)
     (policy,) = [a["content"] for _, a in parser.tags if "http-equiv" in a]
@@ -293,7 +294,8 @@ def test_the_page_allows_its_own_script_and_no_address(tmp_path):
     script = text.rpartition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert rules["script-src"] == f"'sha256-{digest}'"
-    assert not re.search(r"\son[a-z]+=|style=", text.partition("<script")[0])  # what it would block
+    # The policy would block inline handlers and styles.
+    assert not re.search(r"\son[a-z]+=|style=", text.partition("<script")[0])
 
 
 def test_no_line_direction_or_control_character_reaches_the_page(tmp_path):
@@ -303,7 +305,7 @@ def test_no_line_direction_or_control_character_reaches_the_page(tmp_path):
     edit(tmp_path, results)
     tree = hostile_tree(0).to_json()
     tree["family"] = tree["nodes"][0]["turns"][0]["text"] = hostile
-    (tmp_path / "explore" / "trees" / "0000.jsonl").write_text(json.dumps(tree) + "\n")
+    (tmp_path / "trees" / "tree" / "0000.jsonl").write_text(json.dumps(tree) + "\n")
     shown = json.loads(parsed(tmp_path).data)[0]
     assert shown["family"] == shown["nodes"][0]["turns"][0]["text"] == visible(hostile)
     page = (tmp_path / "report" / "index.html").read_text()
@@ -327,7 +329,7 @@ def test_a_tree_that_would_stop_the_script_is_left_out(tmp_path, spoil):
     make_workdir(tmp_path)
     tree = hostile_tree(0).to_json()
     spoil(tree)
-    path = tmp_path / "explore" / "trees" / "0002.jsonl"
+    path = tmp_path / "trees" / "tree" / "0002.jsonl"
     path.write_text(json.dumps(tree) + "\n" + "[" * 100_000 + "\n")
     trees, number, broken = report.read_tree_lines(tmp_path)
     assert number == 4 and broken == 3

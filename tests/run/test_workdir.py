@@ -24,7 +24,7 @@ HOLD += "with opened(sys.argv[1]):\n    {work}print('held', flush=True)\n    tim
 
 @pytest.fixture
 def hold():
-    """hold(workdir, work) starts a process that holds the lock, and does `work` first."""
+    """hold(workdir, work) starts a process that runs `work` and then holds the lock."""
     started = []
 
     def start(workdir, work="") -> subprocess.Popen:
@@ -64,13 +64,13 @@ def test_a_second_run_is_refused_until_the_first_is_dead(hold, tmp_path, monkeyp
     first.wait()
     with opened(str(tmp_path / "run")):
         pass
-    with opened(str(tmp_path / "run")):  # and is free when a run has ended
+    with opened(str(tmp_path / "run")):  # and the lock is free once a run has ended
         pass
 
 
 def test_the_report_is_refused_too(hold, tmp_path, capsys):
     (tmp_path / "results.json").write_text(
-        '{"schema": 1, "methods": {}, "versions": {}, "config_hash": "", "seed": 0, "commit": null,'
+        '{"schema": 2, "methods": {}, "searches": {}, "fits": {}, "versions": {}, "config_hash": "", "seed": 0, "commit": null,'
         ' "device": ""}'
     )
     hold(tmp_path)
@@ -104,14 +104,14 @@ def test_children_do_not_keep_the_lock(hold, tmp_path, work):
 
 
 def test_one_process_cannot_hold_it_twice(tmp_path):
-    """As two runs in one notebook."""
+    """Like two runs in one notebook."""
     with opened(str(tmp_path)):
         with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
             with opened(str(tmp_path)):
                 pass
 
 
-def test_a_holder_that_has_not_said_who_it_is(hold, tmp_path):
+def test_a_holder_without_a_valid_record(hold, tmp_path):
     hold(tmp_path)
     for content in ("", "[]", '{"host": "\\u001b[31m", "pid": 1, "started": ""}'):
         (tmp_path / LOCK_FILE).write_text(content)
@@ -127,7 +127,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with locked(tmp_path, f"--workdir={tmp_path}"):
         pass
-    assert "has no locks (No locks available): make sure that no other run" in caplog.text
+    assert "has no locks (No locks available); make sure that no other run" in caplog.text
 
 
 def test_what_cannot_be_locked(tmp_path):
@@ -145,7 +145,7 @@ def test_what_cannot_be_locked(tmp_path):
     assert target.read_text() == "kept"
 
 
-def test_what_is_left_of_the_check_that_it_can_be_written(tmp_path):
+def test_leftovers_of_the_write_check(tmp_path):
     os.mkfifo(tmp_path / ".writable")
     with opened(str(tmp_path)):
         pass
@@ -156,20 +156,20 @@ def test_what_is_left_of_the_check_that_it_can_be_written(tmp_path):
             pass
 
 
-def test_another_directory_is_seen_though_a_killed_run_has_been_in_it(tmp_path, monkeypatch):
-    """A file that process 1 of a killed run has left must not pass for one of this run's."""
+def test_another_directory_is_noticed_after_a_killed_run(tmp_path, monkeypatch):
+    """A file that process 1 of a killed run left must not be taken for one of this run."""
     (tmp_path / ".writable1").write_text("")
 
     def together(what, value=None, decide=None, **_):
         return decide([value, "0" * len(value)] if what == "workdir" else [value])
 
     monkeypatch.setattr(processes, "together", together)
-    with pytest.raises(UserError, match="process 1 writes elsewhere than process 0"):
+    with pytest.raises(UserError, match="not the same directory in process 1 as in process 0"):
         with opened(str(tmp_path)):
             pass
 
 
-def test_a_workdir_that_is_none(tmp_path):
+def test_a_workdir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to("loop")
     for name in ("file", "file/below", "loop"):

@@ -1,4 +1,4 @@
-"""What a terminal gets: no control character, no character that its encoding lacks, no traceback."""
+"""Terminal output has no control characters, no characters outside its encoding, and no traceback."""
 
 import logging
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\x00\u202eevil\u2066\u2028\x85\ud83d\U000e0041"
 
 
-def test_every_control_character_is_written_out():
+def test_every_control_character_is_escaped():
     shown = console.visible(HOSTILE)
     assert shown.isprintable() and shown.encode()
     assert shown.startswith(r"\x1b]0;owned\x07\x1b[2J\x9b31m\r\x00\u202eevil\u2066\u2028\x85\ud83d")
@@ -26,13 +26,13 @@ def test_every_control_character_is_written_out():
         assert console.visible(bidirectional).isascii()
 
 
-def test_ordinary_text_stays():
+def test_ordinary_text_is_unchanged():
     text = "Żółć 日本語 👩\u200d💻 $x$ <b> \\n"
     assert console.visible(text) == text
     assert console.visible("a\nb\tc", keep="\n") == "a\nb\\tc"
 
 
-def test_every_outlet_writes_them_out(capsys):
+def test_every_way_to_print_escapes_them(capsys):
     console.say(f"table\n{HOSTILE}")
     console.complain(f"{HOSTILE}\n2")
     notes = logging.getLogger("leafe_jax.test_console")
@@ -96,7 +96,7 @@ def test_streams_that_cannot_be_written_to(command, code, lines):
     "settings",
     [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
 )
-def test_a_terminal_that_knows_no_other_letters(settings):
+def test_a_terminal_that_knows_ascii_only(settings):
     done = shell("CHILD", **settings)
     assert done.returncode == 0 and done.stderr == "a note: \\u017b\\xf3\\u0142\\u0107\n"
     assert done.stdout.startswith("\\u017b")

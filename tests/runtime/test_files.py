@@ -1,4 +1,4 @@
-"""Paths that a user names, and files that are found whole or not at all."""
+"""Paths that a user gives, and files that a reader finds complete or not at all."""
 
 import os
 import time
@@ -34,8 +34,8 @@ def test_paths_are_absolute(text, expected, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gs://bucket/run", "--workdir=gs://bucket/run: must be a directory; a bucket"),
-        ("file://runs/a", "names the host 'runs'"),
+        ("gs://bucket/run", "--workdir=gs://bucket/run: must be a local directory; mount a bucket"),
+        ("file://runs/a", "has a host, 'runs'"),
         ("", "--workdir='': must be a directory"),
         ("a\0b", "must be a directory"),
         ("~nobody-of-this-name/run", "--workdir=~nobody-of-this-name/run: "),
@@ -80,7 +80,7 @@ def test_damaged_json_is_one_line_with_the_file(make, message, tmp_path):
         files.read_json(file)
     text = str(caught.value)
     assert text.startswith(str(file)) and "\n" not in text and len(text) < 400
-    try:  # a line may be any value, and no line is no error
+    try:  # a line may hold any value, and a file without lines is valid
         list(files.read_json_lines(file))
     except UserError as error:
         assert str(error).startswith(str(file)) and "\n" not in str(error)
@@ -100,7 +100,7 @@ def test_json_has_no_nan(tmp_path):
 
 @pytest.fixture
 def done(monkeypatch):
-    """What is synced and renamed, in order."""
+    """Records calls of fsync and rename, in order."""
     calls = []
     fsync, replace = os.fsync, os.replace
 
@@ -117,7 +117,7 @@ def done(monkeypatch):
     return calls
 
 
-def test_what_is_renamed_is_on_the_disk_first(tmp_path, done):
+def test_a_file_is_on_disk_before_it_is_renamed(tmp_path, done):
     """fsync of the file, the rename, fsync of the directory: in this order."""
     for path, write in (
         (tmp_path / "a.json", lambda path: files.write_json(path, {})),
@@ -130,7 +130,7 @@ def test_what_is_renamed_is_on_the_disk_first(tmp_path, done):
         ]  # fmt: skip
 
 
-def test_a_model_is_renamed_when_all_of_it_is_on_the_disk(tmp_path, done):
+def test_a_model_is_on_disk_before_it_is_renamed(tmp_path, done):
     path = tmp_path / "model"
     hf.save(path, trainer.CONFIG, trainer.params())
     partial = f"{path}.partial"
@@ -142,7 +142,7 @@ def test_a_model_is_renamed_when_all_of_it_is_on_the_disk(tmp_path, done):
     ]  # fmt: skip
 
 
-def test_an_unfinished_file_is_not_there(tmp_path):
+def test_an_unfinished_file_does_not_exist(tmp_path):
     path = tmp_path / "trees.jsonl"
     with pytest.raises(KeyError), files.whole(path) as file:
         file.write("half")
@@ -165,7 +165,7 @@ def test_an_unfinished_file_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["FIFO", "link"])
-def test_what_is_left_under_the_partial_name_goes(tmp_path, how):
+def test_anything_under_the_partial_name_is_removed(tmp_path, how):
     """A FIFO would block, and a link would lead to somebody else's file."""
     other = tmp_path / "other"
     other.write_text("mine")

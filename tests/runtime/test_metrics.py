@@ -1,4 +1,4 @@
-"""metrics.jsonl after kills and resumes: nothing twice, nothing lost, nothing torn."""
+"""metrics.jsonl after kills and resumes: no line is doubled, lost or incomplete."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def events(directory):
     return found
 
 
-def test_lines_and_events_hold_the_same(tmp_path):
+def test_lines_and_events_hold_the_same_values(tmp_path):
     with Metrics(tmp_path) as metrics:
         metrics.scalars(3, {"distill/loss": 0.5, "distill/grad_norm": 2})
         assert lines(tmp_path) == [{"step": 3, "distill/loss": 0.5, "distill/grad_norm": 2.0}]
@@ -61,7 +61,7 @@ def test_no_line_of_a_text_leaves_its_code_block(end):
 @pytest.mark.parametrize(
     "character", "\x00\x02\x03\x0b\x0c\x1b\x1c\x1d\x1e\x85\u2028\u2029\u202e\ud800"
 )
-def test_control_characters_are_written_out(character):
+def test_control_characters_are_escaped(character):
     block = code_block(f"a{character}b")
     assert block.isascii() and block.count("\n") == 1 and len(block.splitlines()) == 1
 
@@ -80,7 +80,7 @@ def test_a_resumed_phase_replaces_its_own_later_lines(tmp_path):
 
 
 def test_every_cut_of_the_file_is_repaired(tmp_path):
-    """A kill may leave any number of bytes of the last line, its line end alone missing included."""
+    """A kill may leave any number of bytes of the last line, even all but its newline."""
     path = tmp_path / "metrics.jsonl"
     first, last = '{"step": 0, "a/x": 1.0}\n', '{"step": 1, "a/x": 2.0}\n'
     for cut in range(len(last) + 1):

@@ -1,4 +1,4 @@
-"""Coming together, agreeing, and the end of one process, with real processes and real sockets."""
+"""Processes join, agree, and notice a death; with real processes and real sockets."""
 
 import json
 import os
@@ -78,11 +78,11 @@ def explicit(count=2):
 
 
 def finish(children):
-    """(exit code, lines of stdout, lines of stderr that are ours) of each."""
+    """(exit code, lines of stdout, our error lines on stderr) of each process."""
     found = []
     for child in children:
         out, err = child.communicate(timeout=300)
-        # Gloo and jax's runtime say things of their own.
+        # Gloo and jax's runtime print lines of their own.
         lines = [line for line in out.splitlines() if "[Gloo]" not in line]
         found.append((child.returncode, lines, [x for x in err.splitlines() if "error: " in x]))
     return found
@@ -91,14 +91,14 @@ def finish(children):
 AGREED = ["10", "no good: [0, 1]"]
 
 
-def test_two_processes_agree_and_part():
+def test_two_processes_agree_and_leave():
     first, second = finish(start("go on", explicit()))
     assert first == (0, ["0 2", *AGREED, "done"], [])
     assert second == (0, ["1 2", *AGREED, "done"], [])
 
 
 def test_slurm_is_found_in_the_environment():
-    # jax makes the port of the job's number: one of 4096 from 61440 on.
+    # jax derives the port from the job number: one of 4096 ports from 61440 on.
     job = next(n for n in range(100, 4000) if _is_free(61440 + n))
     slurm = dict(SLURM_JOB_ID=str(job), SLURM_STEP_NODELIST="localhost", SLURM_NTASKS="2",
                  SLURM_STEP_NUM_NODES="1")  # fmt: skip
@@ -124,7 +124,7 @@ def test_the_others_end_with_one_line_when_one_is_killed(dead):
 
 
 @pytest.mark.parametrize("failed", [0, 1])
-def test_the_others_say_what_one_says(failed):
+def test_the_others_print_the_error_of_one(failed):
     results = finish(start(f"stop {failed}", explicit()))
     assert results[failed][0] == 2 and results[failed][2] == ["error: my own fault"]
     other = results[1 - failed]
@@ -139,7 +139,7 @@ def test_one_that_has_left_is_not_waited_for():
 
 
 # -- what comes over the network --------------------------------------------------------------------
-# One child imports the module, and forks for each message.
+# One child process imports the module and forks for each message.
 PEERS = """
 import json, os, socket, subprocess, sys
 from leafe_jax.runtime import processes
@@ -196,7 +196,7 @@ def test_a_malformed_message_is_one_line():
     for (number, sent, _), (code, said) in zip(cases, found):
         assert (code, said) == (
             2,
-            f"error: process {1 - number} of 2 has sent something that is no message of this program;"
+            f"error: process {1 - number} of 2 has sent an invalid message;"
             " start all of them again with the same command: finished work is kept\n",
         ), sent
 
@@ -217,8 +217,8 @@ def test_the_port_is_taken():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("host:1", None, None), "belong together: all three or none"),
-        ((None, 2, 0), "belong together: all three or none"),
+        (("host:1", None, None), "must be given all three, or none"),
+        ((None, 2, 0), "must be given all three, or none"),
         (("host", 2, 0), "--coordinator=host: must be host:port"),
         (("host:port", 2, 0), "--coordinator=host:port: must be host:port"),
         (("host:70000", 2, 0), "must be host:port"),
@@ -233,7 +233,7 @@ def test_wrong_flags(arguments, message):
 
 
 # -- what the environment says ---------------------------------------------------------------------
-def test_one_machine_needs_nothing(monkeypatch):
+def test_one_machine_needs_no_flags(monkeypatch):
     for name in list(os.environ):
         if name.startswith(("SLURM_", "TPU_", "MEGASCALE_")):
             monkeypatch.delenv(name)
@@ -248,11 +248,11 @@ def test_slurm_tasks_get_their_gpus(monkeypatch):
                  SLURM_LOCALID="0", SLURM_STEP_NUM_NODES="2", SLURM_GPUS_ON_NODE="8")  # fmt: skip
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
-    # One task a node has all of its GPUs; of several tasks, each has one.
+    # One task per node has all its GPUs. With several tasks, each has one GPU.
     assert processes._cluster(os.environ, 1) == ("gpu04:61447", 2, 1, list(range(8)))
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "1")
     assert processes._cluster(os.environ, 1) == ("gpu04:61447", 2, 1, [0])
-    # In an allocation, but not started by srun: an ordinary run.
+    # Inside an allocation but not started by srun, it is an ordinary run.
     monkeypatch.delenv("SLURM_STEP_NODELIST")
     assert processes._cluster(os.environ, 1) is None
 

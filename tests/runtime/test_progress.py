@@ -1,4 +1,4 @@
-"""Progress with and without a terminal, on a clock of its own."""
+"""Progress with and without a terminal, with a simulated clock."""
 
 import io
 import sys
@@ -25,7 +25,7 @@ def test_plain_lines_without_a_terminal(clock, capsys):
     written = text.splitlines()
     assert "\r" not in text and "\x1b" not in text
     assert written[0] == "explore: 1/100 trees, ? a second, solved 0"
-    # 2 a second: a line at 0, 10, 20, 30 and 40 seconds, and the last.
+    # 2 per second: lines at 0, 10, 20, 30 and 40 seconds, and a last one.
     assert [line.split("/")[0] for line in written] == [
         f"explore: {n}" for n in (1, 21, 41, 61, 81, 100)
     ]
@@ -33,7 +33,7 @@ def test_plain_lines_without_a_terminal(clock, capsys):
     assert written[-1] == "explore: 100/100 trees, 2.0 a second, took 50 s, solved 49"
 
 
-def test_what_a_resumed_phase_finds_done_is_no_speed(clock, capsys):
+def test_work_done_before_a_resume_does_not_count_for_the_rate(clock, capsys):
     with Progress(1, "step", "distill") as bar:
         clock[0] += 30  # loading
         bar.to(500, 1000)
@@ -47,7 +47,7 @@ def test_what_a_resumed_phase_finds_done_is_no_speed(clock, capsys):
     assert written[-1] == "distill: 640/1000 steps, 0.33 a second, took 2 min"
 
 
-def test_a_stall_shows_in_the_rate(clock, capsys):
+def test_a_stall_lowers_the_rate(clock, capsys):
     with Progress(1000, "step", "distill") as bar:
         for seconds in [1] * 60 + [20] * 30:
             clock[0] += seconds

@@ -1,4 +1,4 @@
-"""The roll call, on real sockets: who comes, who does not, and who should not."""
+"""The roll call, on real sockets: processes that call, processes that do not, and strangers."""
 
 import contextlib
 import json
@@ -22,14 +22,20 @@ def dial(port) -> socket.socket:
     while True:
         try:
             return socket.create_connection(("127.0.0.1", port), timeout=5)
-        except ConnectionRefusedError:  # it does not listen yet
+        except ConnectionRefusedError:  # process 0 does not listen yet
             time.sleep(0.01)
 
 
 def hold(count, callers, seconds=30.0, before=lambda port: None, late=0.0, in_turn=False):
-    """What process 0 and each of `callers` (number, count, run) get: None, or the error's text.
+    """The errors of process 0 ("first") and of each of `callers` (by index); None where there is none.
 
-    in_turn: a caller waits for the answer to the one before it.
+    Args:
+      count: of processes.
+      callers: (number, count, run) of each.
+      seconds: how long everybody waits.
+      before: called with the port before anybody else calls.
+      late: seconds between callers.
+      in_turn: True lets a caller wait for the answer to the one before it.
     """
     port, found = free_port(), {}
 
@@ -57,7 +63,7 @@ def hold(count, callers, seconds=30.0, before=lambda port: None, late=0.0, in_tu
     return found
 
 
-def test_all_are_there():
+def test_all_processes_call():
     assert hold(3, [(2, 3, "mine"), (1, 3, "mine")]) == {"first": None, 0: None, 1: None}
 
 
@@ -102,7 +108,7 @@ def test_callers_that_say_nothing_keep_nobody_waiting():
     assert time.monotonic() - begin < 5
 
 
-def test_more_silent_callers_than_there_is_room_for(monkeypatch):
+def test_more_silent_callers_than_allowed(monkeypatch):
     monkeypatch.setattr(roll, "_MAX_CALLERS", 4)
     found = hold(
         2, [(1, 2, "mine")], seconds=20.0, before=lambda port: [dial(port) for _ in range(9)]
@@ -110,24 +116,24 @@ def test_more_silent_callers_than_there_is_room_for(monkeypatch):
     assert found == {"first": None, 0: None}
 
 
-def test_a_process_of_another_run_is_sent_away():
+def test_a_process_of_another_run_is_rejected():
     found = hold(2, [(1, 2, "other"), (1, 2, "mine")], in_turn=True)
-    assert found == {"first": None, 0: "another run is there: mine", 1: None}
+    assert found == {"first": None, 0: "belongs to another run: mine", 1: None}
     found = hold(2, [(1, 2, "other")], seconds=2.0)
     assert found["first"] == (
-        "process 1 of 2 did not come within 2 s; a process of another run called: other"
+        "process 1 of 2 did not join within 2 s; a process of another run called: other"
     )
 
 
-def test_who_is_missing_is_named_to_all():
-    text = "processes 1, 3 of 4 did not come within 1 s"
+def test_all_are_told_which_processes_are_missing():
+    text = "processes 1, 3 of 4 did not join within 1 s"
     assert hold(4, [(2, 4, "mine")], seconds=1.0) == {"first": text, 0: text}
 
 
-def test_one_that_is_there_twice(monkeypatch):
+def test_a_process_that_was_started_twice(monkeypatch):
     monkeypatch.setattr(roll, "_LINGER_SECONDS", 0.5)
     found = hold(3, [(1, 3, "mine"), (1, 3, "mine")])
-    assert set(found.values()) == {"process 1 of 3 occurs twice"} and len(found) == 3
+    assert set(found.values()) == {"process 1 of 3 was started twice"} and len(found) == 3
 
 
 def test_another_number_of_processes():
@@ -135,7 +141,7 @@ def test_another_number_of_processes():
     assert hold(2, [(1, 3, "mine")]) == {"first": text, 0: text}
 
 
-def test_a_problem_is_told_to_those_that_come_late():
+def test_processes_that_call_late_are_told_the_problem():
     text = "process 1 was started with --num_processes=2, process 0 with 4"
     found = hold(4, [(1, 2, "mine"), (2, 4, "mine"), (3, 4, "mine")], seconds=30.0, late=0.4)
     assert found == {"first": text, 0: text, 1: text, 2: text}
@@ -144,7 +150,7 @@ def test_a_problem_is_told_to_those_that_come_late():
 @pytest.mark.parametrize(
     "said", [b"220 mail.example.org ESMTP\n", b"[" * 3000 + b"\n", b"7\n", b"{}\n", b"\xff\n"]
 )
-def test_somebody_else_answers(said):
+def test_another_program_answers(said):
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def speak():
@@ -152,10 +158,10 @@ def test_somebody_else_answers(said):
 
         threading.Thread(target=speak).start()
         place = server.getsockname()
-        with pytest.raises(UserError, match="something else than process 0 answers there"):
+        with pytest.raises(UserError, match="another program answers there, not process 0"):
             roll.answer(place, 2, 1, "mine", 1.0)
 
 
 def test_nobody_answers():
-    with pytest.raises(UserError, match=r"process 0 cannot be reached within 1 s \(.*refused"):
+    with pytest.raises(UserError, match=r"process 0 was not reached within 1 s \(.*refused"):
         roll.answer(("127.0.0.1", free_port()), 2, 1, "mine", 1.0)

@@ -1,4 +1,4 @@
-"""What is settled before jax starts."""
+"""Settings that are made before jax starts, and errors that the machine causes."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from leafe_jax.runtime import faults, startup
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Frees and asks for 64 MB ten times; prints how many pages came fresh from the system.
+# Allocates and frees 64 MB ten times; prints how many page faults that took.
 CODE = """
 import resource, sys
 from leafe_jax.runtime.startup import keep_freed_memory
@@ -37,7 +37,7 @@ def test_freed_memory_is_used_again():
 
 
 def under(limits, *overrides, **settings):
-    """(exit code, lines of standard error) of a run in a shell with limits."""
+    """(exit code, lines of standard error) of a run in a shell with `limits`."""
     command = (
         f"{limits}; exec {sys.executable} -m leafe_jax.main --config=configs/quickstart.py:smoke"
     )
@@ -58,7 +58,7 @@ def test_a_limit_that_is_too_low_for_any_run(tmp_path, limits, text):
     assert code == 2 and len(lines) == 1 and lines[0].startswith(f"error: {text}")
 
 
-def test_no_home_keeps_no_programs(tmp_path, monkeypatch):
+def test_without_a_home_no_programs_are_cached(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/dev/null")
     assert startup._cache_directory() == ""
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -68,7 +68,7 @@ def test_no_home_keeps_no_programs(tmp_path, monkeypatch):
 READER = """
 import resource, sys
 from leafe_jax.errors import UserError
-from leafe_jax.training import memory
+from leafe_jax.runtime import memory
 used = next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith("VmSize"))
 resource.setrlimit(resource.RLIMIT_AS, (1024 * (used + 300_000),) * 2)
 try:
@@ -83,7 +83,7 @@ def test_the_record_reader_is_not_started_without_room():
         [sys.executable, "-c", READER], capture_output=True, text=True, timeout=120,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert done.stdout.startswith("train: the examples' reader needs 66 threads and 2 GiB"), done
+    assert done.stdout.startswith("train: reading examples needs 66 threads and 2 GiB"), done
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_the_record_reader_is_not_started_without_room():
         ),
     ],
 )
-def test_what_the_machine_lacks_is_one_line(error, text):
+def test_errors_of_the_machine_are_one_line(error, text):
     assert text in faults.explain(error, "w") and "\n" not in faults.explain(error, "w")
     wrapped = RuntimeError("a library's own")
     wrapped.__cause__ = error
@@ -110,8 +110,8 @@ def test_what_the_machine_lacks_is_one_line(error, text):
     assert faults.explain(ValueError("a bug"), "w") is None
 
 
-def test_files_of_the_run_that_are_gone(tmp_path, monkeypatch):
-    """Somebody has removed or replaced them; elsewhere a missing file is a bug of the program."""
+def test_missing_files_of_the_run(tmp_path, monkeypatch):
+    """Somebody removed or replaced them. A missing file outside the workdir is a bug of the program."""
     monkeypatch.chdir(tmp_path)
     for number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO):
         error = OSError(number, os.strerror(number), str(tmp_path / "run" / "metrics.jsonl"))

@@ -1,4 +1,4 @@
-"""Signals and dying threads: one line, the right exit code, nothing left behind."""
+"""Signals and dying threads: one line, the right exit code, no process left behind."""
 
 import os
 import re
@@ -75,18 +75,18 @@ def start(how):
 
 
 def end(child):
-    """(standard output after the first line, standard error)."""
-    # Not communicate(): it loses what readline() has read beyond its line.
+    """(standard output after its first line, standard error)."""
+    # Not communicate(), which loses what readline() has buffered beyond its line.
     child.wait(timeout=60)
     return child.stdout.read(), child.stderr.read()
 
 
 @pytest.mark.parametrize("how", ["python", "lock", "late", "C", "swallowed", "destructor"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_one_line_and_the_code(how, number, code):
+def test_one_line_and_the_exit_code(how, number, code):
     child = start(how)
     time.sleep(0.1)
-    for _ in range(3):  # to the group, and again: as terminals, shells and schedulers do
+    for _ in range(3):  # repeatedly and to the whole group, as terminals, shells and schedulers do
         os.killpg(child.pid, number)
         time.sleep(0.02)
     out, err = end(child)
@@ -120,7 +120,7 @@ sys.exit(main.main(sys.argv))
 """
 
 
-def test_a_signal_that_a_library_takes_for_an_error_of_its_own(tmp_path):
+def test_a_signal_that_a_library_turns_into_its_own_error(tmp_path):
     arguments = [f"--config={ROOT}/configs/quickstart.py:smoke", f"--workdir={tmp_path}"]
     done = subprocess.run(
         [sys.executable, "-c", SWALLOWED, *arguments], capture_output=True, text=True, timeout=120,
@@ -139,7 +139,7 @@ def run(workdir, *overrides, config="quickstart.py:smoke"):
 
 
 @pytest.mark.parametrize("wait", [0.5, 1.0, 2.0])
-def test_while_modules_are_loaded(tmp_path, wait):
+def test_a_signal_while_modules_are_imported(tmp_path, wait):
     child = run(tmp_path)
     time.sleep(wait)
     os.killpg(child.pid, signal.SIGTERM)
@@ -149,7 +149,7 @@ def test_while_modules_are_loaded(tmp_path, wait):
 
 
 def seen(child, text):
-    """Reads standard error up to a line that holds `text`."""
+    """Reads standard error up to a line that contains `text`."""
     lines = []
     for line in child.stderr:
         lines.append(line)
@@ -160,12 +160,12 @@ def seen(child, text):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_in_every_phase_and_then_to_the_end(tmp_path, number, code):
+def test_a_signal_in_every_phase_and_then_a_complete_run(tmp_path, number, code):
     training = (
-        "--config.distill.train.num_epochs=60",
-        "--config.distill.train.checkpoint_every=20",
+        "--config.leafe.train.num_epochs=60",
+        "--config.leafe.train.checkpoint_every=20",
     )
-    for text in ("attention", "explore: 1/", "distill: 0/", "evaluate base: 1/", "leafe: 1/"):
+    for text in ("attention", "explore tree: 1/", "leafe: 0/", "evaluate base: 1/", "leafe: 1/"):
         child = run(tmp_path, *training)
         seen(child, text)
         os.killpg(child.pid, number)

@@ -10,6 +10,7 @@ from leafe_jax.models.attention import segment_attend
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.sampling.engine import Engine, Request
 from leafe_jax.sampling.programs import Programs
+from leafe_jax.sampling.requests import EngineConfig
 from leafe_jax.types import Sampling
 
 CONFIG = ModelConfig(
@@ -33,7 +34,7 @@ def make(params, **changes) -> Engine:
     sizes = dict(
         num_slots=3, max_len=64, turn_chunk=4, prefill_chunk=8, max_new_tokens=6, stop_ids=(STOP,)
     )
-    engine = Engine(CONFIG, params, **{**sizes, **changes})
+    engine = Engine(CONFIG, params, EngineConfig(**{**sizes, **changes}))
     HELD.append(engine.programs)
     return engine
 

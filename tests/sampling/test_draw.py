@@ -36,7 +36,7 @@ def draw(seed: int, rows: int = 1) -> np.ndarray:
 
 
 def reference(logits: np.ndarray, context, s: Sampling) -> np.ndarray:
-    """What transformers would sample from, in its order; -inf where a token is ruled out."""
+    """The logits that transformers samples from, in its order of options; -inf for excluded tokens."""
     ids, scores = torch.tensor([context]), torch.tensor(logits)
     chain = transformers.LogitsProcessorList()
     if s.logit_bias:
@@ -80,7 +80,7 @@ def test_rows_with_different_options_do_not_mix():
     np.testing.assert_array_equal(found[-1], logits[-1])  # an idle row
 
 
-def test_what_no_row_uses_is_not_on_the_device():
+def test_options_that_no_row_uses_are_not_on_the_device():
     plain = methods.make_options([Sampling(), Sampling(0.0)], [(), ()], VOCAB, False)
     assert set(plain) == {"temperature"}
 
@@ -122,7 +122,7 @@ def test_draws_follow_the_distribution(name):
     np.testing.assert_allclose(drawn, np.log(exact.numpy()[np.asarray(ids)]), atol=1e-5)
 
 
-def test_greedy_takes_the_best_and_is_certain_of_it():
+def test_greedy_takes_the_best_token_with_probability_one():
     logits = draw(3, 4)
     options = methods.make_options([Sampling(0.0)] * 4, [()] * 4, VOCAB, True)
     seeds = jnp.arange(4, dtype=jnp.uint32)

@@ -354,3 +354,53 @@ def test_stop_ids_and_stop_functions(params):
     again = engine.generate([ask(sessions[1], prompt(8, 3), 1.0, 5, 5)])[0]
     assert list(again.ids) == reference(params, sessions[1].ids[:39], 5, 1.0, 5)
     check_no_leak(engine)
+
+
+def test_swapped_weights_sample_as_a_fresh_engine_does(params):
+    """Cached keys and values of the old weights are gone; nothing is compiled; the old weights may be
+    deleted."""
+    engine = make(params, num_slots=2)
+    live = engine.start()
+    first = engine.generate([ask(live, prompt(0, 20), 1.0, 1)])[0]
+    waiting = engine.submit(ask(engine.start(), prompt(1, 5)))
+    others = decoder.init_params(CONFIG, jax.random.key(5))
+    others = jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, others)
+    with pytest.raises(RuntimeError, match="1 requests are in flight"):
+        engine.swap(others)
+    assert dict(engine.collect())[waiting].ids
+    with pytest.raises(ValueError, match="names or shapes differ"):
+        engine.swap({**others, "more": others["embed"]})
+    engine.generate([ask(engine.start(), prompt(0, 20), 1.0, 1)])
+    compiled = engine.programs.num_compiled
+    engine.swap(others)
+    expected = jax.tree.map(np.array, others)
+    jax.tree.map(lambda x: x.delete(), others)  # as a train step that donates them does
+    # The same request, and one that goes on in a session from before.
+    again, following = engine.generate(
+        [ask(engine.start(), prompt(0, 20), 1.0, 1), ask(live, prompt(2, 4), 1.0, 2)]
+    )
+    assert again.cached == 0 and again.ids != first.ids
+    fresh = make(expected_on_device(expected), num_slots=2)
+    session = fresh.start()
+    fresh.append(session, live.ids[: 20 + len(first.ids)])
+    same, same_following = fresh.generate(
+        [ask(fresh.start(), prompt(0, 20), 1.0, 1), ask(session, prompt(2, 4), 1.0, 2)]
+    )
+    assert (again.ids, again.logprobs) == (same.ids, same.logprobs)
+    assert (following.ids, following.logprobs) == (same_following.ids, same_following.logprobs)
+    assert engine.programs.num_compiled == compiled
+    check_no_leak(engine)
+
+
+def expected_on_device(params):
+    return jax.tree.map(jnp.asarray, params)
+
+
+def test_swapped_weights_take_the_samplers_dtype(params):
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    engine = make(low, max_len=32)
+    engine.swap(params)
+    assert {x.dtype.name for x in jax.tree.leaves(engine.params)} == {"bfloat16"}
+    result = engine.generate([ask(engine.start(), prompt(0, 5))])[0]
+    fresh = make(low, max_len=32)
+    assert result.logprobs == fresh.generate([ask(fresh.start(), prompt(0, 5))])[0].logprobs

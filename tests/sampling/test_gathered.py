@@ -1,4 +1,4 @@
-"""Attention over pages in place: our reference, and what the TPU kernel is asked, against JAX's own."""
+"""Attention over pages in place: our reference and our call of the TPU kernel, against JAX's reference."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +9,9 @@ from leafe_jax.sampling.paged import attend_kernel, attend_reference
 
 @pytest.mark.parametrize("time", [1, 4])
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
-def test_the_kernel_is_asked_for_what_the_reference_computes(time, heads, monkeypatch):
-    """The kernel itself runs on TPU only (this version of JAX cannot interpret it), so its authors'
-    plain implementation answers in its place; tests/sampling/test_sharded.py compiles the kernel."""
+def test_the_call_of_the_kernel_equals_the_reference(time, heads, monkeypatch):
+    """The kernel runs on TPUs only, and this version of JAX cannot interpret it, so JAX's own reference
+    implementation replaces it here. tests/sampling/test_sharded.py compiles the kernel."""
     from jax.experimental.pallas.ops.tpu import ragged_paged_attention as module
 
     calls = []

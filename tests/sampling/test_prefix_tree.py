@@ -1,4 +1,4 @@
-"""The prefix tree against plain lists: a pool that remembers what was written to each page."""
+"""The prefix tree against plain lists, with a pool that records what was written to each page."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ class Pool:
         self.written: dict[int, tuple[int, ...]] = {}
 
     def check_match(self, ids):
-        """What the tree finds has really been written there; returns how much that is."""
+        """Checks that everything the tree finds was written there; returns the match."""
         match = self.tree.match(ids)
         for index, node in enumerate(match.nodes):
             held = self.written[node.page]
@@ -23,7 +23,7 @@ class Pool:
         return match
 
     def compute(self, ids) -> bool:
-        """What the engine does with a sequence: pin, write behind what is there, enter."""
+        """Does what the engine does with a sequence: pin the match, write the rest, insert."""
         match = self.check_match(ids)
         self.tree.pin(match.nodes)
         needed = range(match.length // self.size, -(-len(ids) // self.size))
@@ -51,7 +51,7 @@ class Pool:
 
 @pytest.mark.parametrize(("num_pages", "size"), [(200, 4), (24, 4), (60, 16), (40, 1)])
 def test_ten_thousand_random_operations(num_pages, size):
-    """start, extend, fork, rewind, release of sessions that are nothing but lists of ids."""
+    """start, extend, fork, rewind and release, on sessions that are plain lists of ids."""
     rng = np.random.default_rng(num_pages)
     pool = Pool(num_pages, size)
     longest = min(60, (num_pages - 1) * size)
@@ -81,7 +81,7 @@ def test_ten_thousand_random_operations(num_pages, size):
     assert 0.2 < found / computed < 1
 
 
-def test_pinned_pages_stay_and_the_oldest_go_first():
+def test_pinned_pages_stay_and_the_oldest_are_evicted_first():
     pool = Pool(8, 2)
     old, middle, young = [1, 1, 1, 1], [2, 2, 2, 2], [3, 3, 3, 3]
     for ids in (old, middle, young):
@@ -89,7 +89,7 @@ def test_pinned_pages_stay_and_the_oldest_go_first():
     held = pool.tree.match(old)
     pool.tree.pin(held.nodes)
     assert pool.tree.take(7) is None  # two pages are pinned
-    assert pool.tree.match(young).length == 4  # and nothing was evicted in vain
+    assert pool.tree.match(young).length == 4  # and nothing was evicted
     pool.tree.unpin(held.nodes)
     pool.check_no_leak()
     for ids in (old, middle, young):
@@ -100,13 +100,13 @@ def test_pinned_pages_stay_and_the_oldest_go_first():
     pool.check_no_leak()
 
 
-def test_a_page_is_found_by_part_and_never_twice():
+def test_part_of_a_page_matches_and_no_page_is_stored_twice():
     pool = Pool(20, 4)
     pool.compute([1, 2, 3, 4, 5, 6, 7])
     assert pool.tree.match([1, 2, 3, 4, 5, 6, 9, 9]).length == 6
     assert pool.tree.match([1, 2, 9]).length == 2
     assert pool.tree.match([2]).length == 0 and pool.tree.match([]).length == 0
-    pool.compute([1, 2, 3, 4, 5, 6, 7, 8, 9])  # covers the partial page, which goes
+    pool.compute([1, 2, 3, 4, 5, 6, 7, 8, 9])  # covers the partial page, which is freed
     assert sorted(len(n.tokens) for n in pool.tree.nodes()) == [1, 4, 4]
     for _ in range(3):
         pool.compute([1, 2, 3, 4, 5, 6, 7, 8, 9])

@@ -1,4 +1,4 @@
-"""Which programs are listed: all that a layout may ask for, and none that cannot be compiled."""
+"""The list of programs: it has all that a layout may need, and none that cannot be compiled."""
 
 import itertools
 import random
@@ -9,6 +9,7 @@ import pytest
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.sampling.engine import Engine, Request
 from leafe_jax.sampling.prefix_tree import Match
+from leafe_jax.sampling.requests import EngineConfig
 from leafe_jax.sampling.shapes import Row, Shapes
 from leafe_jax.types import Sampling
 
@@ -37,7 +38,7 @@ def test_every_listed_context_has_room_for_its_tokens(sizes):
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_layouts_ask_for_nothing_that_is_not_listed(sizes):
+def test_layouts_use_listed_programs_only(sizes):
     slots, max_len, page_size, prefill_chunk, turn_chunk = sizes
     made, rng = shapes(*sizes), random.Random(0)
     listed = set(made.listed())
@@ -48,7 +49,7 @@ def test_layouts_ask_for_nothing_that_is_not_listed(sizes):
 
     for _ in range(60):
         count = rng.randint(1, slots)
-        # Rows that share pages lie in groups; others are as far as a session may be.
+        # Rows that share pages form groups; others have contexts of any length.
         dones = [rng.choice((0, max_len // 2, rng.randrange(max_len - 2))) for _ in range(count)]
         rows = [row(done, rng.randint(1, max(1, min(max_len - done, 600)))) for done in dones]
         for layout in made.lay_out_prefill(rows):
@@ -61,17 +62,17 @@ def test_layouts_ask_for_nothing_that_is_not_listed(sizes):
 
 
 CONFIG = ModelConfig("llama", 64, 16, 16, 1, 2, 1, 8, 1e4, 1e-6, True, 8192)
+SIZES = EngineConfig(
+    num_slots=1, max_len=32, turn_chunk=8, prefill_chunk=8, max_new_tokens=8, stop_ids=(0,)
+)
 
 
 @pytest.fixture
 def engine():
-    return Engine(
-        CONFIG, drawn.params(CONFIG), num_slots=1, max_len=32,
-        turn_chunk=8, prefill_chunk=8, max_new_tokens=8, stop_ids=(0,),
-    )  # fmt: skip
+    return Engine(CONFIG, drawn.params(CONFIG), SIZES)
 
 
-def test_what_fails_to_compile_ahead_is_the_runs_failure(engine, monkeypatch, capfd):
+def test_a_failure_to_compile_ahead_ends_the_run(engine, monkeypatch, capfd):
     def fail(*arguments, **options):
         raise TypeError("bounds\nmust not exceed")
 
@@ -100,10 +101,7 @@ def test_ids_that_the_model_does_not_have(engine):
 def test_log_probabilities_that_are_not_finite_end_the_run():
     params = drawn.params(CONFIG)
     params["final_norm"]["scale"] = params["final_norm"]["scale"] * float("inf")
-    broken = Engine(
-        CONFIG, params, num_slots=1, max_len=32, turn_chunk=8, prefill_chunk=8, max_new_tokens=8,
-        stop_ids=(0,),
-    )  # fmt: skip
+    broken = Engine(CONFIG, params, SIZES)
     broken.submit(Request(broken.start(), [1, 2], 4, Sampling(), 0))
     with pytest.raises(ValueError, match="log-probabilities are not finite"):
         broken.collect()

@@ -1,4 +1,4 @@
-"""Sampling on several devices: the same tokens as on one, and programs for TPU topologies."""
+"""Sampling on several devices: same tokens as on one device, and programs that compile for TPUs."""
 
 import os
 import subprocess
@@ -15,12 +15,14 @@ sys.path[:0] = ["tests", "tests/sampling"]
 import jax, numpy as np, pytest
 import small as t
 from leafe_jax.errors import UserError
-from leafe_jax.sampling.replicas import make_engines
+from leafe_jax.sampling.replicas import Replicas, make_engines
+from leafe_jax.sampling.requests import EngineConfig
 from leafe_jax.types import Sampling
 
 assert len(jax.devices()) == 4
 t.CONFIG = dataclasses.replace(t.CONFIG, vocab_size=62, num_layers=1)  # two halves
 params = t.make_params(t.CONFIG)
+<<<<<<< HEAD
 # One size of a turn, so that each engine compiles three programs at most.
 sizes = dict(
     num_slots=4, max_len=80, max_new_tokens=16, turn_chunk=8, prefill_chunk=8, page_size=4,
@@ -29,6 +31,12 @@ sizes = dict(
 
 def outcome(engine):
     # Nine sessions for four slots, asked all at once, twice.
+=======
+sizes = EngineConfig(num_slots=4, stop_ids=(t.STOP,), **t.LONG)
+
+def outcome(engine):
+    # Nine sessions, two requests each; all requests of a turn are submitted at once.
+>>>>>>> w/house
     sessions = [engine.start() for _ in range(9)]
     found = []
     for turn in range(2):
@@ -50,16 +58,23 @@ def logprobs(session, result):
     return [table[begin + n - 1, token] for n, token in enumerate(result.ids)]
 
 place = lambda shardings: jax.device_put(params, shardings)
+<<<<<<< HEAD
 one = outcome(make_engines(t.CONFIG, place, copies=1, tensor=1, **sizes))
 for copies, tensor, attention in ((2, 2, "gather"), (1, 2, "paged"), (2, 1, "gather")):
     engine = make_engines(t.CONFIG, place, copies=copies, tensor=tensor, attention=attention, **sizes)
+=======
+one = outcome(make_engines(t.CONFIG, place, sizes, copies=1, tensor=1))
+for copies, tensor, attention in ((4, 2, "gather"), (1, 2, "paged"), (2, 1, "gather")):
+    changed = dataclasses.replace(sizes, attention=attention)
+    engine = make_engines(t.CONFIG, place, changed, copies=copies, tensor=tensor)
+>>>>>>> w/house
     assert outcome(engine) == one, (copies, tensor, attention)
     for number, e in enumerate(getattr(engine, "engines", [engine])):
         t.check_no_leak(e)
         devices = {d.id for x in jax.tree.leaves(e._pool) for d in x.devices()}
         assert devices == set(range(number * tensor, (number + 1) * tensor))
-        assert e.programs.num_compiled > 0  # every copy had something to do
-        if tensor == 2:  # the heads are divided, not repeated
+        assert e.programs.num_compiled > 0  # every copy served requests
+        if tensor == 2:  # heads are sharded, not replicated
             whole, part = e._pool[0][0] if attention == "gather" else e._pool[0], None
             part = whole.addressable_shards[0].data
             assert part.size * 2 == whole.size
@@ -68,7 +83,7 @@ for copies, tensor, message in (
     (1, 4, "sampler.tensor = 4: does not divide the model's 2 key and value heads"),
 ):
     with pytest.raises(UserError, match=message):
-        make_engines(t.CONFIG, place, copies=copies, tensor=tensor, **sizes)
+        make_engines(t.CONFIG, place, sizes, copies=copies, tensor=tensor)
 print("same")
 """
 
@@ -79,6 +94,7 @@ from jax.experimental import topologies
 from leafe_jax.models.decoder import ModelConfig, abstract_params
 from leafe_jax.sampling.engine import plan_programs
 from leafe_jax.sampling.paged import Paged
+from leafe_jax.sampling.requests import EngineConfig
 from leafe_jax.models.sharding import make_mesh, shardings_for
 import jax.numpy as jnp
 
@@ -104,12 +120,20 @@ params = jax.tree.map(
     params, shardings_for(params, mesh),
 )
 storage = Paged(kernel=True, mesh=mesh)
+<<<<<<< HEAD
 _, programs, pool = plan_programs(
     config, params, storage, turn_chunk=128, stop_ids=(0,), page_size=16, options=False, **sizes
 )
 # A turn has its prompt's kernel and the loop's in it: one program shows both.
 wanted = [("turn", 128), ("prefill", 128)]
 wanted += [("turn", 1), ("prefill", 256), ("prefill", 512)] if large else []
+=======
+sizes = EngineConfig(
+    num_slots=64, max_len=8192, turn_chunk=128, prefill_chunk=512, max_new_tokens=512,
+    stop_ids=(151645,),
+)
+_, programs, pool = plan_programs(config, params, storage, sizes)
+>>>>>>> w/house
 kinds = {}
 with jax.set_mesh(mesh):
     for program in programs.listed:
@@ -121,7 +145,7 @@ with jax.set_mesh(mesh):
 assert set(kinds) == set(wanted), kinds
 for key, memory in kinds.items():
     print(*key, memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.alias_size_in_bytes)
-    # The pool is written in place: nothing of its size is allocated beside it.
+    # The pool is written in place: no other buffer of its size is allocated.
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool)) // 4
     assert memory.alias_size_in_bytes >= held and memory.temp_size_in_bytes < held / 2, key
 print("compiled")
@@ -137,9 +161,14 @@ def child(code: str, *arguments: str, **env: str) -> str:
     return done.stdout
 
 
+<<<<<<< HEAD
 def test_copies_and_divided_models_sample_the_same_tokens():
     # Twenty programs: to optimise them takes longer than to run them.
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+=======
+def test_copies_and_tensor_parallel_models_sample_the_same_tokens():
+    flags = "--xla_force_host_platform_device_count=8"
+>>>>>>> w/house
     assert child(SAMPLE, XLA_FLAGS=flags).endswith("same\n")
 
 

@@ -1,4 +1,4 @@
-"""The benchmark does the work it says: the same tokens as transformers, each prefix computed once."""
+"""The benchmark does what it claims: same tokens as transformers, and each prefix computed once."""
 
 import json
 
@@ -64,16 +64,18 @@ def test_every_workload_generates_what_transformers_generates(name, model, trees
     assert got.dtype.kind == "i" and got.size > 20
     np.testing.assert_array_equal(got, expected)
     again = ours.run(x)
-    np.testing.assert_array_equal(again, got)  # an empty cache each time: the same work
+    np.testing.assert_array_equal(again, got)  # every run starts with an empty cache
     page = ours.sampler.tree.page_size
-    if name == "turns":  # every token once; the last sampled one is computed with the next turn
+    if (
+        name == "turns"
+    ):  # every token once; the last sampled token of a turn is computed in the next turn
         assert ours.prefill_tokens == 4 * (3 * 7 + 2)
     if name == "branches":
         ideal = 3 * 50 + 12 * 9
         assert ideal <= ours.prefill_tokens <= ideal + 12 * page
     if name == "leafe":
-        # Root 9 + 4 + 4 and reflection 6, branch 5 + 3, each with the token before it that was
-        # sampled last; the second tree finds the first turn's prompt of the first.
+        # Root 9 + 4 + 4, reflection 6, branch 5 + 3, each plus the token sampled last before it. The
+        # second tree reuses the prompt of the first tree's first turn.
         assert ours.prefill_tokens < theirs.prefill_tokens / 2
 
 
@@ -86,7 +88,7 @@ def test_a_recorded_tree_by_hand():
     assert play.start() == [(0, [1, 2], 2)]
     assert play.reply(0, [50, 51]) == [(0, [1, 2, 50, 51, 3], 1)]
     assert play.reply(0, [52]) == [(0, [1, 2, 50, 51, 3, 52, 9], 2)]  # the reflection
-    # The branch leaves before the second turn, and the reflection is no part of it.
+    # The branch starts before the second turn, and the reflection is not in its context.
     assert play.reply(0, [60, 61]) == [(1, [1, 2, 50, 51, 4], 1)]
     assert play.reply(1, [70]) == []
     assert play.generated == 6

@@ -1,4 +1,4 @@
-"""The benchmark's engines do the same work: transformers' losses, and figures counted by hand."""
+"""The benchmark's engines do the same work, with the losses of transformers; figures by hand."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ def test_figures_by_hand():
     step = record["step_s"]
     assert record["loss"] == 2.5 and record["ratio"] == 1.0 and len(record["steps_s"]) == 3
     assert record["tokens_per_s"] == pytest.approx(4 * 8 / step)
-    # Of a layer: q, o 32 x 32; k, v 32 x 16; three of 32 x 64. The head: 32 x 96. 36 causal pairs a row.
+    # A layer: q, o 32 x 32; k, v 32 x 16; three of 32 x 64. The head: 32 x 96. 36 causal pairs per row.
     products = 2 * 32 * (2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64) + 32 * 96)
     pairs = 2 * 4 * 36 * (2 * 2 * 32)
     assert record["model_flops_per_s"] * step == pytest.approx(3 * (products + pairs))

@@ -1,4 +1,4 @@
-"""The parity tool: agrees with itself on good checkpoints, and notices a wrong one."""
+"""The parity tool reports agreement for correct checkpoints and notices a wrong model."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_a_good_checkpoint_agrees(case, dtype, tmp_path, capsys):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_wrong_model_disagrees(dtype, tmp_path, capsys, monkeypatch):
-    """Rotary frequencies off by half a percent: too little to see in any text."""
+    """Rotary frequencies are off by half a percent, too little to notice in generated text."""
     make_torch("llama3.1-8b").save_pretrained(tmp_path)
     table = decoder.rope_table
 

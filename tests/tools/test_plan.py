@@ -1,10 +1,9 @@
-"""The plan tool: figures against published and counted ones, and programs compiled for TPUs."""
+"""The plan tool: its figures against published and counted ones, and programs compiled for TPUs."""
 
 import dataclasses
 import json
 import math
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,11 @@ import trainer
 from leafe_jax.errors import UserError
 from leafe_jax.models import decoder, lora
 from leafe_jax.models.attention import segment_attend
+from leafe_jax.models.settings import TARGETS
+from leafe_jax.run.config import RunConfig
+from leafe_jax.run.presets import load_config
 from leafe_jax.tools import hardware, plan
+from leafe_jax.training.objectives import sft
 from leafe_jax.training.step import loss_sums
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +37,7 @@ def test_the_papers_models_have_their_published_sizes():
 
 
 def test_flops_are_the_compilers():
-    """Counted by XLA for one unrolled forward pass, where the rest is small beside the products."""
+    """Counted by XLA for one unrolled forward pass, in which matrix products dominate."""
     config = dataclasses.replace(
         trainer.CONFIG, hidden_size=128, intermediate_size=384, vocab_size=512
     )
@@ -56,12 +59,12 @@ def test_flops_are_the_compilers():
 @pytest.mark.parametrize("rank", [0, 16])
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_train_flops_are_the_compilers(rank, remat):
-    """Loss and gradients of layers in a row, by XLA's count: frozen matrices have no gradient."""
+    """Counted by XLA for loss and gradients with unrolled layers; frozen matrices have no gradient."""
     config = dataclasses.replace(
         trainer.CONFIG, hidden_size=128, intermediate_size=384, vocab_size=512, num_layers=6,
         num_heads=8, num_kv_heads=4, head_dim=16,
     )  # fmt: skip
-    adapters = dict(rank=rank, targets=lora.TARGETS)
+    adapters = dict(rank=rank, targets=TARGETS)
     config = lora.with_adapters(config, trainer.train_config(lora=adapters).lora)
     options = trainer.options(config, remat=remat)
     base, frozen = decoder.abstract_params(dataclasses.replace(config, lora=None)), {}
@@ -76,7 +79,7 @@ def test_train_flops_are_the_compilers(rank, remat):
 
     def loss(trained, frozen, batch):
         params = lora.join(frozen, trained)
-        return loss_sums(config, params, batch, jnp.ones(2), options, trainer.one_device())[0]
+        return loss_sums(config, params, batch, jnp.ones(2), sft(), options)[0]
 
     compiled = jax.jit(jax.grad(loss)).lower(trained, frozen, batch).compile()
     counted = compiled.cost_analysis()["flops"]
@@ -94,7 +97,9 @@ def test_bad_topologies(text):
 def test_topologies_and_models():
     assert plan.parse_topology("v5p:4x4x4") == ("v5p", "4x4x4", 64)
     assert plan.parse_topology("cpu:8") == ("cpu", "8", 8)
-    with pytest.raises(UserError, match="--model=GPT-2: no directory with config.json, nor one of"):
+    with pytest.raises(
+        UserError, match="--model=GPT-2: must be a directory with config.json, or one of"
+    ):
         plan.find_model("GPT-2")
     assert plan.find_model(str(ROOT / "leafe_jax/assets/base")).num_layers == 4
 
@@ -111,8 +116,8 @@ QUICKSTART = ("--config=configs/quickstart.py", "--model=leafe_jax/assets/base",
 
 
 def test_plan_on_fake_devices():
-    flags = ("--topology=cpu:2", "--config.distill.train.mesh.data=1",
-             "--config.distill.train.mesh.fsdp=2")  # fmt: skip
+    flags = ("--topology=cpu:2", "--config.leafe.train.mesh.data=1",
+             "--config.leafe.train.mesh.fsdp=2")  # fmt: skip
     done = run(*QUICKSTART, *flags)
     assert done.returncode == 0, done.stderr[-2000:]
     plans = json.loads(done.stdout)
@@ -130,12 +135,12 @@ def test_plan_on_fake_devices():
     assert 0 < batch < 2**20
     decode = plans["decode"]
     assert decode["total"] > sum(decode[k] for k in ("parameters", "cache", "activations", "code"))
-    # The same in words.
+    # The same figures as text.
     told = run(*QUICKSTART[:2], *flags)
     assert told.returncode == 0, told.stderr[-2000:]
     first, *lines = told.stdout.splitlines()
     assert first.startswith("cpu:2: 2 chips of ")
-    at = lines.index("sampler's turn, of one copy of the model")
+    at = lines.index("sampler's turn, one copy of the model")
     assert lines[0] == "train step"
     for part, rows in ((figures, lines[1:at]), (decode, lines[at + 1 :])):
         said = {row.split()[0]: row.split()[1:] for row in rows}
@@ -178,7 +183,7 @@ def test_errors_are_one_line():
     for arguments, message in (
         (("--topology=v5e:4x4",), "--config and --topology are needed"),
         ((*QUICKSTART, "--topology=v5e"), "--topology=v5e: must be"),
-        ((*QUICKSTART, "--topology=cpu:2", "--config.distill.train.mesh.data=3"), "train.mesh: data = 3"),
+        ((*QUICKSTART, "--topology=cpu:2", "--config.leafe.train.mesh.data=3"), "train.mesh: data = 3"),
         ((*QUICKSTART, "--topology=cpu:2", "--config.sampler.max_len=4096"), "sampler.max_len = 4096: must be"),
         ((*QUICKSTART, "--topology=v5e:3x5"), "--topology=v5e:3x5: "),
     ):  # fmt: skip
@@ -187,48 +192,52 @@ def test_errors_are_one_line():
         assert message in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_deep_samplers_memory_is_on_the_line(monkeypatch):
-    """Twelve layers, from the compiler's count of four and of eight and from its count of all."""
+def test_the_memory_of_a_deep_sampler_is_extrapolated(monkeypatch):
+    """Twelve layers: extrapolated from counts for four and eight layers, and counted directly."""
     config = dataclasses.replace(trainer.CONFIG, num_layers=12, max_position_embeddings=256)
-    sampler = runpy.run_path(str(ROOT / "configs/default.py"))["get_config"]().sampler
-    sampler.num_slots, sampler.max_len = 8, 128
+    made = load_config("default")
+    made.sampler.num_slots, made.sampler.max_len = 8, 128
+    settings = RunConfig.read(made)
     chip = hardware.Chip("cpu", 2**30, 0.0, 0.0)
-    scaled = plan.plan_decoding(config, sampler, "bfloat16", jax.devices()[:1], 1, chip)
+    scaled = plan.plan_decoding(config, settings, "bfloat16", jax.devices()[:1], 1, chip)
     monkeypatch.setattr(plan, "_DEPTHS", (12,))
-    whole = plan.plan_decoding(config, sampler, "bfloat16", jax.devices()[:1], 1, chip)
+    whole = plan.plan_decoding(config, settings, "bfloat16", jax.devices()[:1], 1, chip)
     assert (scaled["compiled_layers"], whole["compiled_layers"]) == (8, 12)
     assert scaled["total"] == pytest.approx(whole["total"], rel=0.05)
-    # Pages of two positions' bytes each: keys and values, 12 layers, 2 heads of 8 numbers.
+    # Pages x 16 positions x (keys, values) x 12 layers x 2 heads x 8 numbers x 2 bytes.
     assert scaled["cache"] == (8 * 9 + 1) * 16 * 2 * 12 * 2 * 8 * 2
-    # Both double in float32.
-    wide = plan.plan_decoding(config, sampler, "float32", jax.devices()[:1], 1, chip)
+    # Weights and cache take twice as much in float32.
+    wide = plan.plan_decoding(config, settings, "float32", jax.devices()[:1], 1, chip)
     assert wide["cache"] == 2 * whole["cache"] and wide["parameters"] == 2 * whole["parameters"]
     assert scaled["sessions"] == 8 and scaled["copies"] == scaled["tensor"] == 1 and scaled["fits"]
 
 
-def test_a_copy_of_the_model_lies_on_one_host():
+def test_a_copy_of_the_model_is_on_one_host():
     config = plan.find_model("Qwen2.5-72B")
-    sampler = runpy.run_path(str(ROOT / "configs/household_instruct.py"))["get_config"]().sampler
+    made = load_config("household_instruct")
+    settings = RunConfig.read(made)
     devices = list("abcd")
-    # Weights take 135 GiB and the pages of 64 sessions 160: three chips of 100 would do, four divide
-    # the heads.
+    # Weights take 135 GiB and the pages of 64 sessions 160. Three chips of 100 GiB would be enough, but
+    # three do not divide the heads, and four do.
     roomy = hardware.Chip("tpu", 100 * hardware.GIB, 1.0, 1.0)
-    assert plan._copy_devices(config, sampler, "bfloat16", devices, roomy) == devices
-    # Nowhere near: a host's four are all there are.
+    assert plan._copy_devices(config, settings, "bfloat16", devices, roomy) == devices
+    # Far too little memory: all four chips of the host, and no more.
     narrow = hardware.Chip("tpu", 16 * hardware.GIB, 1.0, 1.0)
-    assert plan._copy_devices(config, sampler, "bfloat16", devices, narrow) == devices
+    assert plan._copy_devices(config, settings, "bfloat16", devices, narrow) == devices
     huge = hardware.Chip("tpu", 400 * hardware.GIB, 1.0, 1.0)
-    assert plan._copy_devices(config, sampler, "bfloat16", devices, huge) == devices[:1]
+    assert plan._copy_devices(config, settings, "bfloat16", devices, huge) == devices[:1]
     # In float32 the same needs twice as much.
     large = hardware.Chip("tpu", 330 * hardware.GIB, 1.0, 1.0)
-    assert plan._copy_devices(config, sampler, "bfloat16", devices, large) == devices[:1]
-    assert plan._copy_devices(config, sampler, "float32", devices, large) == devices[:2]
-    sampler.tensor = 2
-    assert plan._copy_devices(config, sampler, "bfloat16", devices, narrow) == devices[:2]
+    assert plan._copy_devices(config, settings, "bfloat16", devices, large) == devices[:1]
+    assert plan._copy_devices(config, settings, "float32", devices, large) == devices[:2]
+    made.sampler.tensor = 2
+    settings = RunConfig.read(made)
+    assert plan._copy_devices(config, settings, "bfloat16", devices, narrow) == devices[:2]
     for tensor in (3, 8):
-        sampler.tensor = tensor
+        made.sampler.tensor = tensor
+        settings = RunConfig.read(made)
         with pytest.raises(UserError, match=f"sampler.tensor = {tensor}: must divide"):
-            plan._copy_devices(config, sampler, "bfloat16", devices, roomy)
+            plan._copy_devices(config, settings, "bfloat16", devices, roomy)
 
 
 @pytest.mark.slow
@@ -247,7 +256,7 @@ def test_plan_on_a_small_tpu():
 )
 def test_the_papers_models_fit(model, topology, rows, sessions):
     done = run("--config=configs/household_instruct.py", f"--model={model}", f"--topology={topology}",
-               "--config.distill.train.seq_len=4096", f"--config.distill.train.batch_size={rows}",
+               "--config.leafe.train.seq_len=4096", f"--config.leafe.train.batch_size={rows}",
                f"--config.sampler.num_slots={sessions}", "--json", timeout=3000)  # fmt: skip
     figures = json.loads(done.stdout)
     assert figures["train"]["fits"] and figures["decode"]["fits"], figures

@@ -64,14 +64,15 @@ def test_loss_curve_is_torchs(tmp_path, model_type):
     assert packed.num_steps == 1, "every step sees all examples"
     import jax
 
+    from leafe_jax.training.objectives import sft
     from leafe_jax.training.optimizer import make_optimizer
     from leafe_jax.training.step import init_state, make_train_step
 
     mesh, tx = trainer.one_device(), make_optimizer(settings, STEPS)
     state = init_state(jax.tree.map(jax.numpy.array, start), tx, mesh)
     step = make_train_step(
-        config, tx, sources=trainer.SOURCES, coefficients=np.ones(2, np.float32),
-        options=trainer.options(config, **changes), mesh=mesh, state=state, frozen={},
+        config, tx, objective=sft(), sources=trainer.sources(),
+        options=trainer.options(config, **changes), state=state, frozen={},
     )  # fmt: skip
     ours = []
     for _ in range(STEPS):

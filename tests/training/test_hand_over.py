@@ -14,15 +14,19 @@ import trainer
 trainer.join_processes()
 import jax, numpy as np
 from leafe_jax.sampling.replicas import make_engines
+from leafe_jax.sampling.requests import EngineConfig
 from leafe_jax.models import sharding
 from leafe_jax.models.sharding import cast, hand_over, make_mesh, shardings_for
 
+sizes = EngineConfig(
+    num_slots=2, max_len=32, turn_chunk=4, prefill_chunk=4, max_new_tokens=4, stop_ids=(0,)
+)
 expected = jax.tree.map(np.asarray, trainer.params())
 devices = jax.devices()
 assert len(devices) == 4 and len(jax.local_devices()) == 2
-for order, sizes in (((0, 1, 2, 3), (1, 4, 1)), ((0, 1, 2, 3), (1, 2, 2)), ((0, 2, 1, 3), (2, 2, 1))):
+for order, shape in (((0, 1, 2, 3), (1, 4, 1)), ((0, 1, 2, 3), (1, 2, 2)), ((0, 2, 1, 3), (2, 2, 1))):
     # The last order goes back and forth between the processes, as a TPU slice's may.
-    mesh = make_mesh(dict(zip(sharding.AXES, sizes)), [devices[i] for i in order])
+    mesh = make_mesh(dict(zip(sharding.AXES, shape)), [devices[i] for i in order])
     trained = jax.tree.map(
         lambda x, to: jax.make_array_from_callback(x.shape, to, lambda index: x[index]),
         expected, shardings_for(expected, mesh),
@@ -45,13 +49,18 @@ for order, sizes in (((0, 1, 2, 3), (1, 4, 1)), ((0, 1, 2, 3), (1, 2, 2)), ((0, 
     # As a run does it: two copies, or one divided in two, on this process's devices.
     for copies, tensor in ((2, 1), (1, 2)):
         engine = make_engines(
-            trainer.CONFIG, hand_over(trained, tensor), copies=copies, tensor=tensor,
-            num_slots=2, max_len=32, turn_chunk=4, prefill_chunk=4, max_new_tokens=4, stop_ids=(0,),
+            trainer.CONFIG, hand_over(trained, tensor), sizes, copies=copies, tensor=tensor
         )
         engines = getattr(engine, "engines", [engine])
         held = [{d for x in jax.tree.leaves((e.params, e._pool)) for d in x.devices()} for e in engines]
         own = jax.local_devices()
         assert held == [set(own[n * tensor : (n + 1) * tensor]) for n in range(copies)], held
+        # New weights come to the same devices, and are copies.
+        before = [jax.tree.map(lambda x: x.sharding, e.params) for e in engines]
+        engine.swap(jax.jit(lambda p: jax.tree.map(lambda x: 2 * x, p))(trained))
+        assert before == [jax.tree.map(lambda x: x.sharding, e.params) for e in engines]
+        for e in engines:
+            jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, 2 * y), e.params, expected)
 print("whole")
 """
 

@@ -280,12 +280,14 @@ _SLICES = """
 import jax
 from jax.experimental import topologies
 from leafe_jax.models.sharding import AXES, train_mesh
+from leafe_jax.models.settings import MeshConfig
+from leafe_jax.models.sharding import train_mesh
 
 def described(name, **options):
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
 
 def ordered(devices, *sizes):
-    return train_mesh(dict(zip(AXES, sizes)), devices).devices
+    return train_mesh(MeshConfig(*sizes), devices).devices
 
 def wired(a, b):
     return sum(abs(x - y) for x, y in zip(a.coords, b.coords)) == 1

@@ -13,10 +13,12 @@ from trainer import CONFIG, equal, run_fit
 from leafe_jax.errors import UserError
 from leafe_jax.models import decoder, hf, lora
 from leafe_jax.models.attention import segment_attend
+from leafe_jax.models.settings import TARGETS
 from leafe_jax.run import experiment
-from leafe_jax.training.trainer import place
+from leafe_jax.training.objectives import sft
+from leafe_jax.training.trainer import Data, Start, fit, place
 
-SETTINGS = dict(rank=3, alpha=12.0, targets=lora.TARGETS)
+SETTINGS = dict(rank=3, alpha=12.0, targets=TARGETS)
 
 
 def trained(directory, seen=None):
@@ -53,13 +55,10 @@ def test_the_base_is_untouched(tmp_path):
         handed.append(place(trainer.params())(dtype, shardings))
         return handed[-1]
 
-    from leafe_jax.training.trainer import fit
-
     adapters = fit(
-        model_config=CONFIG, load_params=load, examples=trainer.examples(),
-        train_config=trainer.train_config(lora=SETTINGS), sources=trainer.SOURCES,
-        source_weights=(1.0, 1.0), directory=tmp_path, seed=0, log=lambda *_: None,
-        progress=lambda *_: None,
+        Start(CONFIG, load), Data(trainer.examples(), trainer.sources()),
+        trainer.train_config(lora=SETTINGS), sft(), directory=tmp_path, seed=0,
+        log=lambda *_: None, progress=lambda *_: None,
     )  # fmt: skip
     assert equal(handed[0], trainer.params()), "bit for bit"
     names = {str(path[-1].key) for path, _ in jax.tree_util.tree_flatten_with_path(adapters)[0]}
@@ -117,7 +116,7 @@ def test_merged_export_and_peft_agree_with_adapter_plus_base(tmp_path):
 )  # fmt: skip
 def test_bad_settings(changes, message):
     with pytest.raises(UserError, match=message):
-        lora.with_adapters(CONFIG, trainer.train_config(lora=changes).lora)
+        trainer.train_config(lora=changes)
 
 
 def run_settings(**changes):

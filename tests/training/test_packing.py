@@ -9,10 +9,13 @@ import trainer
 
 from leafe_jax.errors import UserError
 from leafe_jax.methods.examples import action_mass
+from leafe_jax.training import records
 from leafe_jax.training.packing import Batches, best_fit, mixing_coefficients
 from leafe_jax.training.records import ExampleFile, survey, write_examples
 from leafe_jax.types import Example
 
+# Of trainer.examples(9), by the code of before there were columns.
+DIGEST = "3561989d522236ae"
 # Eight examples of one length, in rows of two and batches of two rows.
 PINNED = [[[3, 7], [6, 1]], [[4, 0], [2, 5]]]
 
@@ -46,6 +49,77 @@ def test_records_come_back(tmp_path):
     assert survey(made, 2, 40) == survey(back, 2, 40)
     changed = [*made[:-1], Example(made[-1].ids[::-1].copy(), made[-1].mass, made[-1].source)]
     assert survey(changed, 2, 40).digest != survey(made, 2, 40).digest
+
+
+def with_columns(count=9) -> list[Example]:
+    rng = np.random.default_rng(2)
+    return [
+        Example(e.ids, e.mass, e.source, {
+            name: rng.normal(size=len(e.ids)).astype(np.float32) for name in ("advantage", "b_2")
+        })
+        for e in trainer.examples(count)
+    ]  # fmt: skip
+
+
+def test_records_with_columns_come_back(tmp_path):
+    """In one file with records without any, whose bytes are those of before there were columns."""
+    made = [*with_columns(5), *trainer.examples(2)]
+    write_examples(tmp_path / "x.array_record", made)
+    back = ExampleFile(tmp_path / "x.array_record")
+    for left, right in zip(made, (back[i] for i in range(7))):
+        assert left.ids.tolist() == right.ids.tolist() and left.source == right.source
+        assert left.mass.tolist() == right.mass.tolist() and right.mass.dtype == np.float32
+        assert left.columns.keys() == right.columns.keys()
+        for name, values in left.columns.items():
+            assert values.tolist() == right.columns[name].tolist()
+    plain = made[-1]
+    assert back._source[6] == (
+        np.int32(plain.source).tobytes() + plain.ids.tobytes() + plain.mass.tobytes()
+    )
+    cut = bytes(back._source[0])
+    for damaged in (cut[:-4], cut + b"1234", cut[:8] + b"\xff\xff\xff\x7f" + cut[12:], cut[:12]):
+        with pytest.raises(ValueError):
+            records._from_bytes(damaged)
+    # The digest is of the columns, too; without them it is the one of before.
+    assert survey(made, 2, 40).digest == survey(back, 2, 40).digest
+    changed = dict(made[0].columns, b_2=made[0].columns["b_2"] + 1)
+    other = [Example(made[0].ids, made[0].mass, made[0].source, changed), *made[1:]]
+    assert survey(other, 2, 40).digest != survey(made, 2, 40).digest
+    assert survey(trainer.examples(9), 2, 40).digest == DIGEST
+    with pytest.raises(UserError, match="train: example 5 has no column 'advantage'"):
+        survey(made, 2, 40, ("advantage",))
+
+
+def test_columns_are_packed_as_the_mass_is():
+    """Each value stands where its token is the target."""
+    made = with_columns()
+    lengths = [len(e.ids) - 1 for e in made]
+    for batch in Batches(made, lengths, 24, 4, 1, 0, None, ("advantage",)):
+        assert "b_2" not in batch and batch["advantage"].dtype == np.float32
+        assert not batch["advantage"][batch["segment_ids"] == 0].any()
+        for row in range(4):
+            for segment in range(1, batch["segment_ids"][row].max() + 1):
+                at = batch["segment_ids"][row] == segment
+                ids = [*batch["tokens"][row][at][:1], *batch["targets"][row][at]]
+                example = next(e for e in made if e.ids.tolist() == ids)
+                expected = example.columns["advantage"][1:].tolist()
+                assert batch["advantage"][row][at].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        ({"mass": np.ones(4, np.float32)}, "column 'mass': must be an ASCII identifier other than"),
+        ({"a b": np.ones(4, np.float32)}, "column 'a b': must be an ASCII identifier"),
+        ({"\xe4": np.ones(4, np.float32)}, "must be an ASCII identifier"),
+        ({"a": np.ones(3, np.float32)}, r"column a: float32 \(3,\): must be float32 \(4,\)"),
+        ({"a": np.ones(4)}, r"column a: float64 \(4,\): must be float32"),
+        ({"a": np.full(4, np.nan, np.float32)}, "column a must be finite"),
+    ],
+)
+def test_bad_columns(columns, message):
+    with pytest.raises(ValueError, match=message):
+        Example(np.arange(4, dtype=np.int32), np.r_[0, 1, 1, 1].astype(np.float32), 0, columns)
 
 
 def test_bad_records(tmp_path):

@@ -7,30 +7,21 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from leafe_jax.run.report.table import (
-    families_of,
-    shown_ks,
-)
+from leafe_jax.run.report.table import families_of, shown_ks
 from leafe_jax.runtime import console
 from leafe_jax.runtime.files import whole
 
-# Okabe and Ito's colours, told apart by the colour-blind; grey for the first, the base model. Beyond
-# them the line style changes.
-_COLOURS = ("#666666", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-
-
+# Okabe and Ito's colours, which colour-blind readers can tell apart. Grey is for the first method, the base
+# model. With more methods than colours the line style changes.
+COLOURS = ("#666666", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _LINES = ("-", "--", ":")
-
-
 _MAX_LABEL = 40  # characters of a name in the plot
-
-
-_MAX_PANELS = 24  # families in the plot; the tables have all
+_MAX_PANELS = 24  # families in the plot; the tables have all of them
 
 
 def plot_text(text: str) -> str:
-    """Text that matplotlib draws as it is, on one short line: control characters are written out, no
-    formula begins at a dollar sign, and no label is hidden for an underscore at its start."""
+    """One short line that matplotlib draws literally: control characters are escaped, a dollar sign starts
+    no formula, and a leading underscore does not hide a label."""
     shown = console.visible(text)
     if len(shown) > _MAX_LABEL:
         shown = shown[: _MAX_LABEL - 3] + "..."
@@ -39,8 +30,8 @@ def plot_text(text: str) -> str:
 
 
 def _panel(axes, results: dict[str, Any], family: str, label_every: int) -> None:
-    styles = [(line, colour) for line in _LINES for colour in _COLOURS]
-    shade = 0.18 if len(results["methods"]) <= 3 else 0.08  # bands add up where they overlap
+    styles = [(line, colour) for line in _LINES for colour in COLOURS]
+    shade = 0.18 if len(results["methods"]) <= 3 else 0.08  # overlapping bands get darker
     ticks, tasks = set(), 0
     for (line, colour), (method, data) in zip(
         itertools.cycle(styles), results["methods"].items(), strict=False
@@ -55,7 +46,7 @@ def _panel(axes, results: dict[str, Any], family: str, label_every: int) -> None
             x, y, line, color=colour, label=plot_text(method), lw=2, marker="o", ms=3, clip_on=False
         )
         axes.fill_between(x, low, high, color=colour, alpha=shade, lw=0)
-        if len(x) == 1:  # a band needs two points
+        if len(x) == 1:  # a band needs two points, so draw a bar
             axes.vlines(x, low, high, color=colour, lw=6, alpha=2 * shade)
         ticks.update(x)
     axes.set_xscale("log", base=2)
@@ -70,8 +61,10 @@ def _panel(axes, results: dict[str, Any], family: str, label_every: int) -> None
 
 
 def draw_pass_at_k(results: dict[str, Any], path: Path) -> None:
-    """Pass@k of every method: a large panel over all tasks, small ones for the first families."""
-    # No pyplot: a notebook's own backend stays as it is. Here: a second that most starts do not need.
+    """Writes a plot of Pass@k for every method: a large panel for all tasks, and small ones for the first
+    families."""
+    # Not pyplot, which would change a notebook's backend. Imported here: it takes a second that most
+    # starts of a run do not need.
     from matplotlib.figure import Figure
 
     families = families_of(results)[1:][:_MAX_PANELS]
@@ -91,6 +84,6 @@ def draw_pass_at_k(results: dict[str, Any], path: Path) -> None:
     ncols = len(labels) if len(labels) <= 6 else -(-len(labels) // 2)
     figure.legend(handles, labels, loc="outside upper left", frameon=False, ncols=ncols)
     with whole(path, binary=True) as file, warnings.catch_warnings():
-        # About letters that the font lacks, and labels that leave no room: neither is worth a line.
+        # matplotlib warns about missing glyphs and labels that leave no room. Neither matters to a user.
         warnings.simplefilter("ignore")
         figure.savefig(file, dpi=130, format="png")

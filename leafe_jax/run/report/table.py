@@ -8,9 +8,8 @@ from typing import Any
 from leafe_jax.errors import UserError
 from leafe_jax.runtime.files import read_json
 
-RESULTS_SCHEMA = 1
-
-
+# 2 (since 2026-12): `searches` and `fits` instead of `explore` and `distill`.
+RESULTS_SCHEMA = 2
 _BUDGET = (
     ("env_steps", "environment steps"),
     ("generated_tokens", "generated tokens"),
@@ -21,7 +20,11 @@ _BUDGET = (
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
-    """results.json of a run; UserError when it is missing, broken or of another schema."""
+    """The content of a run's results.json.
+
+    Raises:
+      UserError: it is missing, broken, or has another schema.
+    """
     path = workdir / "results.json"
     if not path.exists():
         raise UserError(f"{path}: missing; run the phase 'report' of leafe_jax.main")
@@ -29,20 +32,21 @@ def read_results(workdir: Path) -> dict[str, Any]:
     found = results.get("schema")
     if found != RESULTS_SCHEMA:
         raise UserError(f"{path}: schema {found!r}: must be {RESULTS_SCHEMA}")
-    for field in ("methods", "versions", "config_hash", "seed", "commit", "device"):
+    fields = ("methods", "searches", "fits", "versions", "config_hash", "seed", "commit", "device")
+    for field in fields:
         if field not in results:
             raise UserError(f"{path}: field {field!r} is missing; run the phase 'report' again")
     return results
 
 
 def families_of(results: dict[str, Any]) -> list[str]:
-    """First "all", then the families that any method has, sorted."""
+    """First "all", then the families of all methods, sorted."""
     names = {f for method in results["methods"].values() for f in method["families"]}
     return ["all", *sorted(names - {"all"})]
 
 
 def shown_ks(results: dict[str, Any]) -> list[str]:
-    """Pass@1, one in the middle and the largest k."""
+    """The k that the tables show: the smallest, one in the middle, and the largest."""
     ks = [k for m in results["methods"].values() for k in m["families"]["all"]["pass_at_k"]]
     ks = sorted(set(ks), key=int)
     return sorted({ks[0], ks[len(ks) // 2], ks[-1]}, key=int)
@@ -55,7 +59,7 @@ def _cell(value: dict[str, float] | None) -> str:
 
 
 def result_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: per family and method, success in percent with 95% intervals over tasks."""
+    """(header, rows) of success rates per family and method, in percent with 95% intervals over tasks."""
     ks = shown_ks(results)
     header = ["family", "method", "tasks", *[f"Pass@{k} %" for k in ks]]
     rows = []
@@ -69,11 +73,10 @@ def result_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def budget_rows(results: dict[str, Any], times: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: what each part of the run spent; `times` adds wall seconds."""
+    """(header, rows) of what each part of the run spent. `times` adds a column of wall-clock seconds."""
     header = ["spent on", *[label for _, label in _BUDGET], *["wall seconds"] * times]
-    parts = {f"evaluating {name}": method for name, method in results["methods"].items()}
-    if "explore" in results:
-        parts = {"stage 1": results["explore"], **parts}
+    parts = {f"search {name}": search for name, search in results["searches"].items()}
+    parts |= {f"evaluating {name}": method for name, method in results["methods"].items()}
     rows = []
     for name, part in parts.items():
         seconds = [f"{part['seconds']:,.0f}" if "seconds" in part else "-"] * times
@@ -81,7 +84,8 @@ def budget_rows(results: dict[str, Any], times: bool = False) -> tuple[list[str]
     return header, rows
 
 
-def _text_table(header: list[str], rows: list[list[str]]) -> str:
+def text_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table as text, with columns padded to equal width."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
              for row in [header, ["-" * w for w in widths], *rows]]  # fmt: skip
@@ -89,28 +93,27 @@ def _text_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def console_table(results: dict[str, Any]) -> str:
-    """The tables for the end of a run: results, stage 1, budget. Holds no times, so that the same
-    run always prints the same table."""
+    """The text that a run prints at its end: results, searches, fits, budget.
+
+    It contains no times, so the same run always prints the same text.
+    """
     parts = []
     if results["methods"]:
         parts.append(
             "Success on held-out tasks, one plain rollout a sample, 95% intervals over tasks"
         )
-        parts.append(_text_table(*result_rows(results)))
+        parts.append(text_table(*result_rows(results)))
     parts += context_sentences(results)
-    if "explore" in results:
-        parts.append(explore_sentence(results["explore"]))
-    if "distill" in results:
-        parts.append(distill_sentence(results["distill"]))
-    parts.append(_text_table(*budget_rows(results)))
+    parts += [search_sentence(*item) for item in results["searches"].items()]
+    parts += [fit_sentence(*item) for item in results["fits"].items()]
+    parts.append(text_table(*budget_rows(results)))
     return "\n\n".join(parts)
 
 
 def context_sentences(results: dict[str, Any]) -> list[str]:
-    """A sentence for each part of the run whose episodes did not all have room."""
+    """One sentence for each part of the run in which an episode filled the context."""
     parts = {f"of {name}": method for name, method in results["methods"].items()}
-    if "explore" in results:
-        parts["of stage 1"] = results["explore"]
+    parts |= {f"of search {name}": search for name, search in results["searches"].items()}
     return [
         f"{part['out_of_context']:,} of {part['budget']['episodes']:,} episodes {name} ended because the"
         " context was full (sampler.max_len)."
@@ -119,19 +122,17 @@ def context_sentences(results: dict[str, Any]) -> list[str]:
     ]
 
 
-def explore_sentence(explore: dict[str, Any]) -> str:
-    reflections = ", ".join(f"{n} {name}" for name, n in explore["reflections"].items()) or "none"
+def search_sentence(name: str, search: dict[str, Any]) -> str:
+    """A sentence that says what a search found."""
+    reflections = ", ".join(f"{n} {status}" for status, n in search["reflections"].items())
     return (
-        f"Stage 1: {explore['solved_tasks']} of {explore['tasks']} tasks solved in"
-        f" {explore['episodes']} trajectories; {explore['branches_successful']} of"
-        f" {explore['branches']} branches succeeded. Reflections: {reflections}."
+        f"Search {name}: {search['solved_tasks']} of {search['tasks']} tasks solved in"
+        f" {search['episodes']} trajectories; {search['branches_successful']} of"
+        f" {search['branches']} branches succeeded. Reflections: {reflections or 'none'}."
     )
 
 
-def distill_sentence(distill: dict[str, Any]) -> str:
-    sentence = (
-        f"Stage 2: {distill['counterfactual_examples']} counterfactual pairs,"
-        f" {distill['rehearsal_examples']} rehearsed trajectories"
-    )
-    tokens = distill.get("target_tokens")
-    return sentence + ("." if tokens is None else f", {tokens} target tokens.")
+def fit_sentence(method: str, fit: dict[str, Any]) -> str:
+    """A sentence that says what a method was trained on."""
+    examples = ", ".join(f"{number} {label}" for label, number in fit["examples"].items())
+    return f"Method {method}: trained on {examples}; {fit['target_tokens']} target tokens."

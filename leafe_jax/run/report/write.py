@@ -1,8 +1,8 @@
-"""The report: console table, Pass@k plot, and one HTML page with the exploration trees.
+"""Writes the report: a console table, a Pass@k plot, and one HTML page with the exploration trees.
 
     python -m leafe_jax.run.report.write --workdir=runs/quickstart
 
-The page itself, and how hostile text is kept from becoming markup, is in leafe_jax/run/report/page.py.
+leafe_jax/run/report/page.py makes the page, and keeps hostile text from becoming markup.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from leafe_jax.run.report.table import (
     budget_rows,
     console_table,
     context_sentences,
-    distill_sentence,
+    fit_sentence,
     read_results,
     result_rows,
 )
@@ -32,34 +32,39 @@ from leafe_jax.run.workdir import locked
 from leafe_jax.runtime import console
 from leafe_jax.runtime.files import local_path, make_directory, readable, whole
 
-_MAX_TREES = 200  # on the page; the files have all
+_MAX_TREES = 200  # trees on the page; the files have all of them
 
 
 def _tree_files(workdir: Path) -> list[Path]:
-    """The finished blocks that the record of `explore` lists, and blocks in flight; stray copies do not
-    count. Where nothing is listed (older runs), every file with a block's name is a block."""
-    directory = workdir / "explore"
-    listed = read_record(directory)["files"] if (directory / "phase.json").exists() else {}
-    files = {directory / name for name in listed}
-    block = re.compile(r"[0-9]{4,}\.jsonl" + (r"\.partial" if listed else r"(\.partial)?"))
-    for path in (directory / "trees").glob("*.jsonl*"):
-        if block.fullmatch(path.name) and path.with_suffix("") not in files:
-            files.add(path)
+    """The finished blocks that the records of the searches list, and unfinished blocks. Stray copies are
+    ignored."""
+    files: set[Path] = set()
+    for directory in (workdir / "trees").glob("*"):
+        recorded = (directory / "phase.json").exists()
+        listed = read_record(directory)["files"] if recorded else {}
+        own = {directory / name for name in listed}
+        block = re.compile(r"[0-9]{4,}\.jsonl" + (r"\.partial" if listed else r"(\.partial)?"))
+        for path in directory.glob("*.jsonl*"):
+            if block.fullmatch(path.name) and path.with_suffix("") not in own:
+                own.add(path)
+        files |= own
     return sorted(files)
 
 
 def read_tree_lines(workdir: Path) -> tuple[list[dict[str, Any]], int, int]:
-    """(what the page shows of the first trees, number of all, number of unreadable lines); half-written
-    blocks are read too. A block that cannot be read counts as one unreadable line."""
+    """(the first trees as the page shows them, number of all trees, number of unreadable lines).
+
+    Unfinished blocks are read too. A block that cannot be read counts as one unreadable line.
+    """
     trees, number, broken = [], 0, 0
     for path in _tree_files(workdir):
         try:
-            # By the byte \n: other line ends may stand inside a JSON string.
+            # Split at the byte \n only: other line separators may occur inside a JSON string.
             with readable(path) as file:
                 for line in filter(bytes.strip, file):
                     try:
                         text = line.decode("utf-8", errors="replace")
-                        shown = page.shown_tree(json.loads(text))  # what cannot be shown is no tree
+                        shown = page.shown_tree(json.loads(text))
                     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                         broken += 1
                         continue
@@ -71,20 +76,13 @@ def read_tree_lines(workdir: Path) -> tuple[list[dict[str, Any]], int, int]:
     return trees, number, broken
 
 
-# -- table -----------------------------------------------------------------------------------------
-
-
-# -- plot ------------------------------------------------------------------------------------------
-
-
 def _escape(text: str) -> str:
-    """HTML of a text, with control characters written out."""
+    """A text as HTML, with control characters escaped."""
     return html.escape(console.visible(text))
 
 
-# -- page ------------------------------------------------------------------------------------------
 def _html_table(header: list[str], rows: list[list[str]]) -> str:
-    """A table; a first cell that repeats the one above is left blank and opens no new group."""
+    """A table as HTML. A first cell that equals the one above is blank and starts no new group."""
     head = "".join(f"<th>{_escape(cell)}</th>" for cell in header)
     body, above = [], None
     for first, *rest in rows:
@@ -111,25 +109,25 @@ def _results_section(results: dict[str, Any], plot: Path) -> str:
     picture = base64.b64encode(plot.read_bytes()).decode()
     return (
         "<h2>Held-out tasks</h2><p>Plain rollouts: no reflection, no rollback, no experience."
-        " Intervals: 95%, bootstrap over tasks; where all tasks have the same value the interval is a"
-        " point, which says nothing about tasks not drawn.</p>"
+        " 95% intervals, bootstrap over tasks. If all tasks have the same value, the interval is a"
+        " point; it says nothing about tasks that were not drawn.</p>"
         '<div class=scroll><img alt="Pass@k of each method over k"'
         f' src="data:image/png;base64,{picture}"></div>' + _html_table(*result_rows(results))
     )
 
 
-def _explore_section(explore: dict[str, Any]) -> str:
-    counts = explore["reflections"]
+def _search_section(name: str, search: dict[str, Any]) -> str:
+    counts = search["reflections"]
     total = max(sum(counts.values()), 1)
     rows = [
         [status.replace("_", " "), f"{number:,}", f"{100 * number / total:.1f}"]
         for status, number in counts.items()
     ]
-    share = 100 * explore["branches_successful"] / max(explore["branches"], 1)
+    share = 100 * search["branches_successful"] / max(search["branches"], 1)
     return (
-        f"<p>{explore['solved_tasks']:,} of {explore['tasks']:,} training tasks solved in"
-        f" {explore['episodes']:,} trajectories. {explore['branches']:,} branches, of which"
-        f" {explore['branches_successful']:,} ({share:.1f}%) ended in success themselves.</p>"
+        f"<p>Search {_escape(name)}: {search['solved_tasks']:,} of {search['tasks']:,} training tasks"
+        f" solved in {search['episodes']:,} trajectories. {search['branches']:,} branches, of which"
+        f" {search['branches_successful']:,} ({share:.1f}%) ended in success themselves.</p>"
         + _html_table(["reflections", "number", "%"], rows)
     )
 
@@ -137,17 +135,17 @@ def _explore_section(explore: dict[str, Any]) -> str:
 def _trees_section(shown: int, number: int, broken: int) -> str:
     note = f"{shown} of {number} trees are on this page"
     if number > shown:
-        note += " (the first ones; explore/trees has all)"
+        note += " (the first ones; the directory trees has all)"
     if broken:
         note += f"; {broken} unreadable {'line was' if broken == 1 else 'lines were'} left out"
-    return f"<p class=meta>{note}.</p>{page.TREE_CONTROLS}"
+    return f"<p class=meta>{note}.</p>{page.tree_controls()}"
 
 
 def write_report(workdir: Path) -> None:
     """Writes report/pass_at_k.png and report/index.html from results.json and the trees.
 
     Raises:
-      UserError: no readable results.json.
+      UserError: results.json is missing or cannot be read.
     """
     results = read_results(workdir)
     directory = workdir / "report"
@@ -157,13 +155,12 @@ def write_report(workdir: Path) -> None:
         sections.append(_results_section(results, directory / "pass_at_k.png"))
     sections += [f"<p>{_escape(sentence)}</p>" for sentence in context_sentences(results)]
     sections.append("<h2>Budget</h2>" + _html_table(*budget_rows(results, times=True)))
-    if "distill" in results:
-        sections.append(f"<p>{_escape(distill_sentence(results['distill']))}</p>")
+    for item in results["fits"].items():
+        sections.append(f"<p>{_escape(fit_sentence(*item))}</p>")
     trees, number, broken = read_tree_lines(workdir)
-    if trees or broken or "explore" in results:
+    if trees or broken or results["searches"]:
         sections.append("<h2>Exploration</h2>")
-    if "explore" in results:
-        sections.append(_explore_section(results["explore"]))
+    sections += [_search_section(*item) for item in results["searches"].items()]
     if trees or broken:
         sections.append(_trees_section(len(trees), number, broken))
     text = page.make(sections, trees)
@@ -172,7 +169,7 @@ def write_report(workdir: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes the report of a finished run again and prints its table."""
+    """Writes a finished run's report again and prints its table."""
     parser = argparse.ArgumentParser(
         prog="python -m leafe_jax.run.report.write", description=main.__doc__
     )
@@ -181,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     try:
         workdir = local_path("--workdir=", flags.workdir)
-        read_results(workdir)  # before a lock is left in a directory that is no run's
+        read_results(workdir)  # first, so that no lock file is left in a directory without a run
         with locked(workdir, f"--workdir={flags.workdir}"):
             write_report(workdir)
             console.say(console_table(read_results(workdir)))
@@ -190,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     unwritten = console.unwritten()
     if unwritten is not None:
-        console.complain(f"standard output: {unwritten}; the page is written")
+        console.complain(f"standard output: {unwritten}; the page was written")
     return 0 if unwritten is None else 2
 
 

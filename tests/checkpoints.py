@@ -1,5 +1,5 @@
-"""Small random checkpoints made with transformers: every switch of the architecture, in the shapes of
-the families, and what torch makes of them."""
+"""Small random checkpoints made with transformers, for every switch of the architecture and every model
+family, and their logits in torch."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ CASES = {
             ),
         ),
     ),
-    "qwen2-window-out-of-use": (
+    "qwen2-window-disabled": (
         QWEN2,
         dict(num_key_value_heads=6, use_sliding_window=True, sliding_window=4, max_window_layers=3),
     ),
@@ -76,7 +76,7 @@ CASES = {
 
 
 def make_torch(case: str, seed: int = 0):
-    """A random model; norms, biases and all: what is lost on the way must show."""
+    """A random model. Norms and biases are random too, so that a lost one shows in the logits."""
     kind, changes = CASES[case]
     torch.manual_seed(seed)
     # A deep copy of the rotary settings: the config class writes into them.
@@ -93,7 +93,7 @@ def tokens(seed: int, length: int = 29, rows: int = 2) -> np.ndarray:
 
 
 def logits(config, params, ids, positions=None, segment_ids=None) -> np.ndarray:
-    """Ours, by the training path; float32 [B, T, V]."""
+    """Our logits, from the training path; float32 [B, T, V]."""
     ids = jnp.asarray(ids)
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
@@ -104,7 +104,7 @@ def logits(config, params, ids, positions=None, segment_ids=None) -> np.ndarray:
 
 
 def torch_logits(model, ids, positions=None) -> np.ndarray:
-    """transformers'; without a mask, jumps of the positions would be taken for new sequences."""
+    """Logits of transformers. Without a mask it would take a jump in positions for a new sequence."""
     more = {} if positions is None else {"position_ids": torch.tensor(positions)}
     mask = torch.ones(ids.shape, dtype=torch.long)
     with torch.no_grad():

@@ -1,0 +1,105 @@
+"""What config files are made of: the files by name, and the changes that several of them share."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+import envs
+from leafe_jax.errors import UserError
+from leafe_jax.methods import base
+from leafe_jax.run.config import default_config
+
+# In an installed package the files lie beside it; in a checkout, at the top.
+_PLACES = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
+
+
+def find_config(name: str) -> Path:
+    """The file of a config that comes with this package, e.g. "quickstart".
+
+    Raises:
+      UserError: there is none of this name.
+    """
+    directory = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
+    path = directory / f"{name}.py"
+    if not path.is_file():
+        known = sorted(file.stem for file in directory.glob("*.py"))
+        raise UserError(f"--config={name}: must be a file, or one of {', '.join(known)}")
+    return path
+
+
+def load_config(name: str, mode: str = "full") -> ml_collections.ConfigDict:
+    """What the config file of this name makes, as the base of another one.
+
+    Raises:
+      UserError: there is none of this name.
+      ValueError: it has no such mode.
+    """
+    path = find_config(name)
+    spec = importlib.util.spec_from_file_location(f"_leafe_jax_config_{name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(mode)
+
+
+def set_environment(config: ml_collections.ConfigDict, name: str, **options: Any) -> None:
+    """Sets the environment: all of its options with their defaults, then those given.
+
+    Raises:
+      EnvDataError: an unknown name.
+    """
+    config.env.name = name
+    defaults = dataclasses.asdict(envs.find(name).Options())
+    config.env.options = ml_collections.ConfigDict(defaults)
+    config.env.options.update(options)
+
+
+def set_training(config: ml_collections.ConfigDict, **fields: Any) -> None:
+    """Sets fields of the `train` section of every method, so that methods are compared as equals."""
+    for name in base.REGISTRY:
+        if name in config and "train" in config[name]:
+            config[name].train.update(fields)
+
+
+def laptop(name: str, mode: str) -> ml_collections.ConfigDict:
+    """What the small games have in common: dialogue, in a context of 1,024 tokens.
+
+    Args:
+      name: of the environment and of the config file.
+      mode: "full", or "smoke" for a run of a minute.
+
+    Raises:
+      ValueError: another mode.
+    """
+    c = default_config()
+    set_environment(c, name)
+    c.sampler.num_slots = 48
+    c.sampler.max_len = 1024
+    c.sampler.turn_chunk = 32
+    c.sampler.prefill_chunk = 128
+    tree = c.search.tree
+    tree.num_tasks = 96
+    tree.block_size = 24
+    tree.max_attempts = 6
+    tree.reflect_every = 5
+    set_training(c, seq_len=1024, batch_size=4)
+    c.evaluate.num_tasks = 36
+    c.evaluate.num_samples = 32
+    if mode == "smoke":
+        tree.num_tasks = c.evaluate.num_tasks = 4
+        tree.block_size = c.evaluate.block_size = 4
+        tree.num_roots = 1
+        tree.max_attempts = 2
+        c.evaluate.num_samples = 2
+        c.methods = ("base",)
+        c.phases = ("explore", "evaluate", "report")
+        c.sampler.num_slots = 8
+        c.sampler.compile_ahead = False  # so short a run is over before it pays
+    elif mode != "full":
+        raise ValueError(f"--config=configs/{name}.py:{mode}: the modes are full and smoke")
+    return c

@@ -1,0 +1,184 @@
+"""What training minimises: a loss for each token, from its log-probability and its columns.
+
+The train step computes log-probabilities and knows no method. An objective turns them into losses:
+
+    sft            supervised fine-tuning; LEAFE's L_cf + beta L_reh is this one with a coefficient for each
+                   source (packing.mixing_coefficients)
+    grpo           PPO's clipped surrogate with a dual clip and an optional KL term (arXiv 2402.03300)
+    distillation   reverse KL to a teacher on the student's own samples (arXiv 2306.13649)
+
+Columns are float32 [R, T] arrays of a packed batch. `mass` is always there: the weight of a token, 0 where
+none is trained. The others come from Example.columns and are 0 in padding. Behaviour log-probabilities are
+those under the model (Turn.logprobs), not under the distribution sampled from. They are exact importance
+ratios only if the two are the same: temperature 1, no truncation, no penalty (Sampling.unchanged).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from leafe_jax.errors import UserError
+
+ADVANTAGE = "advantage"
+BEHAVIOUR = "behaviour_logprob"
+REFERENCE = "reference_logprob"
+TEACHER = "teacher_logprob"
+
+_MOST = 20.0  # |log ratio|; exp(89) overflows float32
+_MOST_KL = 10.0  # of one token, as in verl
+
+Columns = Mapping[str, Array]
+TokenFunction = Callable[[Columns, Array], Array]  # (columns, logprobs [R, T]) -> [R, T]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A loss for each token, and what the sum of them is divided by.
+
+    Attributes:
+      token_loss: (columns, logprobs) -> losses float32 [R, T], already times the mass. `logprobs` are the
+        targets' log-probabilities under the model that is trained, at temperature 1.
+      columns: names of the columns that token_loss reads beside `mass`.
+      denominator: the batch's sum is divided by this constant of the run, so no example's weight depends
+        on its neighbours in the batch. None divides by the batch's total mass instead: `sft` does, and
+        published results depend on it to the last digit, so it has to stay.
+      measurements: name -> quantity of each token, float32 [R, T]; logged as the mean over the batch,
+        weighted by the mass.
+
+    Raises:
+      UserError: the denominator is not above 0.
+    """
+
+    token_loss: TokenFunction
+    columns: tuple[str, ...] = ()
+    denominator: float | None = None
+    measurements: Mapping[str, TokenFunction] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.denominator is not None and not 0 < self.denominator < math.inf:
+            raise UserError(
+                f"objective: denominator = {self.denominator}: must be finite and above 0"
+            )
+
+
+def sft() -> Objective:
+    """Negative log-likelihood of the targets, divided by the batch's mass."""
+    return Objective(lambda columns, logprobs: columns["mass"] * -logprobs)
+
+
+def grpo(
+    denominator: float,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float = 3.0,
+    kl_coefficient: float = 0.0,
+) -> Objective:
+    """The clipped surrogate of PPO and GRPO, with exact importance ratios.
+
+    With r = exp(logprob - behaviour_logprob) and the advantage A, the loss of a token is
+
+        mass * (L + kl_coefficient * k3),    L = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))
+
+    and, if A < 0, L = min(L, -A dual_clip): a bad token that has become likely pulls no harder than
+    that. k3 = exp(d) - d - 1 with d = reference_logprob - logprob is the usual unbiased estimate of the
+    KL divergence from the reference (at most 10 a token). As in verl's core_algos.py.
+
+    Args:
+      denominator: see Objective. With mass 1 a token it is the number of tokens that a batch usually has;
+        with masses that share 1 among the tokens of an episode, the number of its episodes.
+      clip_low, clip_high: r counts within [1 - clip_low, 1 + clip_high]; larger values allow larger steps.
+      dual_clip: above 1; most of the ratio where the advantage is negative.
+      kl_coefficient: weight of the KL term; 0 leaves it out, and reads no reference.
+
+    Raises:
+      UserError: a value is out of range.
+    """
+    for name, value, fits, text in (
+        ("clip_low", clip_low, 0 <= clip_low < 1, "at least 0 and below 1"),
+        ("clip_high", clip_high, 0 <= clip_high < math.inf, "at least 0"),
+        ("dual_clip", dual_clip, 1 < dual_clip < math.inf, "above 1"),
+        ("kl_coefficient", kl_coefficient, 0 <= kl_coefficient < math.inf, "at least 0"),
+    ):
+        if not fits:
+            raise UserError(f"grpo.{name} = {value}: must be {text}")
+
+    def both(columns: Columns, logprobs: Array) -> tuple[Array, Array]:
+        ratio, advantage = _ratio(columns, logprobs), columns[ADVANTAGE]
+        return -advantage * ratio, -advantage * jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
+
+    def token_loss(columns: Columns, logprobs: Array) -> Array:
+        advantage = columns[ADVANTAGE]
+        loss = jnp.maximum(*both(columns, logprobs))
+        loss = jnp.where(advantage < 0, jnp.minimum(loss, -advantage * dual_clip), loss)
+        if kl_coefficient:
+            loss = loss + kl_coefficient * _k3(columns, logprobs)
+        return columns["mass"] * loss
+
+    def clipped(columns: Columns, logprobs: Array) -> Array:
+        free, limited = both(columns, logprobs)
+        return (limited > free).astype(jnp.float32)
+
+    measurements: dict[str, TokenFunction] = {
+        "clip_fraction": clipped,
+        "behaviour_kl": lambda columns, logprobs: _gap(columns, BEHAVIOUR, logprobs),
+    }
+    if kl_coefficient:
+        measurements["reference_kl"] = _k3
+    names = (ADVANTAGE, BEHAVIOUR) + ((REFERENCE,) if kl_coefficient else ())
+    return Objective(token_loss, names, denominator, measurements)
+
+
+def distillation(denominator: float, ratio_clip: float = 2.0) -> Objective:
+    """Reverse KL D(student || teacher), estimated on tokens that the student sampled.
+
+    With w = min(exp(logprob - behaviour_logprob), ratio_clip) and g = logprob - teacher_logprob, both
+    without gradient, the loss of a token has the value mass * w * g and the gradient
+    mass * w * g * d logprob: the policy gradient of the KL divergence, unbiased as long as no ratio is
+    clipped. Distilling on a teacher's tokens instead is `sft`.
+
+    Args:
+      denominator: see Objective and `grpo`.
+      ratio_clip: most of a token's importance ratio; larger values have less bias and more variance.
+
+    Raises:
+      UserError: ratio_clip is below 1.
+    """
+    if not 1 <= ratio_clip < math.inf:
+        raise UserError(f"distillation.ratio_clip = {ratio_clip}: must be at least 1")
+
+    def token_loss(columns: Columns, logprobs: Array) -> Array:
+        fixed = jax.lax.stop_gradient(logprobs)
+        ratio = jnp.minimum(_ratio(columns, fixed), ratio_clip)
+        gap = -_gap(columns, TEACHER, fixed)
+        # exp(0) is 1, and its derivative that of logprobs.
+        return columns["mass"] * ratio * gap * jnp.exp(logprobs - fixed)
+
+    return Objective(
+        token_loss,
+        (TEACHER, BEHAVIOUR),
+        denominator,
+        {"teacher_kl": lambda columns, logprobs: -_gap(columns, TEACHER, logprobs)},
+    )
+
+
+def _gap(columns: Columns, name: str, logprobs: Array) -> Array:
+    """column - logprobs, bounded; 0 where nothing is trained: padding has no log-probability there."""
+    other = jnp.where(columns["mass"] > 0, columns[name], logprobs)
+    return jnp.clip(other - logprobs, -_MOST, _MOST)
+
+
+def _ratio(columns: Columns, logprobs: Array) -> Array:
+    """Importance ratio of each token: the model that is trained to the one that sampled it."""
+    return jnp.exp(-_gap(columns, BEHAVIOUR, logprobs))
+
+
+def _k3(columns: Columns, logprobs: Array) -> Array:
+    """k3 estimate of KL(model || reference); http://joschu.net/blog/kl-approx.html"""
+    gap = _gap(columns, REFERENCE, logprobs)
+    return jnp.minimum(jnp.exp(gap) - gap - 1, _MOST_KL)
