@@ -15,28 +15,21 @@ sys.path[:0] = ["tests", "tests/sampling"]
 import jax, numpy as np, pytest
 import small as t
 from leafe_jax.errors import UserError
-from leafe_jax.sampling.replicas import Replicas, make_engines
+from leafe_jax.sampling.replicas import make_engines
 from leafe_jax.sampling.requests import EngineConfig
 from leafe_jax.types import Sampling
 
 assert len(jax.devices()) == 4
 t.CONFIG = dataclasses.replace(t.CONFIG, vocab_size=62, num_layers=1)  # two halves
 params = t.make_params(t.CONFIG)
-<<<<<<< HEAD
 # One size of a turn, so that each engine compiles three programs at most.
-sizes = dict(
+sizes = EngineConfig(
     num_slots=4, max_len=80, max_new_tokens=16, turn_chunk=8, prefill_chunk=8, page_size=4,
     stop_ids=(t.STOP,),
 )
 
 def outcome(engine):
-    # Nine sessions for four slots, asked all at once, twice.
-=======
-sizes = EngineConfig(num_slots=4, stop_ids=(t.STOP,), **t.LONG)
-
-def outcome(engine):
     # Nine sessions, two requests each; all requests of a turn are submitted at once.
->>>>>>> w/house
     sessions = [engine.start() for _ in range(9)]
     found = []
     for turn in range(2):
@@ -58,16 +51,10 @@ def logprobs(session, result):
     return [table[begin + n - 1, token] for n, token in enumerate(result.ids)]
 
 place = lambda shardings: jax.device_put(params, shardings)
-<<<<<<< HEAD
-one = outcome(make_engines(t.CONFIG, place, copies=1, tensor=1, **sizes))
-for copies, tensor, attention in ((2, 2, "gather"), (1, 2, "paged"), (2, 1, "gather")):
-    engine = make_engines(t.CONFIG, place, copies=copies, tensor=tensor, attention=attention, **sizes)
-=======
 one = outcome(make_engines(t.CONFIG, place, sizes, copies=1, tensor=1))
-for copies, tensor, attention in ((4, 2, "gather"), (1, 2, "paged"), (2, 1, "gather")):
+for copies, tensor, attention in ((2, 2, "gather"), (1, 2, "paged"), (2, 1, "gather")):
     changed = dataclasses.replace(sizes, attention=attention)
     engine = make_engines(t.CONFIG, place, changed, copies=copies, tensor=tensor)
->>>>>>> w/house
     assert outcome(engine) == one, (copies, tensor, attention)
     for number, e in enumerate(getattr(engine, "engines", [engine])):
         t.check_no_leak(e)
@@ -120,20 +107,11 @@ params = jax.tree.map(
     params, shardings_for(params, mesh),
 )
 storage = Paged(kernel=True, mesh=mesh)
-<<<<<<< HEAD
-_, programs, pool = plan_programs(
-    config, params, storage, turn_chunk=128, stop_ids=(0,), page_size=16, options=False, **sizes
-)
-# A turn has its prompt's kernel and the loop's in it: one program shows both.
+sizes = EngineConfig(turn_chunk=128, stop_ids=(0,), page_size=16, **sizes)
+_, programs, pool = plan_programs(config, params, storage, sizes)
+# A turn holds the kernel of its prompt and the kernel of its loop: one program shows both.
 wanted = [("turn", 128), ("prefill", 128)]
 wanted += [("turn", 1), ("prefill", 256), ("prefill", 512)] if large else []
-=======
-sizes = EngineConfig(
-    num_slots=64, max_len=8192, turn_chunk=128, prefill_chunk=512, max_new_tokens=512,
-    stop_ids=(151645,),
-)
-_, programs, pool = plan_programs(config, params, storage, sizes)
->>>>>>> w/house
 kinds = {}
 with jax.set_mesh(mesh):
     for program in programs.listed:
@@ -161,14 +139,9 @@ def child(code: str, *arguments: str, **env: str) -> str:
     return done.stdout
 
 
-<<<<<<< HEAD
-def test_copies_and_divided_models_sample_the_same_tokens():
-    # Twenty programs: to optimise them takes longer than to run them.
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-=======
 def test_copies_and_tensor_parallel_models_sample_the_same_tokens():
-    flags = "--xla_force_host_platform_device_count=8"
->>>>>>> w/house
+    # Twenty programs: optimising them takes longer than running them.
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     assert child(SAMPLE, XLA_FLAGS=flags).endswith("same\n")
 
 
