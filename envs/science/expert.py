@@ -1,6 +1,6 @@
-"""The `science` laboratory's scripted expert: knows the rules, does the experiment, then answers.
+"""The `science` laboratory's scripted expert: it knows the rules, does the experiment, then answers.
 
-Each function gives the next action in the situation at hand, so the expert can take over anywhere.
+Each function gives the next action in the current situation, so the expert can continue from any state.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Expert:
     def next_action(self) -> str | None:
         return _PLANS[self.lab.world.family](self)
 
-    # -- moves that many plans share: an action, or None where nothing is left to do -------------
+    # -- moves that plans share: an action, or None if nothing is left to do ----------------------
     def reach(self, index: int) -> str | None:
-        """Makes a thing visible: go to its room, open what it is in."""
+        """The next action towards a visible thing: go to its room, open what it is in."""
         things = self.lab.things
         if index in self.seen:
             return None

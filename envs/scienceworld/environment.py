@@ -25,7 +25,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from envs.base import EnvDataError, State, Task, one_of
+from envs.base import EnvDataError, Form, State, Task, one_of
 from envs.replay import ReplayEnvironment, ReplayOptions
 from envs.workers import Reply, Simulator
 
@@ -258,6 +258,8 @@ class ScienceWorld(ReplayEnvironment):
     name = "scienceworld"
     horizon = 100  # the package; EPO: 30
     Options = ScienceWorldOptions
+    # Only EPO's fork of verl-agent has this environment (agent_system/environments, sciworld).
+    form = Form("scienceworld", fallback_chars=20, keeps_case=True, latin_only=True)
     factory = "envs.scienceworld.environment:ScienceWorldSimulator"
     description = (
         "You act in a house with a yard, a workshop and a foundry, and do elementary science there"

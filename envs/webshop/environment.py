@@ -30,6 +30,7 @@ from envs.base import (
     EnvDataError,
     Environment,
     FilePath,
+    Form,
     Options,
     State,
     StepResult,
@@ -159,6 +160,7 @@ class WebShop(Environment):
     name = "webshop"
     horizon = 15  # verl-agent
     Options = WebShopOptions
+    form = Form("webshop", fallback_chars=20, latin_only=True, max_chars=13_000)
     player = "envs.webshop.player:WebShopPlayer"
     description = (
         "You shop online for a product that meets an instruction: it must have the attributes and"

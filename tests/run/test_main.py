@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from leafe_jax.main import main
-from leafe_jax.run.config import RunConfig, relevant
+from leafe_jax.run.config import RunConfig
+from leafe_jax.run.depends import relevant
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")

@@ -1,9 +1,9 @@
-"""Drills: short problems over a small vocabulary, each with one thing that is easily got wrong.
+"""Drills: short problems with a small vocabulary, each with one thing that is easy to get wrong.
 
-For models too small for the easy band (layout "drills" of `code`). A drill is a way of reading, an
-operation and at most one thing more; what is easily got wrong is its trap, and `flawed` is the
-program of somebody who falls into it. A drill's split is decided by the hash of its statement: half
-are for scripted corpora only ("bootstrap").
+They are for models too small for the easy band (layout "drills" of `code`). A drill is a way of reading
+input, an operation, and at most one more step. What is easy to get wrong is its trap, and `flawed` is a
+program that falls into it. The hash of its statement decides a drill's split: half of them are for
+scripted corpora only ("bootstrap").
 """
 
 from __future__ import annotations
