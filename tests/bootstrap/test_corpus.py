@@ -23,7 +23,7 @@ def get_config(mode="full"):
     return config
 
 
-def section(config) -> BootstrapConfig:
+def bootstrap_of(config) -> BootstrapConfig:
     return build(BootstrapConfig, config.bootstrap.to_dict(), "bootstrap")
 
 
@@ -35,7 +35,7 @@ def made():
     for game in config.bootstrap.games.values():
         game.weight = 1.0
     config.bootstrap.games.alfworld.options.max_receptacles = 11  # fewer games to open
-    config = section(config)
+    config = bootstrap_of(config)
     with corpus.open_games(config) as games:
         found = list(corpus.write_corpus(config, games, 0))
         tokenizer = build_tokenizer([turns for _, turns in found], 2, games)
@@ -189,7 +189,7 @@ def test_clear_errors(changes, message):
         config.bootstrap.games[name][section].update(value)
     with (
         pytest.raises((UserError, EnvDataError), match=message),
-        corpus.open_games(section(config)),
+        corpus.open_games(bootstrap_of(config)),
     ):
         pass
 
@@ -199,8 +199,8 @@ def test_a_missing_rate_and_no_game_are_named():
     with config.unlocked():
         del config.bootstrap.games.household.unaided_rates.lamp
     with pytest.raises(UserError, match="household.unaided_rates: lamp missing"):
-        with corpus.open_games(section(config)):
+        with corpus.open_games(bootstrap_of(config)):
             pass
     config.bootstrap.games.household.weight = 0.0
-    with pytest.raises(UserError, match="no game"), corpus.open_games(section(config)):
+    with pytest.raises(UserError, match="no game"), corpus.open_games(bootstrap_of(config)):
         pass
