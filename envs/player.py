@@ -172,4 +172,9 @@ def make_player(env: Environment) -> Player:
     if not env.player:
         raise EnvDataError(f"env.name = {env.name!r}: has no scripted player")
     module, _, attribute = env.player.partition(":")
-    return getattr(importlib.import_module(module), attribute)(env)
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        reason = f"{env.name}: player = {env.player!r} cannot be imported: {error}"
+        raise EnvDataError(reason) from error
+    return kind(env)
