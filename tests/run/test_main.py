@@ -361,7 +361,7 @@ def test_one_override_each(tmp_path, finished, monkeypatch):
 
     def count(workdir):
         summary = json.loads((workdir / "leafe" / "summary.json").read_text())
-        return summary["counterfactual_examples"], summary["rehearsal_examples"]
+        return tuple(summary["examples"].values())  # counterfactual pairs, rehearsed sequences
 
     counts = {"both": count(source)}
     for name, override in {
