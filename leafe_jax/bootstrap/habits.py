@@ -14,12 +14,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from envs.base import Environment, Task
 from envs.player import Player, make_player
 from envs.prompts import Prompts
-from leafe_jax.agent.evaluate import evaluate
+from leafe_jax.agent.evaluate import TaskRecord, evaluate
 from leafe_jax.agent.policy import Policy
 from leafe_jax.agent.rollout import Episode, RolloutConfig
 from leafe_jax.errors import UserError
@@ -95,7 +94,7 @@ def measure(
     """
     player = make_player(env)
     with progress(len(tasks) * num_samples, "episode", "habits: unaided") as bar:
-        records, _ = evaluate(
+        unaided = evaluate(
             make_policy(), env, prompts, tasks, num_samples,
             dataclasses.replace(rollout_config, purpose="habits/unaided"),
             lambda: bar.update(1),
@@ -119,12 +118,12 @@ def measure(
 
     told = grow("told", 3, lambda episode: _advise(player, prompts, episode))
     reflected = grow("reflect", 2)
-    return _rates(player, records, told, reflected)
+    return _rates(player, unaided.tasks, told, reflected)
 
 
 def _rates(
     player: Player,
-    records: Sequence[dict[str, Any]],
+    records: Sequence[TaskRecord],
     told: Sequence[Tree],
     reflected: Sequence[Tree],
 ) -> Table:
@@ -146,8 +145,8 @@ def _rates(
                 count(tree.family, "followed", _follows(player, tree, node))
     for tree in reflected:
         for node in tree.nodes:
-            for record in node.reflections:
-                _judge(player, tree, node, record, count)
+            for reflection in node.reflections:
+                _judge(player, tree, node, reflection, count)
     return {
         family: {
             **{c: _rate(tallies[family].get(c, [])) for c in COLUMNS[:-1]},

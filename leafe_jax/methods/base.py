@@ -143,6 +143,15 @@ class FineTuned(Method):
     def examples(self, trees: Iterable[Tree], seed: int) -> list[Example]:
         """Training examples; `trees` may be iterated several times."""
 
+    @property
+    def named_weights(self) -> dict[str, float]:
+        """Source -> loss weight, in the order of `sources`."""
+        return dict(zip(self.sources, self.weights, strict=True))
+
+    def training_examples(self, trees: Iterable[Tree], seed: int) -> list[Example]:
+        """`examples`, without those of a source with weight 0."""
+        return [e for e in self.examples(trees, seed) if self.weights[e.source] > 0]
+
     def fit(self, run: Run) -> bool:
         return run.fine_tune(self)
 

@@ -161,6 +161,16 @@ class RunConfig:
         """A method with its settings."""
         return base.find(name)(self.method[name])
 
+    def exploring(self, search: SearchConfig) -> RolloutConfig:
+        """How turns are sampled in a search. All searches share their sampling keys, so that they differ by
+        their rules alone."""
+        return self.rollout("explore", self.sampler.temperature, search.experience_span)
+
+    def evaluating(self) -> RolloutConfig:
+        """How turns are sampled in an evaluation. All methods share the keys, so that they differ by their
+        weights alone."""
+        return self.rollout("evaluate", self.evaluate.temperature, experience_span="branch")
+
     def rollout(self, purpose: str, temperature: float, experience_span: str) -> RolloutConfig:
         """How turns are rendered and sampled; `purpose` is part of every sampling key's name."""
         return RolloutConfig(

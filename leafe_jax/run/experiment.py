@@ -29,11 +29,9 @@ from etils import epath
 from envs.base import Environment, Task
 from envs.prompts import Prompts
 from leafe_jax.agent.evaluate import evaluate
-from leafe_jax.agent.seeds import seed_for
 from leafe_jax.errors import UserError
 from leafe_jax.methods.base import Agent, FineTuned
 from leafe_jax.methods.search import explore
-from leafe_jax.models import hf
 from leafe_jax.run import base_model, checks
 from leafe_jax.run.base_model import progress_bar
 from leafe_jax.run.blocks import (
@@ -53,6 +51,8 @@ from leafe_jax.run.weights import (
     Weights,
     base_model_path,
     check_model,
+    export,
+    fine_tune,
     note_agent,
     note_model,
     trained_model,
@@ -61,9 +61,7 @@ from leafe_jax.run.workdir import opened
 from leafe_jax.runtime import console, processes
 from leafe_jax.runtime.files import fingerprint, make_directory, to_json, whole, write_json
 from leafe_jax.runtime.metrics import Metrics
-from leafe_jax.training.objectives import sft
-from leafe_jax.training.records import ExampleFile, write_examples
-from leafe_jax.training.trainer import Data, Start, fit
+from leafe_jax.training.trainer import Data
 from leafe_jax.types import Example, Tree
 
 _LOG = logging.getLogger("leafe_jax")
@@ -187,7 +185,9 @@ class Experiment:
         examples: list[Example] = []  # in the first process; the others read the file
         processes.together(
             f"{name}: examples",
-            decide=lambda _: examples.extend(_examples(method, blocks, self.seed)),
+            decide=lambda _: examples.extend(
+                method.training_examples(Trees(list(blocks)), self.seed)
+            ),
         )
         trained = processes.together(f"{name}: any", decide=lambda _: len(examples) > 0)
         if trained:
@@ -208,24 +208,18 @@ class Experiment:
 
     def _train(self, method: FineTuned, phase: Phase, start: Path, examples: list[Example]) -> None:
         train, directory = method.config.train, Path(phase.directory)
-        model_config = hf.read_config(str(start))
         phase.begin()
-        records = directory / "examples.array_record"
-        write_examples(records, examples)
         with progress_bar(1, "step", method.name) as bar:
-            params = fit(
-                Start(model_config, functools.partial(hf.load_params, start, model_config)),
-                Data(ExampleFile(records), dict(zip(method.sources, method.weights, strict=True))),
-                train,
-                sft(),
-                directory=directory / "checkpoints",
-                # One name for all methods: their differences are not those of the data's order.
-                seed=seed_for(self.seed, "distill"),
-                log=self._logger(method.name),
-                progress=bar.to,
-            )
+            trained = fine_tune(
+                start, Data(examples, method.named_weights), train, directory, self.seed,
+                self._logger(method.name), bar.to,
+            )  # fmt: skip
+        params = export(directory, start, train, trained, self.config.model.chat_template)
         sampled = "evaluate" in self.config.phases and method.name in self.config.methods
-        self._weights.export(directory, start, train, params, sampled)
+        # Merged weights are on no device. Where adapters are trained there may be no room for two copies
+        # of the model, so the sampler reads the file.
+        if sampled and not train.lora.rank:
+            self._weights.keep(directory / "model", params)
 
     def _refuse_unfinished(self, method: str, search: str) -> None:
         if not finished(self.workdir / "trees" / search):
@@ -246,8 +240,7 @@ class Experiment:
             return False
         make_policy = self._weights.policies(agent)
         phase.begin()
-        # The same keys for every search: differences are the rules' and not the dice's.
-        rollout = config.rollout("explore", config.sampler.temperature, settings.experience_span)
+        rollout = config.exploring(settings)
 
         def work(block: list[Task], final: epath.Path) -> None:
             with whole(final) as file:
@@ -288,15 +281,14 @@ class Experiment:
             )
         make_policy = self._weights.policies(agent)
         phase.begin()
-        # The same keys for every method: differences are the weights' and not the dice's.
-        rollout = config.rollout("evaluate", settings.temperature, experience_span="branch")
+        rollout = config.evaluating()
 
         def work(block: list[Task], final: epath.Path) -> None:
-            records, budget = evaluate(
+            outcome = evaluate(
                 make_policy(), self.env, agent.prompts, block, settings.num_samples, rollout,
                 functools.partial(bar.update, 1),
             )  # fmt: skip
-            write_json(final, {"tasks": records, "budget": dataclasses.asdict(budget)})
+            write_json(final, dataclasses.asdict(outcome))
 
         total = sum(map(len, blocks.tasks)) * settings.num_samples
         with progress_bar(total, "episode", f"evaluate {method}") as bar:
@@ -322,11 +314,6 @@ class Experiment:
             self.metrics.scalars(step, {f"{prefix}/{k}": v for k, v in measurements.items()})
 
         return log
-
-
-def _examples(method: FineTuned, blocks: Blocks, seed: int) -> list[Example]:
-    examples = method.examples(Trees(list(blocks)), seed)
-    return [example for example in examples if method.weights[example.source] > 0]
 
 
 def _is_untrained(phase: Phase) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -72,13 +72,29 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+class Estimate(TypedDict):
+    """Pass@k, and its 95% bootstrap interval over tasks."""
+
+    value: float
+    low: float
+    high: float
+
+
+class FamilySummary(TypedDict):
+    """Pass@k of a group of tasks."""
+
+    tasks: int  # number of tasks
+    samples: int  # n, episodes per task
+    pass_at_k: dict[str, Estimate]  # k, as text -> Pass@k, for the powers of two up to n
+
+
 def summarise(
     successes: Mapping[str, Sequence[bool]],
     families: Mapping[str, str],
     num_resamples: int,
     seed: int,
-) -> dict[str, Any]:
-    """Pass@k with intervals for all tasks and for each family, in the format of results.json
+) -> dict[str, FamilySummary]:
+    """Pass@k with intervals for all tasks ("all") and for each family, in the format of results.json
     (docs/FORMATS.md).
 
     Args:
@@ -96,13 +112,13 @@ def summarise(
     groups = {"all": sorted(successes)}
     for family in sorted({families[task] for task in successes} - {"all"}):
         groups[family] = [task for task in groups["all"] if families[task] == family]
-    summary = {}
+    summary: dict[str, FamilySummary] = {}
     for name, tasks in groups.items():
         counts = [sum(map(bool, successes[task])) for task in tasks]
-        curve = {}
+        curve: dict[str, Estimate] = {}
         for k in ks_up_to(n):
-            values = pass_at_k(n, counts, k)
-            low, high = bootstrap_interval(values, num_resamples, seed)
+            values = np.atleast_1d(pass_at_k(n, counts, k))
+            low, high = bootstrap_interval(values.tolist(), num_resamples, seed)
             curve[str(k)] = {"value": float(np.mean(values)), "low": low, "high": high}
         summary[name] = {"tasks": len(counts), "samples": n, "pass_at_k": curve}
     return summary

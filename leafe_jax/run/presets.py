@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,29 @@ def find_config(name: str) -> Path:
     return path
 
 
-def load_config(name: str, mode: str = "full") -> ml_collections.ConfigDict:
-    """What the config file of this name makes, as the base of another one.
+def load_config(name: str, mode: str = "") -> ml_collections.ConfigDict:
+    """What a config file makes: as the base of another one, or as the settings of a script.
+
+    Args:
+      name: of a file that comes with the package, e.g. "quickstart", or a path that ends in .py.
+      mode: e.g. "smoke"; "" for the file's default.
 
     Raises:
-      UserError: there is none of this name.
+      UserError: there is no such file, or it has no modes.
       ValueError: it has no such mode.
     """
-    path = find_config(name)
-    spec = importlib.util.spec_from_file_location(f"_leafe_jax_config_{name}", path)
+    path = Path(name).expanduser() if name.endswith(".py") else find_config(name)
+    spec = importlib.util.spec_from_file_location(f"_leafe_jax_config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such config file") from error
+    if not mode:
+        return module.get_config()
+    if not inspect.signature(module.get_config).parameters:
+        raise UserError(f"{name}:{mode}: this config has no modes")
     return module.get_config(mode)
 
 

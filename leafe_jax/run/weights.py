@@ -1,5 +1,5 @@
 """Models on disk and in the sampler: which one is taken, that it is the same one at every start, how it
-gets into the sampler, and how a trained one is written."""
+gets into the sampler, how it is trained, and how a trained one is written."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import jax
 from etils import epath
 
 from leafe_jax.agent.chat import load_chat
+from leafe_jax.agent.seeds import seed_for
 from leafe_jax.errors import UserError
 from leafe_jax.methods.base import Agent
 from leafe_jax.models import hf, lora
@@ -26,7 +27,10 @@ from leafe_jax.runtime.memory import DIVIDE, needed_for
 from leafe_jax.sampling.lm_policy import LMPolicy
 from leafe_jax.sampling.replicas import make_engines
 from leafe_jax.sampling.requests import EngineConfig
+from leafe_jax.training.objectives import sft
+from leafe_jax.training.records import ExampleFile, write_examples
 from leafe_jax.training.settings import TrainConfig
+from leafe_jax.training.trainer import Data, Start, fit
 
 BASE_MODEL = Path(__file__).parents[1] / "assets" / "base"
 _SMALLER = "raise sampler.tensor, set model.dtype = 'bfloat16', or " + DIVIDE
@@ -151,36 +155,81 @@ class Weights:
 
         return make
 
-    def export(self, directory: Path, start: Path, train: TrainConfig, trained: Any, sampled: bool):
-        """Writes `directory`/model, and `directory`/adapter where adapters were trained.
-
-        Args:
-          directory: of the method.
-          start: the model that training began with.
-          train: how it was trained.
-          trained: parameters or adapters, as `training.trainer.fit` returns them.
-          sampled: the model is going to be evaluated in this process.
-        """
-        model_config, params = hf.read_config(str(start)), trained
-        for name in ("model", "model.partial", "adapter", "adapter.partial"):
-            place = directory / name
-            if processes.first() and (place.is_symlink() or not place.is_dir()):
-                remove(place)  # the directory could not take the place of a file, a link or a FIFO
-        if train.lora.rank:
-            adapted = lora.with_adapters(model_config, train.lora)
-            lora.save_adapter(directory / "adapter", adapted, trained, str(start))
-            places = shardings_for(abstract_params(model_config), train_mesh(train.mesh))
-            unread = hf.unread_params(start, model_config, "float32", places)
-            params = lora.merge(adapted, unread, trained)
-        with needed_for("writing the trained model", DIVIDE):
-            hf.save(
-                directory / "model", model_config, params,
-                source=start, chat_template=self._config.model.chat_template,
-            )  # fmt: skip
+    def keep(self, path: Path, params: Any) -> None:
+        """Keeps the parameters of the model that was written to `path` for the sampler."""
         tensor = self._config.sampler.tensor
-        # Merged weights are on no device: where adapters are trained there may be no room for two
-        # copies of the model, and the sampler reads the file.
-        if train.lora.rank or not sampled or jax.local_device_count() % tensor:
+        if jax.local_device_count() % tensor:
             return
         with needed_for("keeping the trained weights for the sampler", _SMALLER):
-            self._trained[directory / "model"] = cast(params, self._config.model.dtype)
+            self._trained[path] = cast(params, self._config.model.dtype)
+
+
+def fine_tune(
+    start: Path,
+    data: Data,
+    train: TrainConfig,
+    directory: Path,
+    seed: int,
+    log: Callable[[int, dict[str, float]], None],
+    progress: Callable[[int, int], None],
+) -> Any:
+    """Trains a model on examples, resumably; returns what was trained (see training.trainer.fit).
+
+    Args:
+      start: directory of the model that training begins with.
+      data: the examples. In a run of several processes, those of the first one are taken.
+      train: settings.
+      directory: gets `examples.array_record` and `checkpoints`.
+      seed: of the run.
+      log, progress: see training.trainer.fit.
+
+    Raises:
+      UserError, OSError, SystemExit: see training.trainer.fit.
+    """
+    model_config = hf.read_config(str(start))
+    records = directory / "examples.array_record"
+    write_examples(records, data.examples)
+    return fit(
+        Start(model_config, functools.partial(hf.load_params, start, model_config)),
+        Data(ExampleFile(records), data.weights),
+        train,
+        sft(),
+        directory=directory / "checkpoints",
+        # One name for all methods: their differences are not those of the data's order.
+        seed=seed_for(seed, "distill"),
+        log=log,
+        progress=progress,
+    )
+
+
+def export(
+    directory: Path, start: Path, train: TrainConfig, trained: Any, chat_template: str = ""
+) -> Any:
+    """Writes `directory`/model and, if adapters were trained, `directory`/adapter.
+
+    Args:
+      directory: of the method.
+      start: the model that training began with.
+      train: how it was trained.
+      trained: parameters or adapters, as `fine_tune` returns them.
+      chat_template: Jinja file that replaces the template of `start`; "" keeps that.
+
+    Returns:
+      The model's parameters, adapters merged.
+    """
+    model_config, params = hf.read_config(str(start)), trained
+    for name in ("model", "model.partial", "adapter", "adapter.partial"):
+        place = directory / name
+        if processes.first() and (place.is_symlink() or not place.is_dir()):
+            remove(place)  # the directory could not take the place of a file, a link or a FIFO
+    if train.lora.rank:
+        adapted = lora.with_adapters(model_config, train.lora)
+        lora.save_adapter(directory / "adapter", adapted, trained, str(start))
+        places = shardings_for(abstract_params(model_config), train_mesh(train.mesh))
+        unread = hf.unread_params(start, model_config, "float32", places)
+        params = lora.merge(adapted, unread, trained)
+    with needed_for("writing the trained model", DIVIDE):
+        hf.save(
+            directory / "model", model_config, params, source=start, chat_template=chat_template
+        )
+    return params

@@ -94,7 +94,7 @@ def _take(file: Path, name: str) -> int | None:
         holder = _holder(descriptor)
         os.close(descriptor)
         raise UserError(
-            f"{name}: in use by {holder}; wait until it ends, or use another --workdir"
+            f"{name}: in use by {holder}; wait until it ends, or use another directory"
         ) from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import http.client
 import itertools
 import os
@@ -10,6 +11,7 @@ import signal
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 
 import jax
 from jax.experimental import multihost_utils
@@ -29,6 +31,20 @@ _MAX_NOTICE = 1000  # bytes
 # from a checkpoint, so a notice that comes between two training loops would never match. This counter grows
 # by one for as long as the process lives.
 _calls = itertools.count(1)
+
+
+_leaves_signals = contextvars.ContextVar("leaves signals alone", default=False)
+
+
+@contextlib.contextmanager
+def signals_left_alone() -> Iterator[None]:
+    """A context in which `Preemption` installs no signal handlers, because the process is a notebook's or
+    another program's. Ctrl-C there is a KeyboardInterrupt, as everywhere."""
+    token = _leaves_signals.set(True)
+    try:
+        yield
+    finally:
+        _leaves_signals.reset(token)
 
 
 class Preemption:
@@ -62,8 +78,9 @@ class Preemption:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Preemption:
-        # Only the main thread can set handlers. Other threads (notebooks, tests) need none.
-        if threading.current_thread() is threading.main_thread():
+        # Only the main thread can set handlers.
+        main = threading.current_thread() is threading.main_thread()
+        if main and not _leaves_signals.get():
             self._context.enter_context(stopping.saving())
             for number in SIGNALS:
                 if signal.getsignal(number) is signal.SIG_IGN:
