@@ -53,7 +53,7 @@ def find(name: str) -> type[Environment]:
     if not (isinstance(found, type) and issubclass(found, Environment)):
         classes = ", ".join(_environments(module)) or "none"
         raise EnvDataError(
-            f"{where}: {attribute} is no Environment class of {module_name}; it has {classes}"
+            f"{where}: {attribute} is not an Environment class of {module_name}; it has {classes}"
         )
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))

@@ -62,7 +62,7 @@ def _make(flags: argparse.Namespace) -> Environment:
         )
     for name in ("name", "split"):  # envs.make has parameters of these names
         if name in options:
-            raise EnvDataError(f"--options: {name!r} is no option of an environment")
+            raise EnvDataError(f"--options: {name!r} is not an option of an environment")
     return envs.make(flags.env, **options)
 
 

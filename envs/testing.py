@@ -339,7 +339,7 @@ def _check_json(info: dict, where: str) -> None:
     try:
         json.dumps(info)
     except (TypeError, ValueError) as error:
-        raise AssertionError(f"{where} has an info that is no JSON: {error}") from error
+        raise AssertionError(f"{where} has an info that is not JSON: {error}") from error
 
 
 def _refused(call: Callable[[], Any], named: str) -> None:
@@ -349,7 +349,7 @@ def _refused(call: Callable[[], Any], named: str) -> None:
     except EnvDataError as error:
         _check(named in str(error), f"the error does not say {named!r}: {error}")
     except Exception as error:
-        raise AssertionError(f"{error!r} is no EnvDataError") from error
+        raise AssertionError(f"{error!r} is not an EnvDataError") from error
     else:
         raise AssertionError(f"what should be refused with {named!r} is taken")
 

@@ -1,6 +1,6 @@
 """The player of `code`'s drills. It falls into a drill's trap unless it is aware of it.
 
-habit    unaware player                            experience that mends it
+habit    unaware player                            experience that fixes it
 int      computes with the text that was read      turn the input into numbers with int.
 floor    divides with /                            use // to round down.
 part     forgets what comes last                   do not forget the last part: {plus 3}.

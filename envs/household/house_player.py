@@ -3,7 +3,7 @@
 A player searches the receptacles in the order in which the room lists them, and remembers what it
 has seen.
 
-    habit    unaware player                                   experience that mends it
+    habit    unaware player                                   experience that fixes it
     closed   walks past closed receptacles while searching    open what is closed.
     target   moves things into a closed target                open the {target} first.
     clean    brings the object without cleaning it            clean it with the sinkbasin 1 first.

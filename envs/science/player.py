@@ -1,6 +1,6 @@
 """The player of six task types of the `science` laboratory.
 
-habit    unaware player                                  experience that mends it
+habit    unaware player                                  experience that fixes it
 kind     takes the air for the thing that is asked for   look for an animal outside. /
                                                          take the picture in the hallway.
 focus    never focuses on what it is told to             focus on it first. / focus on the

@@ -113,7 +113,9 @@ def _rows(line: str, inside: bool, where: str) -> list[str]:
         return [_expanded(row) for row in text.strip("|").split("|")]
     if inside and text.lstrip(" -_").startswith("#"):
         column, sign = next((n, c) for n, c in enumerate(text, 1) if c not in _XSB)
-        raise EnvDataError(f"{where}, column {column}: {sign!r} is no cell; allowed are {_CELLS}")
+        raise EnvDataError(
+            f"{where}, column {column}: {sign!r} is not a cell; allowed are {_CELLS}"
+        )
     return []
 
 

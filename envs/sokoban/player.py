@@ -3,7 +3,7 @@
 It knows a shortest plan from its position. Its bad habits are those of a player who goes for the box
 without looking ahead.
 
-    habit    unaware player                                    experience that mends it
+    habit    unaware player                                    experience that fixes it
     side     pushes the box from the side that is nearest,     push the box {direction} first.
              and goes on so
     on       stops after a push, as if that were enough        push it on.

@@ -1,6 +1,6 @@
 """The player of WebShop's generated catalogue: it searches, opens a match, sets options and buys.
 
-habit      unaware player                                 experience that mends it
+habit      unaware player                                 experience that fixes it
 attribute  searches for the kind of thing only, opens     search for {attribute} and {attribute}.
            the first result
 price      does not look at the price                     it must cost less than {price} dollars.

@@ -88,7 +88,7 @@ def test_only_regular_files_are_read(tmp_path):
         pytest.param('{"name": ' + '{"a":' * 900 + "1" + "}" * 901, "field", id="deep objects"),
         pytest.param('{"num_public": ' + "9" * 10**5 + "}", "not JSON", id="long integer"),
         pytest.param('{"split": ' + "9" * 10**4 + ".0}", "too large a number", id="long number"),
-        ('{"split": NaN}', "NaN is no JSON value"),
+        ('{"split": NaN}', "NaN is not a JSON value"),
         (b"\xff\xfe", "not UTF-8"),
         (b'{"split": "\xed\xa0\x80"}', "not UTF-8"),
         ("{}", "field 'split' = 'nothing'"),

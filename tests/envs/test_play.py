@@ -108,7 +108,7 @@ def test_list_prints_sizes_and_hashes():
         (("--env=sokoban", "--options={"), "not JSON"),
         (("--env=sokoban", "--options=" + "[" * 9999 + "]" * 9999), "not JSON"),
         (("--env=sokoban", "--options=[1]"), "must be an object"),
-        (("--env=sokoban", '--options={"split": "test"}'), "'split' is no option"),
+        (("--env=sokoban", '--options={"split": "test"}'), "'split' is not an option"),
         (("--env=sokoban", '--options={"sise": 3}'), "sokoban has no option 'sise'; it has horizon, "),
         (("--env=sokoban", '--options={"size": [3, 3]}'), "env.options.size = (3, 3)"),
         (("--env=alfworld", '--options={"games": 5}'), "env.options.games = 5: must be a list of paths"),

@@ -57,11 +57,11 @@ def test_pushing_off_a_target_and_against_things(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("; 0\n#####\n#@x.#\n#####\n", r"line 3, column 3: 'x' is no cell"),
+        ("; 0\n#####\n#@x.#\n#####\n", r"line 3, column 3: 'x' is not a cell"),
         ("; 0\n#####\n# $.#\n#####\n", r"level at line 2: 0 players"),
         ("; 0\n#####\n#@@.#\n#####\n", r"level at line 2: 2 players"),
         ("; 0\n#####\n#@..#\n#####\n", r"0 boxes and 2 targets"),
-        ("; 0\n#####\n#@$.#\n# x #\n#####\n", r"line 4, column 3: 'x' is no cell"),
+        ("; 0\n#####\n#@$.#\n# x #\n#####\n", r"line 4, column 3: 'x' is not a cell"),
         ("#####\n#@$$.#\n#####\n", r"line 1: 2 boxes and 1 targets"),
         ("Comment:\n#####\n#@$.#\n#####\n", r"line 1: 'Comment:' without a line 'Comment-End:'"),
         (f"{'#' * 101}\n#@$.#\n#####\n", r"3 rows of 101 cells; at most 100"),
@@ -76,7 +76,7 @@ def test_pushing_off_a_target_and_against_things(tmp_path):
         ("; 0\n#####\n#@$.#\n###\n", r"level at line 2: row 3, column \d: .*row of 3 of 5 cells"),
         ("; 0\n#####\n#@$.#\n\n#   #\n#####\n", r"level at line 2: 2 rows; a board has at least 3"),
         ("; 0\n#####\n#@* #\n#####\n", r"level at line 2: every box is on a target already"),
-        ("; 0\n#####\n#@$\f.#\n#####\n", r"line 3, column 4: '\\x0c' is no cell"),
+        ("; 0\n#####\n#@$\f.#\n#####\n", r"line 3, column 4: '\\x0c' is not a cell"),
     ],
 )
 def test_broken_level_files(tmp_path, text, message):

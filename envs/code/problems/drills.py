@@ -164,7 +164,7 @@ def _of_lists() -> Iterator[Drill]:
 
 
 def run(program: str, text: str) -> str | None:
-    """What a program of a drill prints on an input; None where it fails. Only for our own."""
+    """Output of a drill's own program on an input; None if it fails."""
     lines, printed = iter(text.splitlines()), []
 
     def show(*values: object) -> None:
