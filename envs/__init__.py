@@ -11,7 +11,7 @@ from typing import Any
 from envs.base import EnvDataError, Environment
 from envs.options import check_horizon, make_options
 
-# name -> module:class. Modules are imported when asked for: some need an extra.
+# name -> module:class. A module is imported on first use: some need an extra.
 REGISTRY = {
     "alfworld": "envs.alfworld.environment:Alfworld",
     "alfworld_real": "envs.alfworld.real:AlfworldReal",
@@ -22,7 +22,7 @@ REGISTRY = {
     "sokoban": "envs.sokoban.environment:Sokoban",
     "webshop": "envs.webshop.environment:WebShop",
 }
-ENTRY_POINTS = "leafe_jax.environments"  # group in which other packages name theirs
+ENTRY_POINTS = "leafe_jax.environments"  # group of the entry points of other packages
 
 
 def names() -> tuple[str, ...]:
@@ -33,8 +33,8 @@ def names() -> tuple[str, ...]:
 def find(name: str) -> type[Environment]:
     """The class of an environment.
 
-    `module:Class` is imported from there. Any other name is looked up in REGISTRY, then among the
-    entry points: an installed package cannot change what a name of ours means.
+    `module:Class` is imported. Any other name is looked up in REGISTRY first, then among the entry
+    points, so an installed package cannot change what one of our names means.
 
     Raises:
       EnvDataError: an unknown name, a module that cannot be imported, or no Environment class.
@@ -46,7 +46,7 @@ def find(name: str) -> type[Environment]:
         where += f" ({path})"
     try:
         module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # whatever a module of somebody else raises
+    except (Exception, SystemExit) as error:  # a module of another package may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise EnvDataError(f"{where}: cannot import {module_name}: {reason}") from error
     found = getattr(module, attribute, None)
@@ -102,7 +102,7 @@ def _path(name: str, where: str) -> str:
 
 
 def _entry_points() -> dict[str, set[str]]:
-    """Name -> what the installed packages mean by it."""
+    """Name -> module:class, as given by installed packages."""
     found: dict[str, set[str]] = {}
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         found.setdefault(point.name, set()).add(point.value)

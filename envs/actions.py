@@ -39,18 +39,6 @@ class Form:
     max_chars: int = 0
 
 
-_ALFWORLD = Form("alfworld", latin_only=True)
-# Other environments have the general form.
-FORMS = {
-    "alfworld": _ALFWORLD,
-    "alfworld_real": _ALFWORLD,
-    # Only EPO's fork of verl-agent has this environment (agent_system/environments, sciworld).
-    "scienceworld": Form("scienceworld", fallback_chars=20, keeps_case=True, latin_only=True),
-    "sokoban": Form("sokoban", fallback_chars=0, pool=("up", "down", "left", "right", "still")),
-    "webshop": Form("webshop", fallback_chars=20, latin_only=True, max_chars=13_000),
-}
-
-
 def from_line(reply: str) -> tuple[str, bool]:
     """(action, well-formed): the whole reply with single spaces."""
     action = " ".join(reply.split())[:MAX_ACTION_CHARS]

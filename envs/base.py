@@ -1,10 +1,9 @@
 """The environment protocol: a state is an immutable value, so a snapshot is the value itself.
 
-`reset(task_id) -> State` and `step(state, action) -> (State, StepResult)` never change their
-arguments: rolling back ("restore h_tau and E_tau", arXiv 2603.16843) means keeping an old state.
-Whoever writes a new environment subclasses `Environment`, which owns step counting, the horizon
-and the "done is final" rule, and writes `_reset`, `_step` and the task lists; one line in
-`envs.REGISTRY` makes it known.
+`reset(task) -> (State, observation)` and `step(state, action) -> (State, StepResult)` never change
+their arguments. To roll back ("restore h_tau and E_tau", arXiv 2603.16843), a caller keeps an old state.
+A new environment subclasses `Environment`, which counts steps and ends episodes. It writes `_reset`,
+`_step` and the task lists. docs/ENVIRONMENTS.md has an example.
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from typing import Any
 
 from envs import options as _options
 from envs import replies
+from envs.actions import Form
 from envs.errors import EnvDataError
 from envs.options import FilePath, Options, one_of
 
 __all__ = [
-    "EnvDataError", "Environment", "FilePath", "Options", "State", "StepResult", "Task", "one_of",
+    "EnvDataError", "Environment", "FilePath", "Form", "Options", "State", "StepResult", "Task", "one_of",
     "stable_seed",
 ]  # fmt: skip
 
@@ -32,7 +32,7 @@ class Task:
 
     Attributes:
       task_id: stable id, `split/family/number`, the same on every machine.
-      family: the group that tables report apart (a household task type, a Sokoban size).
+      family: the group that tables report separately (a household task type, a Sokoban size).
       split: "train", "valid" or "test".
     """
 
@@ -49,7 +49,7 @@ class State:
       task_id: the task being played.
       num_steps: environment steps taken so far.
       done: the episode is over; further steps change nothing.
-      success: the goal was reached.
+      success: the goal has been reached.
     """
 
     task_id: str
@@ -60,15 +60,15 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """What one step returned.
+    """What one step returns.
 
     Attributes:
-      observation: feedback text, worded as the original benchmark words it.
+      observation: feedback in the original benchmark's words.
       reward: reward of this step.
       done: episode over (goal, failure or horizon).
       success: goal reached.
-      info: plain JSON-able extras, e.g. {"valid": False} when the action had no effect because it
-        was not understood.
+      info: extras that JSON can hold, e.g. {"valid": False} if the action was not understood and so
+        had no effect.
     """
 
     observation: str
@@ -79,9 +79,9 @@ class StepResult:
 
 
 class Environment(abc.ABC):
-    """Base class: options, horizon, step counting, finality and task look-up; subclasses have rules.
+    """Base class: options, horizon, step counting, ends of episodes, task look-up.
 
-    A subclass says what is particular to it by the class attributes below. `name`,
+    A subclass writes the rules, and sets what is particular to it as class attributes. `name`,
     `description` and `horizon` have no default.
 
     Attributes:
@@ -94,6 +94,7 @@ class Environment(abc.ABC):
       splits: names of the task lists; the first one is for training.
       split: whose tasks `tasks` lists; None lists those of all splits.
       prompt_styles: the styles of envs/prompts.py that it can be played in, its default first.
+      form: how its "react" messages and replies differ from the general form (envs/actions.py).
       programs: an action is a program of several lines.
       states_goal: the first observation says "Your task is to: ...".
       player: its scripted player, "module:Class" (envs/player.py); "" if it has none.
@@ -114,6 +115,7 @@ class Environment(abc.ABC):
     splits: tuple[str, ...] = ("train", "valid", "test")
     split: str | None = None
     prompt_styles: tuple[str, ...] = ("plain", "react")
+    form: Form = Form()
     programs: bool = False
     states_goal: bool = False
     player: str = ""
@@ -142,37 +144,37 @@ class Environment(abc.ABC):
 
     @abc.abstractmethod
     def _step(self, state: Any, action: str) -> tuple[State, StepResult]:
-        """Rules of one step; the base class sets num_steps, done at the horizon and success."""
+        """The rules of one step. The base class sets num_steps, success, and done at the horizon."""
 
     @abc.abstractmethod
     def actions(self, state: Any) -> tuple[str, ...]:
-        """The admissible actions in `state`, in a fixed order: those that are understood there."""
+        """The actions that are understood in `state`, in a fixed order."""
 
     def prompt_actions(self, state: Any) -> Sequence[str] | str:
-        """What window prompts list as admissible; a text of its own where the list is too long."""
+        """What window prompts list as admissible: actions, or a text if there are too many."""
         return self.actions(state)
 
     def shown_actions(self, state: Any) -> Sequence[str] | str:
-        """`prompt_actions`, checked.
+        """What `prompt_actions` returns, checked.
 
         Raises:
-          EnvDataError: it returned something other than texts.
+          EnvDataError: it is neither a text nor a sequence of texts.
         """
         where = f"{self.name} task {state.task_id!r}, step {state.num_steps + 1}"
         return replies.listed(where, self.prompt_actions(state))
 
     def goal(self, first_observation: str) -> str:
-        """The task in words, out of the first observation; "" where every observation shows it."""
+        """The task in words, from the first observation; "" if every observation states it."""
         return first_observation.rpartition("Your task is to: ")[2] if self.states_goal else ""
 
     @abc.abstractmethod
     def solve(self, state: Any) -> list[str] | None:
-        """Actions that reach the goal from `state` within the steps left, or None."""
+        """Actions that reach the goal from `state` in the steps left, or None."""
 
     # -- what callers use ----------------------------------------------------------------------
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The tasks of `self.split`, or of all splits where none was chosen."""
+        """The tasks of `self.split`, or of all splits if it is None."""
         if self.split is not None:
             return self.list_tasks(self.split)
         return tuple(task for split in self.splits for task in self.list_tasks(split))
@@ -196,7 +198,7 @@ class Environment(abc.ABC):
         digest = hashlib.sha256()
         for task in self.list_tasks(split):
             _, observation = self.reset(task)
-            # A file name that is no UTF-8 is part of a task's id.
+            # A task's id may contain a file name that is not UTF-8.
             digest.update(f"{task.task_id}\n{observation}\n".encode(errors="backslashreplace"))
         return digest.hexdigest()[:16]
 
@@ -218,19 +220,19 @@ class Environment(abc.ABC):
         return state, replies.text(where, "observation", observation)
 
     def step(self, state: Any, action: str) -> tuple[State, StepResult]:
-        """Plays `action`; any string is an action, and a finished episode stays as it is.
+        """Plays `action`. Any string is an action. After the end of an episode nothing changes.
 
         Raises:
-          EnvDataError: the environment's reply is wrong, see envs/replies.py.
+          EnvDataError: the environment's reply is wrong; see envs/replies.py.
         """
         ((new_state, result),) = self.step_many([(state, action)])
         return new_state, result
 
     def step_many(self, moves: Sequence[tuple[Any, str]]) -> list[tuple[State, StepResult]]:
-        """`step` for several (state, action) pairs at once, results in their order.
+        """Results of `step` for several (state, action) pairs, in their order.
 
-        Environments with workers (a simulator, a sandbox) override `_step_many` and play them side
-        by side; results do not depend on it.
+        Environments with workers (a simulator, a sandbox) override `_step_many` to play them in
+        parallel. The results are the same.
         """
         live = [number for number, (state, _) in enumerate(moves) if not state.done]
         played = dict(zip(live, self._step_many([moves[n] for n in live]), strict=True))
@@ -248,10 +250,10 @@ class Environment(abc.ABC):
         return [self._step(state, action) for state, action in moves]
 
     def close(self) -> None:  # noqa: B027 - most have nothing to end
-        """Ends worker processes, if the environment has any; it may not be used afterwards."""
+        """Ends worker processes, if there are any. The environment cannot be used afterwards."""
 
     def _checked(self, state: State, reply: Any) -> tuple[State, StepResult]:
-        """What `_step` returned, with plain Python values, or EnvDataError."""
+        """What `_step` returned, as plain Python values; EnvDataError if it is wrong."""
         where = f"{self.name} task {state.task_id!r}, step {state.num_steps + 1}"
         if not isinstance(reply, tuple) or len(reply) != 2:
             raise EnvDataError(f"{where}: returned {reply!r:.80}: must be (State, StepResult)")
@@ -267,7 +269,7 @@ class Environment(abc.ABC):
         )
 
     def _finish(self, state: State, new_state: State, result: StepResult):
-        """What holds everywhere: steps are counted, and the episode ends at goal or horizon."""
+        """Counts the step and ends the episode at the goal or the horizon."""
         num_steps = state.num_steps + 1
         done = result.done or result.success or num_steps >= self.horizon
         new_state = dataclasses.replace(
@@ -277,6 +279,6 @@ class Environment(abc.ABC):
 
 
 def stable_seed(*names: object) -> int:
-    """A 63-bit seed from stable names (SHA-256), never Python's salted `hash`."""
+    """A 63-bit seed from names (SHA-256; Python's own `hash` is salted)."""
     digest = hashlib.sha256("/".join(str(n) for n in names).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,4 +1,4 @@
-"""The error of this package."""
+"""The error that this package raises for wrong input."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from envs.terminal import one_line
 
 
 class EnvDataError(ValueError):
-    """A task, split, option or data file is wrong; the message names it and what is allowed.
+    """A task, split, option or data file is wrong. The message names it and says what is allowed.
 
-    The message is one line without control characters, whatever the data in it holds.
+    The message is one line without control characters, even if it quotes data that has them.
     """
 
     def __init__(self, message: str):

@@ -1,7 +1,7 @@
-"""Reads data files that nobody has checked: regular files only, bounded in size, errors in one line.
+"""Reads untrusted data files: regular files only, bounded in size, errors in one line.
 
-Whatever lies at a path that an option names (a pipe, a device, a gzip bomb, bytes that are no text,
-JSON of endless depth) is refused by an EnvDataError that names the path, in bounded time and memory.
+The path that an option names may be a pipe, a device, a gzip bomb, bytes that are not text, or JSON of
+endless depth. Each is refused with an EnvDataError that names the path, in bounded time and memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NoReturn, TextIO
 from envs.errors import EnvDataError
 from envs.replies import without_surrogates
 
-MAX_BYTES = 16 << 20  # of a file that is read at once: a game, a level file
+MAX_BYTES = 16 << 20  # of a file that is read as a whole: a game, a level file
 MAX_LINE = 64 << 20  # characters of one line of a file that is read line by line
 MAX_RATIO = 100  # expanded bytes per compressed byte; text seldom exceeds 20
 _FREE_BYTES = 4 << 20  # expanded bytes to which MAX_RATIO does not apply
@@ -33,10 +33,10 @@ _KINDS = (
 
 
 def check_regular(path: str | Path) -> None:
-    """Returns if there is a regular file at `path`; opens nothing.
+    """Returns if `path` is a regular file; does not open it.
 
     Raises:
-      EnvDataError: nothing is there, or something else is.
+      EnvDataError: `path` does not exist or is something else.
     """
     with _named_errors(path):
         try:
@@ -48,7 +48,7 @@ def check_regular(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def open_bytes(path: str | Path) -> Iterator[BinaryIO]:
-    """The content of a regular file as a binary stream; a file named `.gz` is expanded.
+    """The content of a regular file as a binary stream; a `.gz` file is decompressed.
 
     Raises:
       EnvDataError: also for errors inside the `with` block: not a regular file, unreadable, or a
@@ -56,7 +56,7 @@ def open_bytes(path: str | Path) -> Iterator[BinaryIO]:
     """
     check_regular(path)
     with _named_errors(path):
-        # Non-blocking, in case a pipe has taken the file's place since.
+        # Non-blocking, in case a pipe has replaced the file in between.
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(number, "rb") as file:
             _check_mode(path, os.fstat(file.fileno()).st_mode)
@@ -127,15 +127,15 @@ def read_json(path: str | Path, limit: int = MAX_BYTES) -> Any:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text, with U+FFFD for escapes such as \\ud800 that are half a character.
+    """The value of a JSON text, with U+FFFD for lone surrogates (escapes such as \\ud800).
 
     Args:
       text: the text.
-      where: what to call it in errors.
+      where: its name in errors.
 
     Raises:
-      EnvDataError: not JSON (NaN and Infinity are not), nested too deep, or a number that does not
-        fit: 1e400, an integer of over 4,300 digits.
+      EnvDataError: not JSON (NaN and Infinity are not), nested too deeply, or a number that is too
+        large: 1e400, an integer of over 4,300 digits.
     """
     try:
         return _whole(DECODER.decode(text), text, 0, len(text))
@@ -155,7 +155,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def decode_at(text: str, position: int) -> tuple[Any, int]:
-    """(value, end) of the JSON value that begins at `position`, as parse_json reads it.
+    """(value, end) of the JSON value at `position`, read as by parse_json.
 
     Raises:
       json.JSONDecodeError: not JSON, or cut off; ValueError or RecursionError: see parse_json.
@@ -165,7 +165,7 @@ def decode_at(text: str, position: int) -> tuple[Any, int]:
 
 
 def _whole(value: Any, text: str, start: int, end: int) -> Any:
-    """`value`, read from text[start:end], without lone surrogates; keys and values."""
+    """`value`, read from text[start:end], without lone surrogates in keys or values."""
     if text.find("\\ud", start, end) < 0 and text.find("\\uD", start, end) < 0:
         return value
     return _replaced(value)
@@ -185,7 +185,7 @@ DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant)
 
 
 class _Expanded(io.RawIOBase):
-    """A gzip stream that stops once it has expanded by more than MAX_RATIO."""
+    """A gzip stream that refuses to expand by more than MAX_RATIO."""
 
     def __init__(self, file: BinaryIO, path: str | Path):
         self._file, self._path = file, path
@@ -215,7 +215,7 @@ def _check_mode(path: str | Path, mode: int) -> None:
 
 @contextlib.contextmanager
 def _named_errors(path: str | Path) -> Iterator[None]:
-    """Turns what reading may raise into an EnvDataError that names the file."""
+    """Converts errors of reading into an EnvDataError that names the file."""
     try:
         yield
     except EnvDataError:

@@ -4,8 +4,8 @@
     python -m envs.play --env=sokoban --options='{"size": [7, 7], "num_boxes": 2, "horizon": 50}'
     python -m envs.play --env=household --list
 
-What is typed is played as it stands; what begins with a colon is for the player's program. Where an
-action is a program (`--env=code`) lines are read until one that is a full stop alone.
+Each line is an action, unless it begins with a colon: then it is a command to this program. If an
+action is a program (`--env=code`), it ends with a line that is a single full stop.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def choose_task(env: Environment, split: str | None, task: str) -> str:
 
 
 class Game:
-    """One task being played; states are values, so undo is keeping them.
+    """One task being played. States are values, so undo goes back to an earlier one.
 
     Args:
       env: the environment.
@@ -106,7 +106,7 @@ class Game:
     def __init__(self, env: Environment, task_id: str):
         self.env = env
         self.start = env.reset(task_id)
-        # (state, observation, reward so far), the newest last.
+        # (state, observation, total reward) after each action, newest last.
         self.track: list[tuple[Any, str, float]] = [(*self.start, 0.0)]
 
     @property
@@ -122,7 +122,7 @@ class Game:
         return self.track[-1][1]
 
     def answer(self, line: str) -> str:
-        """Carries out a line, or a program's lines, and returns what there is to show."""
+        """Executes a line, or the lines of a program, and returns the text to show."""
         if not line.startswith(":"):
             return self._play(line)
         command = line[1:].strip().lower()
@@ -169,12 +169,12 @@ class Game:
 
 
 def play(game: Game) -> None:
-    """Reads lines from standard input until :quit or its end."""
+    """Reads lines from standard input until :quit or end of file."""
     print(f"{game.help}\n\n{printable(game.show())}")
     while True:
         try:
             typed = _read_program() if game.env.programs else input("> ").strip()
-        except EOFError:  # what was typed of a program is not handed in
+        except EOFError:  # an unfinished program is not played
             print()
             return
         if typed.lower() in (":quit", ":q"):
@@ -184,7 +184,7 @@ def play(game: Game) -> None:
 
 
 def _read_program() -> str:
-    """Lines up to END as they were typed, without it; or one that begins with a colon."""
+    """The lines before END, as they were typed; or a first line that begins with a colon."""
     lines = [input("> ")]
     if lines[0].startswith(":"):
         return lines[0].strip()
@@ -194,9 +194,11 @@ def _read_program() -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the program; 0, or 2 and one line on standard error for wrong input."""
+    """Runs the program. Returns 0, or 2 for wrong input, after one line on standard error."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a lone surrogate or a Latin terminal ends no game
+        if hasattr(
+            stream, "reconfigure"
+        ):  # a lone surrogate or a Latin terminal must not end a game
             stream.reconfigure(errors="replace" if stream is sys.stdin else "backslashreplace")
     env = None
     try:
@@ -216,7 +218,7 @@ def main(arguments: Sequence[str]) -> int:
         print()
         return 130
     except BrokenPipeError:
-        # Nobody reads any more; the interpreter would complain when it flushes at its end.
+        # The reader is gone. Without this, the interpreter complains when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         if env is not None:

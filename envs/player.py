@@ -1,9 +1,9 @@
-"""The protocol of scripted players with known bad habits, and the diagnosis of what went wrong.
+"""The protocol of scripted players with known bad habits, and the diagnosis of their mistakes.
 
-The embedded base model learns from these players (leafe_jax/bootstrap/make.py), and its reflections are
-judged by the same diagnosis (leafe_jax/bootstrap/habits.py). A player goes by what a text player sees. Each
-habit is a thing it fails to do unless it is aware of it; a piece of experience makes it aware. So a
-model that imitates graded players knows when told what it does not do unasked.
+The embedded base model learns from these players (leafe_jax/bootstrap/make.py), and the same diagnosis
+judges its reflections (leafe_jax/bootstrap/habits.py). A player uses only what a text player sees. A
+habit is a mistake that the player makes unless it is aware of it, and experience makes it aware. A
+model that imitates such players therefore does right when told, and wrong when not.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Played:
     """One episode of a player.
 
     Attributes:
-      actions: what was done, step 1 first.
-      observations: what was read; one more than actions.
-      habits: for each step the habit that the aware player's action hung on, or None.
+      actions: the actions played, step 1 first.
+      observations: the observations; one more than actions.
+      habits: for each step, the habit that the aware player's action depended on, or None.
       success: the goal was reached.
     """
 
@@ -36,16 +36,16 @@ class Played:
 
 
 class Player(abc.ABC):
-    """A scripted player of one environment; its class names it in `player`.
+    """A scripted player of one environment, whose class names it in `player`.
 
     Args:
-      env: the environment; its tasks are the player's.
+      env: the environment.
     """
 
     habits: tuple[str, ...] = ()
     # For the tokenizer of a model that learns from the player (leafe_jax/bootstrap/vocabulary.py).
-    units: str = ""  # regular expression: names that are one token each and end a phrase
-    spelt: str = ""  # regular expression: stretches that are read word by word
+    units: str = ""  # regular expression: names that become one token each and end a phrase
+    spelt: str = ""  # regular expression: passages that are tokenized word by word
 
     def __init__(self, env: Environment):
         self.env = env
@@ -53,22 +53,22 @@ class Player(abc.ABC):
     # -- what a game writes --------------------------------------------------------------------
     @abc.abstractmethod
     def start(self, task_id: str, observation: str) -> Any:
-        """What the player knows after the first observation: its memory, changed by `update`."""
+        """What the player knows after the first observation: its memory, which `update` changes."""
 
     @abc.abstractmethod
     def update(self, memory: Any, action: str, state: Any, observation: str) -> None:
-        """Takes in what `action` brought: the state after it and its observation."""
+        """Adds to the memory what `action` led to: the state after it and its observation."""
 
     @abc.abstractmethod
     def decide(self, state: Any, memory: Any, aware: frozenset[str]) -> tuple[str, str | None]:
-        """The next action, and the habit that it hangs on (None: any player does the same)."""
+        """The next action, and the habit that it depends on (None: any player does the same)."""
 
     @abc.abstractmethod
     def advice(self, habit: str, task_id: str) -> str:
-        """The experience e, one short line, that makes a player of the task aware of a habit."""
+        """The experience e, one short line that makes a player of the task aware of a habit."""
 
     def slip(self, state: Any, rng: random.Random) -> str | None:
-        """A wrong turn that spoils nothing, or None where there is none."""
+        """A wrong action that does no lasting harm, or None if there is none."""
         return None
 
     # -- what callers use ----------------------------------------------------------------------
@@ -85,15 +85,15 @@ class Player(abc.ABC):
         rng: random.Random | None = None,
         slips: set[int] | None = None,
     ) -> Played:
-        """Replays `prefix` and goes on to the end as a player aware of `aware`.
+        """The episode that begins with `prefix` and is then played by a player aware of `aware`.
 
         Args:
           task_id: the task.
-          aware: habits that the player is free of.
-          prefix: actions to begin with.
-          slip_rate: chance of a slip at a step that no habit decides.
-          rng: what draws slips.
-          slips: gets the 1-based steps of slips.
+          aware: habits that the player avoids.
+          prefix: the first actions.
+          slip_rate: probability of a slip at a step that depends on no habit.
+          rng: draws the slips.
+          slips: receives the 1-based steps of slips.
         """
         state, observation = self.env.reset(task_id)
         memory = self.start(task_id, observation)
@@ -105,7 +105,7 @@ class Player(abc.ABC):
                 action = prefix[step - 1]
             else:
                 action = ideal if aware == self.all_aware else self.decide(state, memory, aware)[0]
-                # A slip where a habit decides would be indistinguishable from the habit.
+                # At a step that depends on a habit, a slip could not be told from the habit.
                 if slip_rate and habit is None and rng.random() < slip_rate:
                     slip = self.slip(state, rng)
                     if slip is not None:
@@ -120,7 +120,7 @@ class Player(abc.ABC):
         return played
 
     def next_action(self, task_id: str, actions: Sequence[str], aware: frozenset[str]) -> str:
-        """What a player aware of `aware` does after `actions`."""
+        """The action of a player aware of `aware` after `actions`."""
         state, observation = self.env.reset(task_id)
         memory = self.start(task_id, observation)
         for action in actions:
@@ -131,17 +131,16 @@ class Player(abc.ABC):
     def diagnose(
         self, task_id: str, actions: Sequence[str], told: Mapping[int, str]
     ) -> tuple[int, str] | None:
-        """The first step that a bad habit spoilt, and which habit.
+        """The first mistake that a bad habit caused, and the habit.
 
         Args:
           task_id: the task.
           actions: actions taken, step 1 first.
-          told: experience shown, by the step from which it was in the context.
+          told: step -> experience that was in the context from this step on.
 
         Returns:
-          (tau, habit): at 1-based step tau the action was not the aware player's, and the aware
-          player's own action hangs on `habit`, of which the player had not been told; or None when
-          no habit spoilt anything.
+          (tau, habit): at 1-based step tau the action differs from the aware player's, whose action
+          depends on `habit`, and no experience about it had been given. None if there is no such step.
         """
         state, observation = self.env.reset(task_id)
         memory = self.start(task_id, observation)
@@ -160,7 +159,7 @@ class Player(abc.ABC):
         return None
 
     def differs(self, action: str, ideal: str) -> bool:
-        """Whether an action is another than the aware player's."""
+        """True if an action is not the aware player's."""
         return action != ideal
 
 
@@ -168,9 +167,14 @@ def make_player(env: Environment) -> Player:
     """The scripted player of an environment.
 
     Raises:
-      EnvDataError: the environment has none, or not with its options.
+      EnvDataError: it has none, or none for its options.
     """
     if not env.player:
         raise EnvDataError(f"env.name = {env.name!r}: has no scripted player")
     module, _, attribute = env.player.partition(":")
-    return getattr(importlib.import_module(module), attribute)(env)
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        reason = f"{env.name}: player = {env.player!r} cannot be imported: {error}"
+        raise EnvDataError(reason) from error
+    return kind(env)

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 from envs import actions as _actions
 from envs import reflections
-from envs.actions import FORMS, Form
+from envs.actions import Form
 from envs.errors import EnvDataError
 from envs.reflections import Reflection
 from envs.templates import Template, fenced, find
@@ -95,12 +95,14 @@ class Described(Protocol):
     """What prompts need of an environment.
 
     Attributes:
-      name: chooses how "react" messages and replies look; see envs/actions.py.
+      name: what templates call it.
       description: one paragraph about the environment and its actions.
+      form: how its "react" messages and replies look.
     """
 
     name: str
     description: str
+    form: Form
 
 
 class Prompts:
@@ -120,7 +122,7 @@ class Prompts:
 
     def __init__(self, environment: Described, config: PromptsConfig = PromptsConfig()):
         self.config = config
-        self.form = FORMS.get(environment.name, Form())
+        self.form = environment.form
         self._always = {
             "description": environment.description,
             "environment": environment.name,

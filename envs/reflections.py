@@ -81,20 +81,23 @@ def from_line(reply: str, cut: bool = False) -> Reflection:
 _MARKS = r"(?:[\s*_`~#>|\u2022]|-\s)*"  # Markdown before words
 _STEP = r"(?:step\s*)?"
 _HEADING = re.compile(
-    rf"{_MARKS}(?:(?:the|my|final)\s+){{0,2}}answer{_MARKS}(?:is{_MARKS})?(?::{_MARKS}|$)",
+    rf"{_MARKS}(?:(?:the|my|final)\s+){{0,2}}answer{_MARKS}(?:is{_MARKS})?(?:[:\uff1a]{_MARKS}|$)",
     re.IGNORECASE,
 )
-# The heading behind a sentence, on the same line; then the answer must begin at once.
+# The heading after a sentence, on the same line; then the answer must follow at once.
 _HEADING_WITHIN = re.compile(
-    r"(?<!\w)Answer:[\s*_`]*(?=[\[(]?\s*(?:[Ss]tep\s*)?\d|[Nn]o\b|There\b)"
+    r"(?<!\w)Answer[:\uff1a][\s*_`]*(?=[\[(]?\s*(?:[Ss]tep\s*)?\d|[Nn]o\b|There\b)"
 )
 # Words before the step that change nothing: "The first mistake was step [3]".
 _HARMLESS = (
     r"(?:(?:the|my|first|mistake|error|was|is|at|in|made|i|think|it|happened|occurred|step|number)"
     rf"\b:?{_MARKS})*"
 )
-_SQUARE = re.compile(rf"{_MARKS}{_STEP}\[\s*{_STEP}(\d{{1,9}})\s*\]", re.IGNORECASE)
-_BRACKETED = re.compile(rf"{_MARKS}{_HARMLESS}[\[(]\s*{_STEP}(\d{{1,9}})\s*[\])]", re.IGNORECASE)
+# Chinese models write full-width colons and brackets, too.
+_SQUARE = re.compile(rf"{_MARKS}{_STEP}[\[\u3010]\s*{_STEP}(\d{{1,9}})\s*[\]\u3011]", re.IGNORECASE)
+_BRACKETED = re.compile(
+    rf"{_MARKS}{_HARMLESS}[\[(\u3010]\s*{_STEP}(\d{{1,9}})\s*[\])\u3011]", re.IGNORECASE
+)
 _NUMBERED = re.compile(
     rf"{_MARKS}{_STEP}(\d{{1,9}})(?=[*_`]*\s*[:.)\-\u2013\u2014])", re.IGNORECASE
 )
@@ -105,7 +108,7 @@ _NO_MISTAKE = re.compile(
     re.IGNORECASE,
 )
 # From the step to its advice: "**[3]:** open it".
-_BETWEEN = re.compile(r"[*_`]*\s*[:.)\-\u2013\u2014]*(?:[*_`]+(?=\s))?\s*")
+_BETWEEN = re.compile(r"[*_`]*\s*[:\uff1a.)\-\u2013\u2014]*(?:[*_`]+(?=\s))?\s*")
 
 
 def after_reasoning(reply: str, cut: bool = False) -> Reflection:

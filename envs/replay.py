@@ -1,15 +1,15 @@
-"""Environments whose state lives in a simulator: a state is (task, actions so far), restored by replay.
+"""Environments whose state is in a simulator: a state is (task, actions so far), restored by replay.
 
-Such a simulator (ScienceWorld's JVM, TextWorld's C library) can neither be copied nor wound back, so
-restoring a state means reset + replay (arXiv 2603.16843, Stage 1), and that is only sound when it
-plays the same actions the same way. So a state carries the observations it was made of, every
-replayed one is compared with them, and a difference is an error, never a silently wrong branch.
+Such a simulator (ScienceWorld's JVM, TextWorld's C library) can neither be copied nor rewound. So a
+state is restored by reset + replay (arXiv 2603.16843, Stage 1). That is sound only if the simulator
+is deterministic. Therefore a state keeps its observations, and each replayed observation is compared
+with them. A difference is an error, never a silently wrong branch.
 
-The author of an adapter writes a `Simulator`, which lives in a worker process, and subclasses
-`ReplayEnvironment`. A worker has seats, each with a live simulator; the pool remembers which
-(task, actions) each stands at. A step from there costs no replay, a branch goes to the seat that
-shares the longest prefix with it. Workers are fresh interpreters: forking a process that has
-initialised JAX deadlocks.
+An adapter consists of a `Simulator`, which lives in a worker process, and a subclass of
+`ReplayEnvironment`. A worker has seats, each with a live simulator. The pool knows the
+(task, actions) of each seat. A step from there needs no replay. A branch goes to the seat with the
+longest common prefix. Workers are fresh interpreters: forking a process that has initialised JAX
+deadlocks.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from envs import replies
 from envs.base import EnvDataError, Environment, Options, State, StepResult
 from envs.workers import START_SECONDS, Reply, Seat, Worker, WorkerDied
 
-_ATTEMPTS = 3  # workers that may die or hang over one request before the run is ended
+_ATTEMPTS = 3  # workers that may die or hang on one request before the run ends
 _SHOWN = 600  # characters of each text in the mismatch error
 
 
 @dataclasses.dataclass(frozen=True)
 class ReplayState(State):
-    """A state by what led to it.
+    """A state as the actions that led to it.
 
     Attributes:
       actions: actions played since the reset.
-      observations: the first observation and one per action. They are kept as texts and not as
-        digests, so that a mismatch can show both sides; states of one episode share the strings.
+      observations: the first observation and one per action. They are texts, not digests, so that
+        a mismatch can show both sides. States of one episode share the strings.
       score: points so far.
     """
 
@@ -56,9 +56,10 @@ class ReplayOptions(Options):
 
     Attributes:
       num_workers: worker processes.
-      episodes_per_worker: live simulators in each. An episode that has to share one with another is
-        replayed at every turn, so workers times this should be the episodes played together.
-      timeout: seconds that one reset or step may take before its worker is replaced.
+      episodes_per_worker: live simulators per worker. Episodes that share a simulator are replayed
+        at every turn, so num_workers * episodes_per_worker should be the number of episodes
+        played together.
+      timeout: seconds for one reset or step; then the worker is replaced.
     """
 
     num_workers: int = 2
@@ -72,7 +73,7 @@ class ReplayOptions(Options):
 
 
 class ReplayEnvironment(Environment):
-    """Base of adapters; a subclass names its simulator in `factory` and writes the task lists.
+    """Base of adapters. A subclass names its simulator in `factory` and writes the task lists.
 
     Attributes:
       factory: "module:class" of the Simulator, imported in the worker.
@@ -104,7 +105,7 @@ class ReplayEnvironment(Environment):
         return {}
 
     def same(self, recorded: str, replayed: str) -> bool:
-        """Whether a replayed observation is the recorded one (a simulator may shuffle listings)."""
+        """True if a replayed observation equals the recorded one; override it if listings shuffle."""
         return recorded == replayed
 
     # -- the protocol --------------------------------------------------------------------------
@@ -121,7 +122,7 @@ class ReplayEnvironment(Environment):
     def _step(self, state: ReplayState, action: str) -> tuple[State, StepResult]:
         def play(seat: Seat) -> Reply:
             self._restore(seat, state)
-            seat.live = None  # until the answer is there
+            seat.live = None  # unknown until the answer arrives
             reply = seat.request(self._timeout, "step", action)
             seat.live = (state.task_id, (*state.actions, action))
             return reply
@@ -141,14 +142,14 @@ class ReplayEnvironment(Environment):
 
     @staticmethod
     def _checked_reply(where: str, reply: Any) -> Reply:
-        """The simulator's reply, its texts and score checked; the base class checks the rest."""
+        """The simulator's reply with text and score checked; the base class checks the rest."""
         replies.instance(where, "reply", reply, Reply)
         observation = replies.text(where, "observation", reply.observation)
         score = replies.number(where, "score", reply.score)
         return dataclasses.replace(reply, observation=observation, score=score)
 
     def _step_many(self, moves: Sequence[tuple[Any, str]]) -> list[tuple[State, StepResult]]:
-        """Side by side: a thread a worker, which plays the moves that the worker is nearest to."""
+        """Plays in parallel: one thread per worker, for the moves that the worker is nearest to."""
         if len(moves) <= 1:
             return [self._step(state, action) for state, action in moves]
         queues: dict[int, collections.deque[int]] = collections.defaultdict(collections.deque)
@@ -168,7 +169,7 @@ class ReplayEnvironment(Environment):
                         results[number] = self._step(*moves[number])
                     except IndexError:  # another thread took the last one
                         return
-                    except BaseException as error:  # handed to the caller below
+                    except BaseException as error:  # raised in the caller's thread below
                         failures.append(error)
 
         lists = list(queues.values())
@@ -183,7 +184,7 @@ class ReplayEnvironment(Environment):
         return results
 
     def ask(self, state: ReplayState, question: str) -> Any:
-        """The simulator's answer about `state`; the last few hundred are kept."""
+        """The simulator's answer about `state`; the last 256 answers are kept."""
         key = (state, question)
         if key not in self._answers:
 
@@ -197,7 +198,7 @@ class ReplayEnvironment(Environment):
         return self._answers[key]
 
     def solve(self, state: ReplayState) -> list[str] | None:
-        """The rest of the simulator's expert plan where `state` lies on it, else None."""
+        """The rest of the simulator's expert plan if `state` lies on it, else None."""
 
         def plan(seat: Seat) -> list[str] | None:
             seat.live = None
@@ -223,7 +224,7 @@ class ReplayEnvironment(Environment):
         return reply
 
     def _restore(self, seat: Seat, state: ReplayState) -> None:
-        """Brings the simulator to `state`, comparing what it says on the way."""
+        """Brings the simulator to `state` and compares its replies on the way."""
         if seat.cost(state) > len(state.actions):
             self._compare(state, 0, self._begin(seat, state.task_id))
         assert seat.live is not None
@@ -242,7 +243,7 @@ class ReplayEnvironment(Environment):
             )
 
     def _compare(self, state: ReplayState, step: int, reply: Any) -> float:
-        """The score of a replayed reply; EnvDataError unless it says what was recorded."""
+        """The score of a replayed reply; EnvDataError if it differs from the recorded one."""
         where = f"{self.name} task {state.task_id!r}, step {step}"
         reply = self._checked_reply(where, reply)
         recorded, replayed = state.observations[step], reply.observation
@@ -258,7 +259,7 @@ class ReplayEnvironment(Environment):
     def _with_seat(
         self, state: ReplayState, use: Callable[[Seat], Any], action: str | None = None
     ) -> Any:
-        """Runs `use` on the seat nearest to `state`, in new workers if one dies or hangs."""
+        """Runs `use` on the seat nearest to `state`; again in a new worker if one dies or hangs."""
         reason = ""
         for _ in range(_ATTEMPTS):
             seat = None
@@ -268,7 +269,7 @@ class ReplayEnvironment(Environment):
             except EnvDataError:
                 raise
             except BaseException as error:
-                # Also on Ctrl-C: the answer still to come would be taken for the next request's.
+                # Also on Ctrl-C: a late answer would be taken for that of the next request.
                 if seat is not None:
                     seat.worker.kill()
                 if not isinstance(error, WorkerDied):
@@ -288,7 +289,7 @@ class ReplayEnvironment(Environment):
         return min(seats, key=lambda seat: (seat.cost(state), seat.used), default=None)
 
     def _take(self, state: ReplayState) -> Seat:
-        """The seat that needs the fewest calls to reach `state`, its worker marked busy."""
+        """The seat that reaches `state` with the fewest calls; its worker is now busy."""
         with self._free:
             while True:
                 if self._closed:
@@ -299,7 +300,7 @@ class ReplayEnvironment(Environment):
                         self._workers.remove(worker)
                 seat = self._nearest(state, self._workers)
                 if seat is None or seat.cost(state) > len(state.actions):
-                    # No one holds a part of this episode: any will do, a new one if allowed.
+                    # No seat holds a part of this episode: take any, a new one if allowed.
                     if len(self._workers) < self._num_workers:
                         worker = Worker(self.factory, self._simulator, self._seats)
                         self._workers.append(worker)

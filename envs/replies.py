@@ -1,8 +1,8 @@
-"""What an environment or simulator replied, checked before anything is done with it.
+"""Checks what an environment or simulator replied, before it is used.
 
-A wrong reply (a None observation, a NaN reward) is refused with one line that names environment,
-task, step, field and value, so that it reaches neither a prompt nor a record. NumPy scalars are taken
-for the Python values they are. Lone surrogates, which no tokenizer encodes, become U+FFFD.
+A wrong reply (a None observation, a NaN reward) must reach neither a prompt nor a record. The error is
+one line with environment, task, step, field and value. NumPy scalars become Python values. Lone
+surrogates, which no tokenizer encodes, become U+FFFD.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _LARGEST = 1e100  # of a reward: sums of thousands stay finite
 
 
 def text(where: str, field: str, value: Any) -> str:
-    """`value` as a str that can be encoded.
+    """`value` as a str that can be encoded as UTF-8.
 
     Raises:
-      EnvDataError: it is no str.
+      EnvDataError: it is not a str.
     """
     if not isinstance(value, str):
         raise _wrong(where, field, value, "a text (str)")
@@ -40,7 +40,7 @@ def number(where: str, field: str, value: Any) -> float:
     """`value` as a float.
 
     Raises:
-      EnvDataError: it is no number, not finite, above 1e100 or not exact as a float.
+      EnvDataError: it is not a number, not finite, above 1e100, or not exact as a float.
     """
     found = _python_value(value)
     if isinstance(found, numbers.Real) and not isinstance(found, bool):
@@ -63,7 +63,7 @@ def flag(where: str, field: str, value: Any) -> bool:
 
 
 def info(where: str, value: Any) -> Mapping[str, Any]:
-    """`value`, a mapping whose "valid", if any, is a bool.
+    """`value`, if it is a mapping whose "valid", if present, is a bool.
 
     Raises:
       EnvDataError: it is not.
@@ -76,7 +76,7 @@ def info(where: str, value: Any) -> Mapping[str, Any]:
 
 
 def listed(where: str, value: Any) -> tuple[str, ...] | str:
-    """What `prompt_actions` returned: texts, or one text.
+    """`value`, the result of `prompt_actions`, as texts or one text.
 
     Raises:
       EnvDataError: it is neither.
@@ -89,7 +89,7 @@ def listed(where: str, value: Any) -> tuple[str, ...] | str:
 
 
 def instance(where: str, field: str, value: Any, kind: type) -> Any:
-    """`value`, which is a `kind`.
+    """`value`, if it is a `kind`.
 
     Raises:
       EnvDataError: it is not.

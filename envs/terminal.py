@@ -1,4 +1,4 @@
-"""Text of unknown origin, made safe to show: it cannot command a terminal or break a line."""
+"""Makes text of unknown origin safe to show: no terminal commands, no broken lines."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ _LONGEST = 2000  # characters of an error
 
 
 def printable(text: str) -> str:
-    """`text` with every control character but newline and tab spelled out, such as `\\x1b`.
+    """`text` with all control characters except newline and tab escaped, e.g. `\\x1b`.
 
-    What is spelled out: terminal escape sequences, carriage returns, invisible and bidirectional
-    marks, lone surrogates.
+    This escapes terminal sequences, carriage returns, invisible and bidirectional marks, and lone
+    surrogates.
     """
     if text.isprintable():
         return text
@@ -19,7 +19,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` on one line of at most 2,000 characters, with control characters spelled out."""
+    """`text` as one line of at most 2,000 characters, with control characters escaped."""
     text = printable(" ".join(text.split()) if not text.isprintable() else text)
     if len(text) > _LONGEST:
         half = _LONGEST // 2 - 3

@@ -1,4 +1,4 @@
-"""Worker processes with live simulators in them, for envs/replay.py.
+"""Worker processes that hold live simulators, for envs/replay.py.
 
 Workers are fresh interpreters: forking a process that has initialised JAX deadlocks.
 """
@@ -27,11 +27,11 @@ START_SECONDS = 120.0
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What a simulator says after an action.
+    """A simulator's reply to an action.
 
     Attributes:
       observation: feedback text.
-      score: points so far; a reward is the difference of two scores.
+      score: points so far; a reward is the difference of two successive scores.
       done: the simulator has ended the episode.
       success: goal reached.
       info: plain JSON-able extras, see StepResult.
@@ -45,33 +45,33 @@ class Reply:
 
 
 class Simulator(abc.ABC):
-    """One live simulator inside a worker process. What it raises ends the worker, EnvDataError excepted.
+    """One live simulator in a worker process. Any exception except EnvDataError ends the worker.
 
-    A worker makes one per seat, when first needed; they may share what is expensive (a JVM).
+    A worker makes one per seat, on first use. They may share what is expensive (a JVM).
     """
 
     @abc.abstractmethod
     def reset(self, task_id: str) -> Reply:
-        """Starts a task; the reply has its first observation and the score it begins with."""
+        """Starts a task; the reply has the first observation and the initial score."""
 
     @abc.abstractmethod
     def step(self, action: str) -> Reply:
-        """Plays an action; any string is one."""
+        """Plays an action, which may be any string."""
 
     @abc.abstractmethod
     def ask(self, question: str) -> Any:
-        """Answers about the current state without changing it, e.g. "actions"; picklable."""
+        """The answer to a question about the current state, e.g. "actions"; picklable."""
 
     @abc.abstractmethod
     def plan(self, task_id: str) -> list[str] | None:
-        """An expert's actions from the task's start; may leave the simulator anywhere."""
+        """An expert's actions from the task's start; the simulator may be left in any state."""
 
     def close(self) -> None:  # noqa: B027 - most have nothing to end
         """Ends what the simulator started."""
 
 
 class WorkerDied(Exception):
-    """A worker ended, broke or did not answer in time; its episode is replayed in a new one."""
+    """A worker ended, broke, or did not answer in time. Its episode is replayed in a new worker."""
 
 
 class Worker:
@@ -80,10 +80,10 @@ class Worker:
     def __init__(self, factory: str, options: Mapping[str, Any], seats: int):
         ours, theirs = socket.socketpair()
         path = os.pathsep.join(p for p in sys.path if p)
-        # What it prints is not for the terminal; a last line that says why it ended is for the error.
+        # Its output is not for the terminal. The last line may say why it ended: for the error.
         self._printed = tempfile.TemporaryFile()
-        # No `multiprocessing` spawn: it would import the caller's main module (and JAX) again. A new
-        # session, so that Ctrl-C does not reach the worker and its whole process group can be ended.
+        # `multiprocessing` would import the caller's main module (and JAX) again. In a session of its
+        # own, Ctrl-C does not reach the worker, and its process group can be killed as a whole.
         self._process = subprocess.Popen(
             [sys.executable, "-c", "import envs.workers as w, sys; w.serve(int(sys.argv[1]))",
              str(theirs.fileno())],
@@ -129,7 +129,7 @@ class Worker:
         return answer
 
     def _last_line(self) -> str:
-        """The last line that the worker printed, "" for none."""
+        """The last line that the worker printed, "" if there is none."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)  # the connection closes before the process has ended
         size = os.fstat(self._printed.fileno()).st_size
@@ -137,7 +137,7 @@ class Worker:
         return text.decode(errors="replace").strip().rpartition("\n")[2][-200:]
 
     def stop(self) -> None:
-        """Lets the simulator end by itself, for at most five seconds."""
+        """Gives the simulator five seconds to end by itself, then kills the worker."""
         with contextlib.suppress(OSError):
             self._connection.send(("close",))
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -145,7 +145,7 @@ class Worker:
         self.kill()
 
     def kill(self) -> None:
-        """Ends the worker and all it started (a JVM is in its process group)."""
+        """Kills the worker and what it started (a JVM is in its process group)."""
         if self._connection.closed:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -159,8 +159,8 @@ class Seat:
     """One live simulator of a worker.
 
     Attributes:
-      live: (task id, actions) it stands at; None: unknown, a reset is needed.
-      used: clock value of the last use, to take the least recently used one.
+      live: (task id, actions) of its simulator; None: unknown, so it needs a reset.
+      used: clock value of the last use, to find the least recently used seat.
     """
 
     def __init__(self, worker: Worker, number: int):
@@ -173,7 +173,7 @@ class Seat:
         return self.worker.request(seconds, verb, self._number, *arguments)
 
     def cost(self, state: Any) -> int:
-        """Simulator calls to reach a ReplayState; more than its steps where a reset is needed."""
+        """Simulator calls that reach a ReplayState; more than its steps if a reset is needed."""
         steps = len(state.actions)
         if self.live is None or self.live[0] != state.task_id:
             return steps + 1
@@ -182,7 +182,7 @@ class Seat:
 
 
 def serve(file_descriptor: int) -> None:
-    """The worker's main loop: one request, one answer; ends with its parent."""
+    """The worker's main loop: one answer per request, until the parent ends."""
     connection = Connection(file_descriptor)
     simulators: dict[int, Simulator] = {}
     with contextlib.suppress(EOFError, OSError):
@@ -212,4 +212,4 @@ def serve(file_descriptor: int) -> None:
                 connection.send(("answer", answer))
     for simulator in simulators.values():
         simulator.close()
-    os._exit(0)  # finalizers of a broken simulator would print tracebacks nobody can use
+    os._exit(0)  # finalizers of a broken simulator would print useless tracebacks

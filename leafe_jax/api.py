@@ -27,8 +27,9 @@ from leafe_jax.methods import base, search
 from leafe_jax.methods.search import SearchConfig
 from leafe_jax.run import passk, presets, weights
 from leafe_jax.run.blocks import Trees
-from leafe_jax.run.config import EvaluateConfig, RunConfig, first_tasks, validate
+from leafe_jax.run.config import EvaluateConfig, RunConfig
 from leafe_jax.run.phase import read_record
+from leafe_jax.run.validate import first_tasks, validate
 from leafe_jax.run.workdir import locked
 from leafe_jax.runtime.files import checksum, local_path
 from leafe_jax.runtime.preemption import signals_left_alone

@@ -1,6 +1,9 @@
 import os
 import sys
+import time
 from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # torch's threads spin while they wait, and starve whatever else runs on the machine.
@@ -13,6 +16,20 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 sys.path.append(str(Path(__file__).parent))  # for tests/scripted.py
 
 
+BEGIN = time.monotonic()
+
+
+LIMIT = float(os.environ.get("LEAFE_TEST_SECONDS", "inf"))
+
+
 def pytest_collection_modifyitems(items):
     """With `-n 2`: files that start whole runs first, so that many short tests fill up the end."""
-    items.sort(key=lambda item: "/envs/" in item.nodeid or "/models/" in item.nodeid)
+    if LIMIT == float("inf"):  # else the order is the caller's
+        items.sort(key=lambda item: "/envs/" in item.nodeid or "/models/" in item.nodeid)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """LEAFE_TEST_SECONDS: no test begins later than that; those not reached are skipped and named."""
+    if time.monotonic() - BEGIN > LIMIT:
+        pytest.skip(f"not reached within {LIMIT:.0f} s")

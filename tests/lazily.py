@@ -12,9 +12,7 @@ class Module:
     def __getattr__(self, attribute: str):
         if attribute.startswith("_"):
             raise AttributeError(attribute)  # pytest asks every object of a test module for some
-        module = importlib.import_module(self._name)
-        self.__dict__.update(vars(module))
-        return getattr(module, attribute)
+        return getattr(importlib.import_module(self._name), attribute)
 
 
 torch, transformers = Module("torch"), Module("transformers")

@@ -112,7 +112,8 @@ def test_every_config_field_is_read():
 
     config = runpy.run_path(str(ROOT / "configs/default.py"))["get_config"]()
     bootstrap = runpy.run_path(str(ROOT / "configs/bootstrap.py"))["get_config"]()
-    code = "\n".join(p.read_text() for p in (ROOT / "leafe_jax").rglob("*.py"))
+    sources = [*(ROOT / "leafe_jax").rglob("*.py"), ROOT / "envs/prompts.py"]
+    code = "\n".join(path.read_text() for path in sources)
 
     def leaves(section):
         for name, value in section.items():

@@ -1,14 +1,15 @@
 """Trees read back: what is damaged is refused by node, turn and field before anything uses it."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
 
 from leafe_jax.errors import UserError
-from leafe_jax.methods.leafe import DistillConfig, make_examples
+from leafe_jax.methods.leafe import Config, make_examples
 from leafe_jax.training.records import survey
-from leafe_jax.types import Example, Node, ReflectionRecord, Sampling, Tree, Turn
+from leafe_jax.types import Budget, Example, Node, ReflectionRecord, Sampling, Tree, Turn
 
 
 def tree() -> dict:
@@ -109,5 +110,47 @@ def test_a_tree_of_thousands_of_branches_in_a_row_is_read_and_distilled():
     nodes[-1].success = True
     found = Tree.from_json(Tree("e", "t", "f", 0, "dialogue", nodes).to_json())
     assert found.path(found.nodes[-1]) == [turn]
-    config = DistillConfig(3, "improve", False, 0.2, "example")
+    config = Config(counterfactual_per_task=3, qualify="improve", changed_only=False)
     assert len(make_examples([found], config, 0)) == 4  # three pairs and one that is rehearsed
+
+
+def test_log_probabilities_of_another_distribution():
+    """Absent where both are the same, so that such trees have the bytes of before."""
+    data = tree()
+    assert "sampled_logprobs" not in json.dumps(data)
+    read = Tree.from_json(data)
+    assert all(t.sampled_logprobs is None for node in read.nodes for t in node.turns)
+    assert read.to_json() == data
+    read.nodes[0].turns[1].sampled_logprobs = [-0.25, -0.75]
+    read.nodes[0].reflections[0].sampled_logprobs = [-0.2]
+    written = json.loads(json.dumps(read.to_json()))
+    assert written["nodes"][0]["turns"][1]["sampled_logprobs"] == [-0.25, -0.75]
+    assert Tree.from_json(written) == read
+    for where, value, message in (
+        (("turns", 1), [-1.0], "node 0, turn 1: 1 sampled_logprobs for 2 ids"),
+        (("turns", 1), [-1.0, NAN], "turn 1: sampled_logprobs = 'nan': must be a list of finite"),
+        (("reflections", 0), [], "node 0, reflection 0: 0 sampled_logprobs for 1 ids"),
+    ):
+        bad = copy.deepcopy(written)
+        bad["nodes"][0][where[0]][where[1]]["sampled_logprobs"] = value
+        with pytest.raises(ValueError, match=message):
+            Tree.from_json(bad)
+
+
+def test_budget():
+    budget = Budget.within(max_env_steps=3)
+    budget.env_steps, budget.generated_tokens = 2, 10**9
+    assert not budget.spent
+    budget.add(Budget(env_steps=1))
+    assert budget.spent and budget.env_steps == 3
+    tokens = Budget.within(max_generated_tokens=5)
+    tokens.generated_tokens = 5
+    assert tokens.spent and not Budget(10**9, 10**9).spent
+    # Limits are not what was spent: JSON has the fields of before, and sums leave the limits alone.
+    assert set(dataclasses.asdict(budget)) == {
+        "env_steps", "generated_tokens", "prefilled_tokens", "cached_tokens", "episodes",
+        "reflections",
+    }  # fmt: skip
+    assert budget == Budget(3, 10**9) and budget.max_env_steps == 3
+    with pytest.raises(ValueError, match="max_env_steps = -1"):
+        Budget.within(max_env_steps=-1)

@@ -1,9 +1,9 @@
 """Plays a `game.tw-pddl` file without TextWorld: same text, same commands, same rewards.
 
-A `Game` is what never changes (facts, operators, names, grammar); a position in it is two integers,
-the set of facts that hold and the set of facts that the grammar may call false. TextWorld keeps
-these apart too: a fact is `not_p` for the grammar only after an action has made it false, which is
-why a lamp that was never lit is not "off" (textworld/envs/pddl/logic PddlState.apply).
+A `Game` holds what never changes: facts, operators, names, grammar. A position is two integers: the
+set of facts that hold, and the set of facts that the grammar may call false. TextWorld separates them,
+too: a fact is `not_p` for the grammar only after an action has made it false. So a lamp that was
+never lit is not "off" (textworld/envs/pddl/logic PddlState.apply).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from envs.alfworld import grounding, pddl, planner, twl2
 from envs.base import EnvDataError
 
 NOTHING = "Nothing happens."
-_MAX_FILE = 4 << 20  # bytes of a game file; the official ones have at most a few 100,000
+_MAX_FILE = 4 << 20  # bytes of a game file; official ones have a few 100,000 at most
 _MAX_COMMANDS = 5_000_000  # cost of all commands of a game, see twl2.Budget; about 15,000 here
 
 
 class Position(NamedTuple):
-    """Everything that changes in a game.
+    """What changes in a game.
 
     Attributes:
       facts: mask of the fluents that hold.
-      denied: mask of the fluents that an action has made false, of the predicates that the grammar
-        asks about as `not_...`.
+      denied: mask of the fluents that an action has made false, for predicates that the grammar
+        queries as `not_...`.
     """
 
     facts: int
@@ -41,7 +41,7 @@ class Game:
 
     Args:
       data: the JSON object of a game.tw-pddl file.
-      where: what to call it in errors.
+      where: its name in errors.
 
     Attributes:
       intro: the first observation.
@@ -50,7 +50,7 @@ class Game:
       entities: object id -> its names.
 
     Raises:
-      EnvDataError: a field is missing, or one of the texts cannot be read.
+      EnvDataError: a field is missing, or a text cannot be parsed.
     """
 
     def __init__(self, data: dict, where: str):
@@ -72,10 +72,10 @@ class Game:
         symbols = twl2.parse_symbols("#intro#", where)
         self.intro = self._derive(symbols, facts, self.start, {}, twl2.Budget())
 
-    # Grounding takes most of the time, and whoever only lists tasks needs none of it.
+    # Lazy: grounding takes most of the time, and listing tasks does not need it.
     @functools.cached_property
     def _facts(self) -> _Facts:
-        _ = self.grounder.operators, self.grounder.goal  # both bring facts of their own
+        _ = self.grounder.operators, self.grounder.goal  # both add facts
         return _Facts(self._task, self.grounder)
 
     @functools.cached_property
@@ -97,7 +97,7 @@ class Game:
         mask = 0
         for fact, bit in self._facts.fluents.items():
             mask |= (fact[0] in self._deniable) << bit
-        # A delete of what the operator requires to be false is no effect, so nothing is denied.
+        # Deleting a fact that the operator requires to be false has no effect, so it denies nothing.
         return [
             o.delete & mask & ~functools.reduce(int.__and__, (no for _, no in o.branches))
             for o in self.grounder.operators
@@ -121,7 +121,7 @@ class Game:
         return tuple(sorted({commands[n] for n in self.applicable(position.facts)}))
 
     def play(self, position: Position, command: str) -> tuple[Position, str, bool]:
-        """(new position, feedback, understood). As in TextWorld only outer blanks are forgiven."""
+        """(new position, feedback, understood). As in TextWorld, only outer blanks are stripped."""
         for number in self._by_command.get(command.strip(), ()):
             operator = self.grounder.operators[number]
             if grounding.holds(operator.branches, position.facts):
@@ -136,7 +136,7 @@ class Game:
         return grounding.holds(self.grounder.goal, position.facts)
 
     def plan(self, facts: int, max_length: int) -> list[str] | None:
-        """Commands that lead from a position to the goal, or None when no plan was found."""
+        """Commands that lead from a position to the goal, or None if no plan was found."""
         numbers = planner.plan(self.grounder, facts, max_length)
         return None if numbers is None else [self.commands[number] for number in numbers]
 
@@ -147,7 +147,7 @@ class Game:
 
     # -- set-up ------------------------------------------------------------------------------------
     def _check_conditional(self, asked: frozenset[str]) -> None:
-        # TextWorld tells its grammar of a conditional effect even where the condition failed.
+        # TextWorld reports a conditional effect to its grammar even if the condition fails.
         for action in self._task.actions:
             for effect in action.effects:
                 conditional = effect.condition != pddl.Group("and", ())
@@ -186,7 +186,7 @@ class Game:
 
     @functools.cached_property
     def _watch(self):
-        """Which branches to look at when a fact holds; the rarest needed fact watches a branch."""
+        """For each fact, the branches to check if it holds; a branch is listed at its rarest fact."""
         names = {1 << bit: fact[0] for fact, bit in self.grounder.fluents.items()}
         holding = Counter(names[b] for b in names if b & self.grounder.initial)
         watchers, always = defaultdict(list), []
@@ -208,7 +208,7 @@ def _bits(mask: int) -> Iterator[int]:
 
 
 class _Facts:
-    """All facts that a query may find, by predicate and by the objects in some of their places."""
+    """All facts that a query may find, indexed by predicate and by objects at argument positions."""
 
     def __init__(self, task: pddl.Task, grounder: grounding.Grounder):
         self.fluents = dict(grounder.fluents)
@@ -223,7 +223,7 @@ class _Facts:
         self._index: dict[tuple, dict[tuple, list]] = {}
 
     def candidates(self, predicate: str, placeholders, binding: twl2.Binding) -> list:
-        """Facts of `predicate` with the bound objects in their places, in the order of the text."""
+        """Facts of `predicate` whose arguments agree with the bound objects, in text order."""
         places = tuple(i for i, ph in enumerate(placeholders, 1) if ph in binding)
         key = (predicate, places)
         if key not in self._index:

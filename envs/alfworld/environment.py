@@ -1,9 +1,9 @@
 """`alfworld`: the official ALFWorld games, played by a pure-Python engine with states as values.
 
-Games come from an ALFWORLD_DATA directory, from single game files, or, without either, from a seeded
+Games come from an ALFWORLD_DATA directory, from single game files, or, by default, from a seeded
 generator that writes the same format. Text, admissible commands, reward and success are those of
-alfworld 0.4.2 on textworld 1.7 without the shuffling of object numbers
-(alfworld/agents/environment/alfred_tw_env.py); 1 point at the goal, and nothing else counts.
+alfworld 0.4.2 on textworld 1.7, without its shuffling of object numbers
+(alfworld/agents/environment/alfred_tw_env.py). The reward is 1 at the goal, else 0.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from envs.base import (
     EnvDataError,
     Environment,
     FilePath,
+    Form,
     Options,
     State,
     StepResult,
@@ -37,7 +38,7 @@ class AlfworldState(State):
     """A position in the task's game.
 
     Attributes:
-      facts, denied: see alfworld_engine.Position.
+      facts, denied: see engine.Position.
     """
 
     facts: int = 0
@@ -50,8 +51,8 @@ class AlfworldOptions(Options):
 
     Attributes:
       data: ALFWORLD_DATA directory, with json_2.1.1/{train,valid_seen,valid_unseen}; "": none.
-      games: game.tw-pddl files or their folders to play instead, as one split "games".
-      max_receptacles: leaves out generated games in rooms with more receptacles; 0 keeps all.
+      games: game.tw-pddl files, or their folders, that form one split "games"; (): none.
+      max_receptacles: generated games in rooms with more receptacles are left out; 0 keeps all.
     """
 
     data: FilePath = ""
@@ -85,6 +86,7 @@ class Alfworld(Environment):
     name = "alfworld"
     horizon = 50
     Options = AlfworldOptions
+    form = Form("alfworld", latin_only=True)
     player = "envs.alfworld.player:AlfworldPlayer"
     description = (
         "You are in a room of a house and act on it by text commands: go to, open, close, take from,"
@@ -159,7 +161,7 @@ class Alfworld(Environment):
         return tasks
 
     def _playable(self, trajectory: Path) -> str:
-        """The task type, or "" for what AlfredTWEnv.collect_game_files skips."""
+        """The task type, or "" for a game that AlfredTWEnv.collect_game_files skips."""
         folder = str(trajectory.parent.relative_to(self._data))
         game = trajectory.with_name("game.tw-pddl")
         if "movable" in folder or "Sliced" in folder or not game.is_file():
@@ -170,10 +172,10 @@ class Alfworld(Environment):
         return family
 
     def _source(self, task_id: str) -> str:
-        """The file of a task, "" for a generated one.
+        """The file of a task; "" if it is generated.
 
         Raises:
-          EnvDataError: unknown task.
+          EnvDataError: the task is unknown.
         """
         split = task_id.partition("/")[0]
         if split not in self.splits:
@@ -190,7 +192,7 @@ class Alfworld(Environment):
         return str(self._files[task_id])
 
     def spec(self, task_id: str) -> generator.GameSpec:
-        """What a generated game was made from; EnvDataError for any other."""
+        """What a generated game was made from; EnvDataError for other games."""
         if self._source(task_id):
             raise EnvDataError(f"{self.name} task {task_id!r}: is not a generated game")
         return _generated(task_id)
@@ -229,10 +231,10 @@ class Alfworld(Environment):
         return self.game(state.task_id).plan(state.facts, steps_left)
 
     def write(self, directory: str | Path, split: str, limit: int | None = None) -> list[Path]:
-        """Writes generated games, the first `limit` of a split, as an ALFWORLD_DATA directory.
+        """Writes the first `limit` generated games of a split as an ALFWORLD_DATA directory.
 
         Raises:
-          EnvDataError: this environment plays given files, or a game has no plan.
+          EnvDataError: this environment plays files, or a game has no plan.
         """
         if self._data is not None or "games" in self.splits:
             raise EnvDataError("alfworld: only generated games are written")
@@ -256,7 +258,7 @@ def _position(state: AlfworldState) -> Position:
 
 @functools.lru_cache(maxsize=4096)
 def _generated(task_id: str) -> generator.GameSpec:
-    """What a generated game's id stands for."""
+    """The GameSpec of a generated game's id."""
     split, *rest = task_id.split("/")
     if len(rest) != 2 or rest[0] not in generator.FAMILIES:
         raise EnvDataError(

@@ -1,10 +1,10 @@
-"""Makes ALFWorld games of the six task types in the official file format.
+"""Generates ALFWorld games of the six task types in the official file format.
 
-For users without the official data: rooms, objects and placements are our own, drawn from seeds;
-domain and grammar are ALFWorld's own files, so text, rules and goals are the benchmark's
-(goal conditions and sentences: alfworld/gen/goal_library.py; object properties and the closeness of
-containment to ALFRED's: gen/constants.py). `valid_seen` has the layouts of `train`, `valid_unseen`
-layouts that no other split has.
+It is for users without the official data. Rooms, objects and placements are our own, drawn from seeds.
+Domain and grammar are ALFWorld's files, so text, rules and goals are the benchmark's. Sources: goal
+conditions and sentences, alfworld/gen/goal_library.py; object properties and what contains what,
+similar to gen/constants.py. `valid_seen` has the layouts of `train`; `valid_unseen` has layouts of
+its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FAMILIES = (
     "pick_cool_then_place_in_recep",
     "pick_two_obj_and_place",
 )
-# Those of "bootstrap" are for scripted corpora only.
+# Games of "bootstrap" are for scripted corpora only.
 GAMES_PER_FAMILY = {"train": 64, "valid_seen": 16, "valid_unseen": 16, "bootstrap": 512}
 _SENTENCES = {
     "pick_and_place_simple": ("put a {obj} in {recep}", "put some {obj} on {recep}"),
@@ -109,9 +109,9 @@ class Room:
     """A kind of room.
 
     Attributes:
-      first_scene: number of its first layout; ALFRED counts rooms of a kind from there.
-      receptacles: class -> (fewest, most) of them.
-      objects: classes that lie around.
+      first_scene: number of its first layout in ALFRED.
+      receptacles: class -> (fewest, most).
+      objects: object classes that the room may contain.
     """
 
     first_scene: int
@@ -155,8 +155,8 @@ ROOMS = {
 CLASSES = frozenset(
     {LAMP, *(c for room in ROOMS.values() for c in (*room.receptacles, *room.objects))}
 )
-_LAYOUTS = 30  # of each kind of room
-_UNSEEN = 6  # the first of them are valid_unseen's, as in ALFRED
+_LAYOUTS = 30  # per kind of room
+_UNSEEN = 6  # the first ones are for valid_unseen, as in ALFRED
 _FAMILY_ROOMS = {
     "look_at_obj_in_light": ("living room", "bedroom"),
     "pick_clean_then_place_in_recep": ("kitchen", "bathroom"),
@@ -167,7 +167,7 @@ _FAMILY_ROOMS = {
 
 @functools.cache
 def layouts(kind: str) -> tuple[tuple[str, ...], ...]:
-    """Receptacle classes of each layout of a kind of room; no two layouts have the same."""
+    """Receptacle classes of each layout of a kind of room; all layouts differ."""
     found: list[tuple[str, ...]] = []
     rng = random.Random(stable_seed("alfworld", "layouts", kind))
     while len(found) < _LAYOUTS:
@@ -182,7 +182,7 @@ def layouts(kind: str) -> tuple[tuple[str, ...], ...]:
 
 
 def fewest_receptacles() -> int:
-    """Of all layouts."""
+    """The number of receptacles in the smallest layout."""
     return min(len(layout) for kind in ROOMS for layout in layouts(kind))
 
 

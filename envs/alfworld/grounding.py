@@ -1,7 +1,7 @@
-"""Grounds a PDDL task: operators and goal as bit masks over the facts that can change.
+"""Grounds a PDDL task: operators and goal become bit masks over the facts that can change.
 
-Follows the translator of Fast Downward, as pddl.py does. Grounding is bounded: an action with too many
-arguments for its objects is refused, not tried.
+Like pddl.py, this follows Fast Downward's translator. The work is bounded: an action with too many
+combinations of arguments is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from envs.base import EnvDataError
 
 Masks = tuple[int, int]  # (facts that must hold, facts that must not)
 _MAX_TERMS = 100_000
-_MAX_WORK = 1_000_000  # conditions and bindings tried while grounding; up to 40,000 here
+_MAX_WORK = 1_000_000  # conditions and bindings tried; our games need up to 40,000
 
 
 @dataclasses.dataclass(slots=True)
@@ -27,8 +27,8 @@ class Operator:
     Attributes:
       action: its name.
       arguments: objects, aligned with the action's parameters.
-      branches: it applies where one of these does.
-      add, delete: facts set and unset; add wins.
+      branches: it applies if one of these holds.
+      add, delete: facts set and unset; add has precedence.
       conditional: (branches, add, delete) of effects that depend on the state.
     """
 
@@ -40,7 +40,7 @@ class Operator:
     conditional: tuple[tuple[tuple[Masks, ...], int, int], ...] = ()
 
     def apply(self, facts: int) -> int:
-        """The facts after it, given those before."""
+        """The facts after the operator, given those before."""
         add, delete = self.add, self.delete
         for branches, also_add, also_delete in self.conditional:
             if holds(branches, facts):
@@ -50,7 +50,7 @@ class Operator:
 
 
 def holds(branches: Sequence[Masks], facts: int) -> bool:
-    """Whether one of the branches does."""
+    """True if one of the branches holds."""
     return any(facts & need == need and not facts & no for need, no in branches)
 
 
@@ -59,12 +59,12 @@ class Grounder:
 
     Args:
       task: the parsed task.
-      asked: predicates that are asked about from outside (by the grammar).
+      asked: predicates that the grammar queries.
 
     Attributes:
-      fluents: fact -> bit number, for the facts that can change and matter; it grows as operators
-        and goal are grounded.
-      static: facts that no action touches, by predicate.
+      fluents: fact -> bit number, for the facts that can change and matter; it grows while
+        operators and goal are grounded.
+      static: predicate -> its facts, if no action changes it.
       initial: mask of the fluents that hold at the start.
       changing: predicates that actions change.
     """
@@ -75,7 +75,7 @@ class Grounder:
         self.fluents: dict[Fact, int] = {}
         self._work = 0
         self.changing = frozenset(e.literal.predicate for a in task.actions for e in a.effects)
-        # `checked` and the like change and nobody asks: two states that differ there are the same.
+        # Predicates such as `checked` change, but are never queried: states may differ there.
         self._matters = self._relevant(asked)
         self.static: dict[str, list[Fact]] = defaultdict(list)
         for fact in sorted(task.initial):
@@ -134,7 +134,7 @@ class Grounder:
         return literal.predicate, *(binding.get(a, a) for a in literal.arguments)
 
     def _truth(self, condition: Condition, binding: Mapping[str, str]) -> bool | None:
-        """Its value where that never changes, else None."""
+        """Its value if that can never change, else None."""
         if isinstance(condition, Literal):
             fact = self._fact(condition, binding)
             if fact[0] == "=":
@@ -186,7 +186,7 @@ class Grounder:
         return terms
 
     def _variables(self, condition: Condition) -> frozenset[str]:
-        """Free variables; kept per condition, which stays alive in the same entry."""
+        """Free variables; cached by id, with the condition itself so that the id stays valid."""
         kept = self._free.get(id(condition))
         if kept is None:
             if isinstance(condition, Literal):
@@ -198,7 +198,7 @@ class Grounder:
         return kept[1]
 
     def _is_static(self, condition: Condition) -> bool:
-        """Whether it may turn out false for good once its variables are bound."""
+        """True if bound variables may make it false for good."""
         return any(
             lit.predicate not in self.changing and lit.predicate != "="
             for lit in literals(condition)
@@ -231,7 +231,7 @@ class Grounder:
                     rest = [p for p in parameters if p[0] not in extended]
                     yield from self._bindings(rest, waiting, extended)
             return
-        # What completes a part soonest is bound first, so that a false part ends the search early.
+        # Bind first what completes a part soonest, so that a false part ends the search early.
         name, kind = min(
             parameters,
             key=lambda p: min(
@@ -302,7 +302,7 @@ class Grounder:
         return Operator(action.name, arguments, tuple(branches), add, delete, tuple(conditional))
 
     def _reachable(self, operators: list[Operator]) -> tuple[Operator, ...]:
-        """Those left after dropping, again and again, what needs a fact that nothing brings."""
+        """The operators that can ever apply: drops those that need unreachable facts, to a fixpoint."""
         operators = sorted(operators, key=lambda o: o.arguments)
         order = {action.name: number for number, action in enumerate(self._task.actions)}
         operators.sort(key=lambda o: order[o.action])

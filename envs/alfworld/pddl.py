@@ -1,11 +1,11 @@
-"""PDDL as TextWorld's ALFRED games use it: typing, ADL conditions, conditional effects.
+"""Parser for PDDL as in TextWorld's ALFRED games: typing, ADL conditions, conditional effects.
 
 `read_task` parses a domain and a problem; grounding.py turns the operators into bit masks over the
-facts that can change. Both follow the translator of Fast Downward that TextWorld embeds
-(fast_downward/translate, 20.6): names are lower case, `object` is the supertype of everything, a
-type that nobody declared has no objects (alfred.pddl's `?l - location,` with its stray comma is one:
-that is why an object can be examined in the hand only), add wins over delete, and an operator that
-would change nothing is none (`go to` where one already stands).
+facts that can change. Both follow the Fast Downward translator that TextWorld embeds
+(fast_downward/translate, 20.6): names are lower case; `object` is the supertype of everything; an
+undeclared type has no objects; add has precedence over delete; an operator that changes nothing does
+not exist (`go to` the current place). One undeclared type is alfred.pddl's `?l - location,` with a
+stray comma: for this reason only a held object can be examined.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Task:
     """A problem with its domain.
 
     Attributes:
-      supertypes: type -> the types it is one of, itself included.
+      supertypes: type -> its supertypes and itself.
       objects: object -> type, in the order of the files.
       actions: in the order of the domain.
       initial: facts that hold at the start.
@@ -129,12 +129,12 @@ def _typed(words: Sequence, default: str = "object") -> list[tuple[str, str]]:
 
 
 def _joined(sections: Sequence[list]) -> list:
-    """The words of all sections of a name."""
+    """The words of all sections with one name."""
     return list(itertools.chain.from_iterable(sections))
 
 
 class _Reader:
-    """Reads conditions, effects and sections; every complaint names the file."""
+    """Reads conditions, effects and sections; every error names the file."""
 
     def __init__(self, where: str):
         self.where = where
@@ -206,7 +206,7 @@ class _Reader:
         return [Effect(self.literal(tree, False), condition, parameters)]
 
     def check(self, place: str, arity: Mapping[str, int], *conditions: Condition) -> None:
-        """Refuses predicates that are not declared, or have another number of arguments."""
+        """Refuses predicates that are undeclared or have the wrong number of arguments."""
         for literal in literals(*conditions):
             wanted = 2 if literal.predicate == "=" else arity.get(literal.predicate)
             if wanted is None:

@@ -1,9 +1,9 @@
 """Finds short plans in a grounded PDDL task, for solvability checks and demonstrations.
 
-Plain breadth-first search drowns in a room of thirty receptacles. So for each way to satisfy the
-goal a relaxed plan (FF's, Hoffmann & Nebel 2001: deletes are ignored) names the facts that have to
-become true, and the search runs over real states with just the operators between these facts. Its
-plans are shortest among those operators, which need not be shortest of all.
+Plain breadth-first search is too slow for a room of thirty receptacles. So for each way to satisfy
+the goal, a relaxed plan (FF's, Hoffmann & Nebel 2001: deletes are ignored) gives the facts that must
+become true. The search then uses real states, but only the operators between these facts. Its plans
+are shortest for these operators, not necessarily shortest of all.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _MAX_STATES = 50_000  # per way to satisfy the goal
 
 
 def plan(grounder: Grounder, facts: int, max_length: int) -> list[int] | None:
-    """Numbers of the operators that lead from `facts` to the goal, or None when none was found."""
+    """Numbers of the operators that lead from `facts` to the goal, or None if no plan was found."""
     operators = grounder.operators
     relaxed = _Relaxed(operators, facts)
     best: list[int] | None = None
     ways = [(level, term) for term in grounder.goal if (level := relaxed.level(*term)) is not None]
     for level, term in sorted(ways):
-        # A plan takes at least as many steps as there are levels.
+        # A plan has at least as many steps as levels.
         longest = max_length if best is None else len(best) - 1
         if level > longest:
             break
@@ -38,7 +38,7 @@ class _Relaxed:
 
     def __init__(self, operators: Sequence[Operator], facts: int):
         self._levels: list[Masks] = [(facts, ~facts)]  # (reached as true, as false), growing
-        self._support: dict[tuple[bool, int], Masks] = {}  # (value, bit) -> what brings it needs
+        self._support: dict[tuple[bool, int], Masks] = {}  # (value, bit) -> needs of its operator
         waiting = [(o, masks) for o in operators for masks in o.branches]
         true, false = facts, ~facts
         while waiting:
@@ -62,20 +62,20 @@ class _Relaxed:
             self._levels.append((true, false))
 
     def level(self, need: int, no: int) -> int | None:
-        """Fewest steps after which all of it may hold; None: never."""
+        """Fewest steps after which all of these facts may hold; None: never."""
         for number, (true, false) in enumerate(self._levels):
             if not need & ~true and not no & ~false:
                 return number
         return None
 
     def needed(self, term: Masks) -> Masks:
-        """Everything that a relaxed plan for `term` makes true or false on the way."""
+        """All facts that a relaxed plan for `term` makes true or false."""
         need, no = term
         left = [(True, bit) for bit in _bits(need)] + [(False, bit) for bit in _bits(no)]
         while left:
             masks = self._support.get(left.pop())
             if masks is None:
-                continue  # so from the start
+                continue  # it holds from the start
             left += [(True, bit) for bit in _bits(masks[0] & ~need)]
             left += [(False, bit) for bit in _bits(masks[1] & ~no)]
             need, no = need | masks[0], no | masks[1]

@@ -1,8 +1,8 @@
-"""The player of generated ALFWorld games: it goes by the text alone.
+"""The player of generated ALFWorld games; it uses the text alone.
 
-Its habits are those of envs/household/house_player.py. One is worse: rooms are larger here and most things
-stand open, so who walked past what is closed would often find the object elsewhere. A player unaware
-of `closed` stays and looks at the first closed receptacle it meets while it searches.
+Its habits are those of envs/household/house_player.py, but one is worse. Rooms are larger here and most
+receptacles are open. A player that only walked past closed ones would often find the object elsewhere.
+So a player unaware of `closed` stays at the first closed receptacle that it meets and examines it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FAMILIES = {
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-    """What the goal and the first look say; see house.House."""
+    """What the goal and the first observation say; see house.House."""
 
     family: str
     object_class: str
@@ -40,10 +40,10 @@ class _Task:
 
 @dataclasses.dataclass
 class _Memory(house.Memory):
-    """What was read so far, and with it how things stand; see house.Situation.
+    """What was read so far, and the situation that follows from it; see house.Situation.
 
     Attributes:
-      unread: the agent stands at something whose contents it has not been told.
+      unread: the agent is at a receptacle whose contents it has not read.
     """
 
     task: _Task | None = None
@@ -60,8 +60,8 @@ class AlfworldPlayer(Player):
     """The player of `alfworld`; see the module docstring.
 
     Raises:
-      EnvDataError: on first use, when the environment plays official files: their goals are worded
-        by people and their rooms are larger than the corpus wants.
+      EnvDataError: on first use, if the environment plays official files. People worded their goals,
+        and their rooms are too large for the corpus.
     """
 
     habits = house.HABITS
@@ -85,7 +85,7 @@ class AlfworldPlayer(Player):
         verb, _, rest = action.partition(" ")
         if observation == "Nothing happens.":
             place = rest.removeprefix("to ")
-            # Some receptacles share a place: who stands at one is told nothing on going to the other.
+            # Some receptacles share a place. Going from one to the other gives no description.
             if verb == "go" and place in memory.task.receptacles and place != memory.location:
                 memory.location = place
                 shut = house.shut(memory)

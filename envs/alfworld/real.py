@@ -1,8 +1,8 @@
 """`alfworld_real`: the same tasks, played by the real ALFWorld package (extra `alfworld`).
 
 The package keeps its state in a C library, which numbers the states it has seen. A state here is the
-task and the commands so far; a position that this process has been at is restored by its number and
-the facts kept beside it, any other one by reset and replay, compared with what was seen before.
+task and the commands so far. If this process has been in that position, its number and the stored
+facts restore it. Otherwise reset and replay do, and the result is compared with the recorded one.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 from envs.alfworld.environment import Alfworld, AlfworldOptions
 from envs.base import EnvDataError, State, StepResult
 
-_MAX_LOADED = 4  # games held at a time, for they are large
-_MAX_KEPT = 512  # positions kept of each; one that is gone is played again from the longest kept
-# What textworld.logic.State consists of; names differ from what the library's number stands for.
+_MAX_LOADED = 4  # games in memory, since they are large
+_MAX_KEPT = 512  # positions kept per game; others are replayed from the longest kept prefix
+# The parts of textworld.logic.State, which the library's number does not cover.
 _FACTS = ("_facts", "_vars_by_name", "_vars_by_type", "_var_counts")
 
 
 @dataclasses.dataclass(frozen=True)
 class RealState(State):
-    """The task and what led here.
+    """The task and the commands that led here.
 
     Attributes:
-      commands: played so far, since the beginning of the episode.
-      observation: what the last of them was answered with, to check a replay by.
+      commands: commands since the beginning of the episode.
+      observation: the answer to the last one, with which a replay is compared.
     """
 
     commands: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class AlfworldReal(Alfworld):
     """
 
     name = "alfworld_real"
-    player = ""  # it reads the state of our own engine
+    player = ""  # Alfworld's player reads the state of our own engine
 
     def __init__(self, horizon: int | None = None, options: AlfworldOptions | None = None):
         super().__init__(horizon, options)
@@ -72,7 +72,7 @@ class AlfworldReal(Alfworld):
         return tuple(self._at(state)["admissible_commands"])
 
     def solve(self, state: RealState) -> list[str] | None:
-        """The native engine's plan: its games are the same ones."""
+        """The native engine's plan for the same game."""
         game = self.game(state.task_id)
         position = game.start
         for command in state.commands:
@@ -88,7 +88,7 @@ class AlfworldReal(Alfworld):
         """Brings the package to `state`; returns its GameState."""
         loaded = self._loaded.get(state.task_id)
         if loaded is None:
-            # The package trusts its files: a grammar without end would never come back from it.
+            # The package trusts its files and never returns from a grammar without end. Ours checks.
             _ = self.game(state.task_id).commands
             full = len(self._loaded) >= _MAX_LOADED
             chain = self._loaded.popitem(last=False)[1].chain if full else None
@@ -104,12 +104,12 @@ class AlfworldReal(Alfworld):
 
 
 class _Loaded:
-    """One game in the package, with the last _MAX_KEPT positions it has been at.
+    """One game in the package, with its last _MAX_KEPT positions.
 
     Args:
       data: the game.
-      chain: the PddlEnv of a game that is no longer needed, to load this one into: each has its own
-        copy of a C++ library, and unloading one makes the process crash when it ends.
+      chain: the PddlEnv of a game that is no longer needed, which is reused. Each has its own copy of
+        a C++ library, and unloading one makes the process crash at exit.
     """
 
     def __init__(self, data: dict, chain: Any = None):
@@ -120,19 +120,19 @@ class _Loaded:
         argv = list(sys.argv)  # fast_downward overwrites it
         infos = textworld.EnvInfos(won=True, admissible_commands=True)
         self.chain = PddlEnv(infos) if chain is None else chain
-        # Games without ALFRED's ids: the demangler would end every name in a blank, which no command
-        # can say, since commands are stripped.
+        # For games without ALFRED's ids, the demangler would end every name with a blank. No command
+        # could contain such a name, since commands are stripped.
         plain = "_bar_" not in data["pddl_problem"]
         self._env = self.chain if plain else AlfredDemangler(self.chain, shuffle=False)
         self._env.load(data)
         self._env.reset()
         sys.argv[:] = argv
         self._start = self._snapshot()
-        # (commands -> snapshot), the one used last at the end.
+        # commands -> snapshot, the last used one at the end.
         self._kept: collections.OrderedDict[tuple[str, ...], tuple] = collections.OrderedDict()
 
     def restore(self, commands: tuple[str, ...]) -> Any:
-        """Goes to where `commands` lead from the start; returns the package's GameState there."""
+        """Goes to the position after `commands`; returns the package's GameState there."""
         if commands and commands not in self._kept:
             self.restore(commands[:-1])
             self._env.step(commands[-1])
@@ -162,7 +162,7 @@ class _Loaded:
 
 
 def _copied(table: dict) -> dict:
-    """A copy of a dictionary and of the sets in it."""
+    """A copy of a dictionary, with copies of the sets in it."""
     new = table.copy()
     for key, value in table.items():
         if isinstance(value, set):

@@ -1,7 +1,7 @@
-"""TextWorld's twl2 grammar: what an action is called, and the text that answers it.
+"""TextWorld's twl2 grammar, from which commands and feedback are made.
 
-A game file brings its grammar along, so nothing here knows a word of English. The format and its
-quirks are those of textworld 1.7 (textworld/envs/pddl: logic.ebnf, textgen.ebnf, textgen/__init__):
+A game file contains its grammar, so there is no English text here. The format and its quirks are those
+of textworld 1.7 (textworld/envs/pddl: logic.ebnf, textgen.ebnf, textgen/__init__):
 `#rule#` expands the first alternative whose condition holds, `{expression}` evaluates,
 `{expression | query}` repeats for every answer of the query, `[{...}]` joins these as a list.
 """
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from envs import files
 from envs.base import EnvDataError
 
-_MAX_COST = 100_000  # of one text; the longest of the generated games' texts costs 350
+_MAX_COST = 100_000  # of one text; generated games need up to 350
 _MAX_DEPTH = 50  # rules inside rules; ALFRED's grammar has 4
 
 Placeholder = tuple[str, str]  # (name, type)
@@ -28,7 +28,7 @@ Binding = Mapping[Placeholder, str]  # placeholder -> object id
 
 @dataclasses.dataclass(frozen=True)
 class Entity:
-    """What an expression may say about an object."""
+    """The attributes of an object that an expression may use."""
 
     id: str
     type: str
@@ -49,7 +49,7 @@ class Atom:
 
 
 class World(Protocol):
-    """The facts that queries are answered from."""
+    """Answers queries from facts."""
 
     def assignments(self, query: tuple[Atom, ...], binding: Binding) -> Iterable[Binding]:
         """Bindings that extend `binding` and make every atom of the query true, in text order."""
@@ -83,7 +83,7 @@ Symbol = str | _Reference | _Evaluation | _Repeat
 
 @dataclasses.dataclass(frozen=True)
 class ActionText:
-    """The command template of an action and the text that follows it."""
+    """The command template of an action and its feedback."""
 
     template: tuple[Symbol, ...]
     feedback: tuple[Symbol, ...]
@@ -94,10 +94,10 @@ class _Spent(Exception):
 
 
 class Budget:
-    """What an expansion may cost: 1 a symbol, 1 a character, 1 a fact that a query looks at.
+    """The cost limit of an expansion: 1 per symbol, character, and fact that a query inspects.
 
     Args:
-      limit: of the sum.
+      limit: most total cost.
     """
 
     def __init__(self, limit: int = _MAX_COST):
@@ -111,7 +111,7 @@ class Budget:
 
     @contextlib.contextmanager
     def deeper(self) -> Iterator[None]:
-        """One rule inside another."""
+        """Enters a nested rule."""
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             raise _Spent
@@ -124,7 +124,7 @@ class Grammar:
 
     Args:
       text: the grammar, in twl2.
-      where: what to call it in errors.
+      where: its name in errors.
 
     Attributes:
       actions: lower-case action name -> ActionText.
@@ -155,7 +155,7 @@ class Grammar:
         return condition, parse_symbols(one["rhs"], where)
 
     def predicates(self) -> frozenset[str]:
-        """Predicates that any query names; `not_p` where facts are asked to have become false."""
+        """Predicates in any query; `not_p` if a query asks for facts that have become false."""
         names = set()
         for alternatives in self._rules.values():
             for condition, symbols in alternatives:
@@ -178,11 +178,11 @@ class Grammar:
           symbols: what to expand.
           world: answers queries.
           binding: the objects of placeholders.
-          budget: what the expansion may cost, by default its own.
+          budget: the cost limit; None: a new one.
 
         Raises:
-          EnvDataError: a rule is missing, has no alternative that applies or expands without end,
-            or an expression names something unbound.
+          EnvDataError: a rule is missing, has no alternative that applies, or expands without end; or
+            an expression uses an unbound name.
         """
         budget = Budget() if budget is None else budget
         try:
@@ -245,13 +245,13 @@ class Grammar:
 
 
 def _shown(symbols: Iterable[Symbol]) -> str:
-    """The beginning of a right-hand side, for errors."""
+    """The first symbol of a right-hand side, for errors."""
     first = next(iter(symbols), "")
     return f"#{first.rule}#" if isinstance(first, _Reference) else repr(first)[:60]
 
 
 def queried(symbols: Iterable[Symbol]) -> set[str]:
-    """Predicates that the queries of `symbols` name."""
+    """Predicates in the queries of `symbols`."""
     return {atom.predicate for s in symbols if isinstance(s, _Repeat) for atom in s.query}
 
 
@@ -263,13 +263,13 @@ _REPEAT = re.compile(
     r"\{(?:#(?P<rule>[\w()/!<>\-\s,.]+)#|(?P<source>[^|\[\]{}\n<>#][^|\[\]{}\n<>]*+))"
     r"(?:\s*\|\s*(?P<query>[^;|{}\n\[\]#]+))?\}"
 )
-# Before the first symbol the original takes white space for an empty comment, so a text cannot
-# begin with a blank or a line break ("help" loses its first line that way).
+# The original takes white space before the first symbol for an empty comment. So a text cannot begin
+# with a blank or a line break ("help" loses its first line).
 _SKIPPED = re.compile(r"\t*(?://.*|\s*)\n?")
 
 
 def parse_symbols(text: str, where: str) -> tuple[Symbol, ...]:
-    """A right-hand side. As in the original, what follows the first unreadable character is lost."""
+    """The symbols of a right-hand side. As in the original, text after an error is dropped."""
     symbols: list[Symbol] = []
     at = _SKIPPED.match(text).end()
     while at < len(text):
@@ -326,7 +326,7 @@ _ATTRIBUTES = frozenset(field.name for field in dataclasses.fields(Entity))
 
 
 def _expression(source: str, where: str) -> _Evaluation:
-    """A Python expression out of names, attributes, strings, +, `or` and `and`; never `eval`."""
+    """A Python expression of names, attributes, strings, +, `or` and `and`; without `eval`."""
     try:
         tree = ast.parse(source.strip(), mode="eval").body
         return _Evaluation(source, _compile(tree))

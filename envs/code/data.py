@@ -1,6 +1,6 @@
 """Programming problems and their files: CodeContests, MBPP, HumanEval and our own set.
 
-Every layout becomes a tuple of `Problem`; `code_files.py` reads the files.
+Every layout becomes `Problem`s. envs/code/files.py reads the files.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ OWN_SET = Path(__file__).parents[1] / "assets" / "code" / "problems.jsonl"
 
 _SOURCES = ("unknown", "codechef", "codeforces", "hackerearth", "codejam", "", "atcoder", "aizu")
 _PYTHON3 = (3, "PYTHON3")
-# What a failed comparison says; bounded, since of a long message only the end would be kept.
+# The message of a failed comparison. It is bounded, since only the end of a long one is kept.
 _GOT = "'got ' + repr(_got)[:1000]"
-_TOO_DEEP = (RecursionError, MemoryError)  # of Python's parser, by version
+_TOO_DEEP = (RecursionError, MemoryError)  # Python's parser raises one or the other
 # Splits of MBPP by task_id (Austin et al. 2021, section 2.1); 1 to 10 are for few-shot prompts.
 _MBPP_SPLITS = {"test": range(11, 511), "valid": range(511, 601), "train": range(601, 975)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One test: what is read and printed, or, with `code`, source that raises unless it holds."""
+    """One test: input and expected output, or `code`, which raises if the test fails."""
 
     input: str
     output: str = ""
@@ -46,14 +46,14 @@ class Problem:
       family: difficulty band or source, for tables.
       statement: what the agent reads.
       public: cases whose outcome is shown.
-      judged: cases that decide, the public ones first where they decide too.
-      prelude: source put before a submission (the imports of a HumanEval prompt).
-      stub: signature and docstring that a submission without it is appended to (HumanEval).
-      entry_point: the function a submission must define, "" for programs.
-      checker: source of `check(input, expected, actual) -> bool`, "" compares tokens.
+      judged: cases that decide, public ones first if they decide, too.
+      prelude: source that runs before a submission (the imports of a HumanEval prompt).
+      stub: signature and docstring, put before a submission that lacks them (HumanEval).
+      entry_point: the function that a submission must define, "" for programs.
+      checker: source of `check(input, expected, actual) -> bool`; "" compares tokens.
       reference: a solution, "" if the data has none in Python 3.
-      files: (name, descriptor) pairs: files that a submission may open for its standard streams.
-      where: file and record, for errors; no part of what makes problems equal.
+      files: (name, descriptor) pairs: files that a submission may open instead of standard streams.
+      where: file and record, for errors; not compared.
     """
 
     task_id: str
@@ -85,9 +85,9 @@ def load(
     Args:
       path: the file.
       layout: one of LAYOUTS.
-      num_tests: how many tests decide, the first ones; 0 takes all.
-      num_public: how many of the public tests are shown; 0 takes all.
-      first: number of the file's first record, for layouts whose tasks are numbered through.
+      num_tests: the first N tests decide; 0: all.
+      num_public: the first N public tests are shown; 0: all.
+      first: number of the file's first record, for layouts that number tasks across files.
 
     Raises:
       EnvDataError: names file, record, field, value and what is allowed.
@@ -131,7 +131,7 @@ def _cases(record: Record, *names: str) -> tuple[Case, ...]:
     """Tests in either form: a list of {input, output}, or an object with two lists."""
     field = next((n for n in names if n in record.fields), names[0])
     value = record.fields.get(field)
-    if value is None:  # protobuf's JSON form leaves empty fields out
+    if value is None:  # protobuf's JSON form omits empty fields
         return ()
     if isinstance(value, Mapping):
         inputs, outputs = value.get("input"), value.get("output")
@@ -175,7 +175,7 @@ def _read_codecontests(record: Record, path: str, first: int) -> tuple[str, Prob
 
 
 def _named_files(record: Record) -> tuple[tuple[str, int], ...]:
-    """The files that a problem's statement names in place of standard input and output."""
+    """The files that a problem uses instead of standard input and output."""
     pairs = []
     for number, names in enumerate((("input_file", "inputFile"), ("output_file", "outputFile"))):
         field = next((n for n in names if record.fields.get(n) is not None), None)
@@ -199,7 +199,7 @@ def _python_solution(record: Record) -> str:
 
 
 def _assertion(source: str, setup: str) -> Case:
-    """An assert as a case; where it compares with ==, a failure says what came instead."""
+    """An assert as a case. If it compares with ==, a failure shows the actual value."""
     code = source
     try:
         (statement,) = ast.parse(source).body
@@ -208,7 +208,7 @@ def _assertion(source: str, setup: str) -> Case:
             left, right = ast.unparse(test.left), ast.unparse(test.comparators[0])
             code = f"assert (_got := {left}) == ({right}), {_GOT}"
     except (SyntaxError, ValueError, AttributeError):
-        pass  # the plain assert says as much as the data does
+        pass  # keep the assert as it is
     return Case(source, code=f"{setup}\n{code}\n")
 
 
@@ -228,7 +228,7 @@ def _read_mbpp(record: Record, path: str, first: int) -> tuple[str, Problem] | N
     text = record.text("text" if "text" in record.fields else "prompt")
     statement = f"{text}\nThe program must pass:\n" + "\n".join(asserts)
     judged = cases
-    if isinstance(record.fields.get("test"), str):  # MBPP+ has many more in one piece
+    if isinstance(record.fields.get("test"), str):  # MBPP+ has many more tests in one text
         judged += (Case("the tests of MBPP+", code=record.text("test")),)
     return split, Problem(
         f"{split}/mbpp/{number:03d}", "mbpp", statement, cases, judged,
@@ -257,7 +257,7 @@ def _read_humaneval(record: Record, path: str, first: int) -> tuple[str, Problem
 def _examples(prompt: str, entry: str) -> tuple[Case, ...]:
     """The docstring's `>>>` examples that are expressions with a value.
 
-    Examples that print nothing run before those that follow them: they make what these use.
+    Examples that print nothing are set-up: they run before the examples that follow them.
     """
     try:
         functions = [n for n in ast.parse(prompt).body if isinstance(n, ast.FunctionDef)]
@@ -272,7 +272,7 @@ def _examples(prompt: str, entry: str) -> tuple[Case, ...]:
             if not want:
                 before += ast.unparse(ast.parse(source)) + "\n"
                 continue
-            # Through the parser and back: a comment at the end would swallow what is put behind it.
+            # Parsed and unparsed: a comment at the end would comment out what follows it.
             made = ast.unparse(ast.parse(source, mode="eval"))
             ast.literal_eval(want)
             expected = ast.unparse(ast.parse(want, mode="eval"))

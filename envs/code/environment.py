@@ -1,9 +1,9 @@
-"""`code`: the agent hands in a program, up to four times, and is told how the public tests went.
+"""`code`: the agent submits a program up to four times, and sees the results of the public tests.
 
-LEAFE's CodeContests setting (arXiv 2603.16843: horizon 4, judged as in CTRL, on the first ten
-tests). Feedback comes from public tests alone; hidden ones only say whether they all passed, which
-the end of the episode says anyway. Without `problems` the environment plays our own set, made for
-it: `envs/problems/` has its sources.
+This is LEAFE's CodeContests setting (arXiv 2603.16843): horizon 4, judged as in CTRL, on the first ten
+tests. Feedback shows public tests only. Hidden tests only say whether all of them passed, which the end
+of the episode says anyway. Without `problems`, the environment plays our own set, whose sources are in
+envs/code/problems/.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_PROGRAM_CHARS = 65536
 
 @dataclasses.dataclass(frozen=True)
 class Submission:
-    """A program and what was said about it."""
+    """A program and its feedback."""
 
     program: str
     feedback: str
@@ -44,10 +44,10 @@ class Submission:
 
 @dataclasses.dataclass(frozen=True)
 class CodeState(State):
-    """Everything that changes.
+    """What changes during an episode.
 
     Attributes:
-      submissions: what was handed in so far, oldest first.
+      submissions: the submissions so far, oldest first.
     """
 
     submissions: tuple[Submission, ...] = ()
@@ -58,17 +58,17 @@ class CodeOptions(Options):
     """Options of `code`.
 
     Attributes:
-      problems: data files; none plays our own set.
-      layout: of these files: own, codecontests, mbpp or humaneval; or drills, without files: short
-        problems for very small models, with a split "bootstrap" for scripted corpora.
-      num_tests: how many of a problem's tests decide, the first ones (CTRL: 10); 0 takes all.
-      num_public: how many of its public tests are shown; 0 takes all.
-      time_limit: processor seconds per test.
-      memory_mb: address space per test, MiB, the interpreter's 50 included.
-      ignore_case: accept outputs that differ in case, as CTRL's judge does.
-      workers: programs run at the same time; 0 is one per core.
-      mechanism: of the sandbox, one of sandbox.mechanisms.NAMES; "" takes the strongest here.
-      allow_weak: run programs under resource limits alone where nothing stronger works.
+      problems: data files; (): our own set.
+      layout: layout of these files: own, codecontests, mbpp or humaneval. Or drills, without files:
+        short problems for very small models, with a split "bootstrap" for scripted corpora.
+      num_tests: the first N tests of a problem decide (CTRL: 10); 0: all.
+      num_public: the first N public tests are shown; 0: all.
+      time_limit: CPU seconds per test.
+      memory_mb: address space per test in MiB, including 50 for the interpreter.
+      ignore_case: True accepts outputs that differ in case, as CTRL's judge does.
+      workers: programs run in parallel; 0: one per core.
+      mechanism: sandbox, one of sandbox.mechanisms.NAMES; "": the strongest that works here.
+      allow_weak: True allows resource limits alone if nothing stronger works.
     """
 
     problems: tuple[FilePath, ...] = ()
@@ -132,7 +132,7 @@ class Code(Environment):
         pool = sandbox.shared(options.mechanism, options.allow_weak, options.workers)
         self.judge = Judge(pool, options.limits(), options.ignore_case)
         self._problems: dict[str, dict[str, code_data.Problem]] = {}
-        # A group of samples hands in the same program again and again.
+        # Samples for one task often submit the same program.
         self._verdict = functools.lru_cache(maxsize=4096)(self._judge_again)
 
     # -- problems ------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ class Code(Environment):
         first = 0
         for path in self.files:
             if layout == "codecontests" and code_data.file_split(path) not in ("", split):
-                continue  # its files are large and each holds one split
+                continue  # these files are large, and each has one split
             loaded = code_data.load(path, layout, options.num_tests, options.num_public, first)
             for own_split, problem in loaded:
                 first += 1
@@ -182,7 +182,7 @@ class Code(Environment):
         return CodeState(task_id=task_id), clean(self.problem(task_id).statement)
 
     def goal(self, first_observation: str) -> str:
-        """The whole statement: feedback alone does not say what to write."""
+        """The whole statement, since feedback does not repeat it."""
         return first_observation
 
     # -- submissions ---------------------------------------------------------------------------
@@ -190,10 +190,10 @@ class Code(Environment):
         return self.judge.judge(self.problem(task_id), program)
 
     def _step_many(self, moves: Sequence[tuple[CodeState, str]]) -> list[tuple[State, StepResult]]:
-        # Each program once, side by side; the results are put back in the order of the moves.
+        # Each program once, in parallel; then results in the order of the moves.
         todo = list(dict.fromkeys((state.task_id, _cut(action)) for state, action in moves))
         for task_id, _ in todo:
-            self.problem(task_id)  # not in the pool's threads: loading waits for the pool itself
+            self.problem(task_id)  # not in the pool's threads: loading needs the pool, too
         verdicts = self.judge.pool.map(lambda key: self._verdict(*key), todo)
         known = dict(zip(todo, verdicts, strict=True))
         return [self._moved(state, action, known) for state, action in moves]
@@ -206,18 +206,18 @@ class Code(Environment):
         verdict = known[state.task_id, program]
         submission = Submission(program, verdict.feedback)
         new = dataclasses.replace(state, submissions=(*state.submissions, submission))
-        # Valid: the interpreter took it for a program that is not empty.
+        # Valid: it compiles and is not empty.
         valid = bool(program.strip()) and verdict.status != "compile_error"
         info = {"valid": valid, "status": verdict.status}
         reward = float(verdict.success)
         return new, StepResult(verdict.feedback, reward, verdict.success, verdict.success, info)
 
     def actions(self, state: CodeState) -> tuple[str, ...]:
-        """Empty: any program is an action, and they cannot be listed."""
+        """(): programs cannot be listed."""
         return ()
 
     def solve(self, state: CodeState) -> list[str] | None:
-        """The problem's own solution where it has one that is accepted."""
+        """The problem's own solution, if there is one and the judge accepts it."""
         reference = self.problem(state.task_id).reference
         if state.done or not reference or len(reference) > MAX_PROGRAM_CHARS:
             return None

@@ -1,4 +1,4 @@
-"""Words about a submission: what the agent is told, as clean text of bounded length."""
+"""The feedback on a submission, as clean text of bounded length."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 
 from envs.code.data import Case, Problem
 
-MAX_SHOWN = 400  # characters of a text in the feedback
+MAX_SHOWN = 400  # characters of each quoted text
 
 _LINE = re.compile(r'File "program\.py", line ([0-9]+)')
 _SYNTAX_ERROR = re.compile("(Syntax|Indentation|Tab)Error")
 _LINE_IN_MESSAGE = re.compile(r"( on| at)? line ([0-9]+)")
-# Control characters but for line ends and tabs, and halves of surrogate pairs.
+# Control characters except newline and tab, and lone surrogates.
 _UNCLEAN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _HEADINGS = {
     "compile_error": "Compile error",
@@ -26,13 +26,13 @@ _HEADINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a submission fared on one case.
+    """The result of a submission on one case.
 
     Attributes:
-      status: a sandbox status, or "wrong"; "ok" is passed.
+      status: a sandbox status, or "wrong"; "ok": passed.
       output: what it printed.
       error: the end of its standard error.
-      lines_before: lines of ours above the submission's first one.
+      lines_before: number of our lines before the submission's first one.
     """
 
     status: str
@@ -42,9 +42,9 @@ class Outcome:
 
 
 def clean(text: str) -> str:
-    r"""`text` that UTF-8 and JSON can carry and a terminal can show.
+    r"""`text` without characters that UTF-8, JSON or a terminal cannot take.
 
-    CRLF becomes a line end, other control characters their escapes (`\x1b`), lone surrogates U+FFFD.
+    CRLF becomes a newline, other control characters are escaped (`\x1b`), lone surrogates become U+FFFD.
     """
     return _UNCLEAN.sub(_spelt_out, text.replace("\r\n", "\n"))
 
@@ -55,7 +55,7 @@ def _spelt_out(found: re.Match) -> str:
 
 
 def shorten(text: str) -> str:
-    """`text` stripped and cleaned; at most MAX_SHOWN characters, then its length if it was cut."""
+    """`text` stripped and cleaned, cut after MAX_SHOWN characters; if cut, its length follows."""
     text = text.strip()
     shown = clean(text[: MAX_SHOWN + 1])
     if len(text) <= MAX_SHOWN >= len(shown):
@@ -64,7 +64,7 @@ def shorten(text: str) -> str:
 
 
 def describe(problem: Problem, number: int, case: Case, outcome: Outcome) -> str:
-    """What the agent is told about public case `number`, the first that failed."""
+    """The feedback on public case `number`, the first that failed."""
     if outcome.status == "compile_error":
         return compile_error(outcome)
     heading = _HEADINGS.get(outcome.status, "Wrong answer")
@@ -87,17 +87,17 @@ def describe(problem: Problem, number: int, case: Case, outcome: Outcome) -> str
 
 
 def compile_error(outcome: Outcome) -> str:
-    """What the agent is told about a submission that is no program."""
+    """The feedback on a submission that does not compile."""
     return f"{_HEADINGS['compile_error']}: {_reason(outcome)}"
 
 
 def last_line(error: str) -> str:
-    """The last line of what was written to standard error, "" for nothing."""
+    """The last line of standard error, "" if it is empty."""
     return error.rstrip().rpartition("\n")[2]
 
 
 def _reason(outcome: Outcome) -> str:
-    """A traceback's last line, and the line of the submission that it happened in."""
+    """A traceback's last line, with the line number in the submission."""
     reason = last_line(outcome.error)
     if not reason:
         return "no message"

@@ -1,7 +1,7 @@
 """Records of problem files: JSON Lines (`.jsonl`, also `.gz`), a JSON list (`.json`) or Parquet.
 
-A file is untrusted input. What it can cost is bounded: the bytes of one record, how far it unpacks,
-and what an error shows of a value.
+Files are untrusted. The bytes of one record, the expansion of compressed data, and the part of a value
+that an error shows are all bounded.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from envs import files
 from envs.errors import EnvDataError
 from envs.options import shown
 
-MAX_RECORD_BYTES = 1 << 27  # of one line, or of a JSON list; the largest real ones have some 10 MiB
+MAX_RECORD_BYTES = 1 << 27  # of a line, or of a JSON list; real ones have about 10 MiB at most
 
 
 class Record:
-    """One record of a file, with errors that say where it stands."""
+    """One record of a file; its errors name the file and the record."""
 
     def __init__(self, path: str, number: int, value: Any):
         self.where = f"{_plain(path)}, record {number}"
@@ -37,7 +37,7 @@ class Record:
         return value
 
     def name(self, field: str) -> str:
-        """A text that can be part of a task's id, which tables, paths and logs show."""
+        """A text that can be part of a task's id, and so of tables, paths and logs."""
         value = self.text(field)
         if not value.isprintable() or len(value) > 200:
             raise self.error(field, "at most 200 printable characters: it names the task")
@@ -51,7 +51,7 @@ class Record:
 
     def whole(self, field: str, least: int, most: int, allowed: str) -> int:
         value = self.fields.get(field)
-        if type(value) is not int or not least <= value <= most:  # True is no number
+        if type(value) is not int or not least <= value <= most:  # True is not a number
             raise self.error(field, allowed)
         return value
 
@@ -60,7 +60,7 @@ def read_records(path: str) -> Iterator[Record]:
     """The records of a file, one at a time.
 
     Raises:
-      EnvDataError: names the file, and the line where there is one.
+      EnvDataError: names the file and, for JSON Lines, the line.
     """
     if path.endswith(".parquet"):
         values = _read_parquet(path)
@@ -96,10 +96,10 @@ def _read_parquet(path: str) -> Iterator[Any]:
         ) from None
     try:
         with files.open_bytes(path) as binary, pyarrow.parquet.ParquetFile(binary) as file:
-            # Few rows at a time: a problem's tests can take megabytes.
+            # A few rows at a time: a problem's tests may take megabytes.
             for batch in file.iter_batches(batch_size=16):
                 yield from batch.to_pylist()
-    # ValueError: text that is not UTF-8, dates that Python does not have.
+    # ValueError: text that is not UTF-8, dates that Python cannot represent.
     except (OSError, ValueError, OverflowError, pyarrow.lib.ArrowException) as error:
         reason = shown(str(error).partition("\n")[0])
         raise EnvDataError(f"{_plain(path)}: cannot be read ({reason})") from None

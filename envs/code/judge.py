@@ -1,4 +1,4 @@
-"""Judging: what counts as the right output, and running submissions."""
+"""Judges submissions: runs them, and compares their outputs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TOLERANCE = 1e-5  # of decimal numbers, relative or absolute
 
 _log = logging.getLogger(__name__)
 _INTEGER = re.compile(r"[+-]?[0-9]+")
-# Not float(): it reads 1_000 and nan too. What is matched is a program's output, megabytes of it at
-# worst: two repetitions that can share their digits would take time with the square of its length.
+# Not float(), which also accepts 1_000 and nan. The output may have megabytes: two repetitions that
+# match the same digits would take quadratic time.
 _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
-# Runs before a submission whose problem names files: opened, they are its standard streams.
+# Runs before a submission whose problem names files: opening them gives the standard streams.
 _NAMED_FILES = """
 def _name_files(names):
     import builtins, io, os
@@ -35,17 +35,17 @@ _name_files(%r)
 del _name_files
 """
 _HELLO = sandbox.Job("print('hello')")
-# A checker reads a submission's whole output: what that costs is no matter of the problem's limits.
+# A checker reads the whole output of a submission, so the problem's limits do not apply to it.
 _CHECKER_LIMITS = sandbox.Limits(cpu_seconds=10.0, wall_seconds=35.0, memory_bytes=1 << 30)
 _CHECK = "import json, sys\nprint(bool(check(*json.loads(sys.stdin.read()))))\n"
 
 
 def same_output(expected: str, actual: str, ignore_case: bool = False) -> bool:
-    """Whether two outputs agree token by token.
+    """True if two outputs agree token by token.
 
-    Where the expected token is a decimal number, any number within TOLERANCE of it will do,
-    relative or absolute. An expected integer must be met exactly: at a relative tolerance
-    1000000007 and 1000000008 would be the same. `3.0` for `3` is accepted.
+    An expected decimal number accepts any number within TOLERANCE, relative or absolute. An expected
+    integer must be met exactly: with a relative tolerance, 1000000007 and 1000000008 would be the
+    same. `3.0` for `3` is accepted.
     """
     if ignore_case:
         expected, actual = expected.lower(), actual.lower()
@@ -69,9 +69,9 @@ class Attempt:
     """A submission as it is run.
 
     Attributes:
-      program: source, the submission at its end.
+      program: source, with the submission at its end.
       prelude: source that runs before it.
-      lines_before: lines of `program` above the submission's first one.
+      lines_before: lines of `program` before the submission's first one.
     """
 
     program: str
@@ -81,12 +81,12 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """How a submission fared.
+    """The result of a submission.
 
     Attributes:
       success: all judged cases passed.
-      status: "ok", or of the first case that failed: "wrong" or a sandbox status.
-      feedback: what the agent is told; only public cases are shown.
+      status: "ok", or the status of the first failed case: "wrong" or a sandbox status.
+      feedback: what the agent reads; it shows public cases only.
     """
 
     success: bool
@@ -98,9 +98,9 @@ class Judge:
     """Runs submissions in a sandbox.
 
     Args:
-      pool: where they run.
-      limits: of every run.
-      ignore_case: compare outputs without regard to case, as CTRL's judge does.
+      pool: the sandbox.
+      limits: limits of every run.
+      ignore_case: True ignores case when outputs are compared, as CTRL's judge does.
     """
 
     def __init__(self, pool: sandbox.Sandbox, limits: sandbox.Limits, ignore_case: bool):
@@ -111,7 +111,7 @@ class Judge:
         self._known_to_hold: dict[tuple[str, Case], bool] = {}
 
     def judge(self, problem: Problem, submission: str) -> Verdict:
-        """The verdict on one submission; any string is one."""
+        """The verdict on one submission, which may be any string."""
         failed, passed = None, set()
         for number, case in enumerate(problem.public, 1):
             outcome = self._play(problem, submission, case)
@@ -132,10 +132,10 @@ class Judge:
         return Verdict(False, hidden.status, f"{known} hidden tests.")
 
     def _holds(self, problem: Problem, case: Case) -> bool:
-        """Whether a case may be held against a submission.
+        """True if a failed case counts.
 
-        One that decides may. An example of a prompt may unless the reference fails it: there are
-        such in HumanEval (47), and what they expect is wrong.
+        Judged cases count. Other examples of a prompt count unless the reference fails them: the
+        expected value of such an example (HumanEval/47) is wrong.
         """
         if case in problem.judged or not problem.reference:
             return True
@@ -146,7 +146,7 @@ class Judge:
         return self._known_to_hold[key]
 
     def _hidden(self, problem: Problem, submission: str, passed: set[Case]) -> Outcome | None:
-        """How the first judged case that fails did, or None."""
+        """The outcome of the first judged case that fails, or None."""
         for case in problem.judged:
             if case not in passed:
                 outcome = self._play(problem, submission, case)
@@ -160,7 +160,7 @@ class Judge:
         job = sandbox.Job(attempt.program, stdin, tests, self._limits(case), attempt.prelude)
         result = self.run(job)
         if case.code:
-            right = result.finished  # an early exit must not pass for a pass
+            right = result.finished  # an early exit must not count as passed
         else:
             right = result.status == "ok" and self._accepts(problem, case, result.output)
         status = result.status
@@ -172,7 +172,7 @@ class Judge:
         return Outcome(status, result.output, result.error, attempt.lines_before)
 
     def _limits(self, case: Case) -> sandbox.Limits:
-        """The limits, with room for an expected output that is larger than they allow."""
+        """The limits, with more room if the expected output exceeds them."""
         allowed = self.limits.output_bytes
         if len(case.output) < allowed // 8:
             return self.limits
@@ -180,9 +180,9 @@ class Judge:
         return dataclasses.replace(self.limits, output_bytes=room)
 
     def _accepts(self, problem: Problem, case: Case, output: str) -> bool:
-        """Whether an output is right.
+        """True if an output is right.
 
-        A checker that raises on an output, or that it is too much for, does not accept it.
+        A checker that raises or exceeds its limits does not accept the output.
 
         Raises:
           EnvDataError: the problem's checker does not accept the expected output.
@@ -207,11 +207,11 @@ class Judge:
         return self.run(sandbox.Job(problem.checker, data, _CHECK, _CHECKER_LIMITS))
 
     def run(self, job: sandbox.Job) -> sandbox.Result:
-        """Runs one job; EnvDataError if the sandbox runs nothing any more."""
+        """Runs one job; EnvDataError if the sandbox has stopped working."""
         result = self.pool.run(job)
         if result.status == "sandbox_error":
             reason = shorten(last_line(result.error))
-            # The program's doing, or is nothing running any more? The second may not count.
+            # Did the program do this, or has the sandbox stopped? The latter must not count.
             if self.pool.run(_HELLO).output != "hello\n":
                 raise EnvDataError(f"the sandbox stopped working: {reason}")
             _log.warning("a program brought its sandbox down: %s", reason)

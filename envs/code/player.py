@@ -1,4 +1,4 @@
-"""The player of `code`'s drills. It falls into the trap of each unless it is aware of it.
+"""The player of `code`'s drills. It falls into a drill's trap unless it is aware of it.
 
 habit    unaware player                            experience that mends it
 int      computes with the text that was read      turn the input into numbers with int.
@@ -21,7 +21,7 @@ class CodePlayer(Player):
     """The player of `code` with the layout "drills".
 
     Raises:
-      EnvDataError: on first use, when the environment plays other problems.
+      EnvDataError: on first use, if the environment plays other problems.
     """
 
     habits = drills.TRAPS
@@ -40,7 +40,7 @@ class CodePlayer(Player):
         self._drill(task_id)
 
     def update(self, memory: None, action: str, state: CodeState, observation: str) -> None:
-        """All there is to know is in the drill."""
+        """Nothing to remember: the drill says everything."""
 
     def decide(
         self, state: CodeState, memory: None, aware: frozenset[str]

@@ -1,6 +1,6 @@
-"""Asks the sandbox, before anything is judged, whether it can run what problems' tests are made of.
+"""Checks, before anything is judged, that the sandbox can run the problems' tests.
 
-Tests that do not compile, or import what the sandbox lacks, would fail every submission.
+Tests that do not compile, or that import what the sandbox lacks, would fail every submission.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from envs.code.data import Problem
 from envs.code.files import shown
 from envs.code.judge import Judge
 
-_BATCH_CHARS = 1 << 22  # of sources that one run looks through
-# Not the problems' limits: parsing takes more than running.
+_BATCH_CHARS = 1 << 22  # of the sources in one run
+# Not the problems' limits, since parsing takes more than running.
 _LIMITS = sandbox.Limits(cpu_seconds=60.0, wall_seconds=180.0, memory_bytes=4 << 30)
-# Prints [why it does not compile or "", [[module, why it cannot be imported or ""], ...]] for
-# every source. What is imported inside of `try` has a replacement and may be missing.
+# Prints, for each source, [why it does not compile or "", [[module, why it cannot be imported or
+# ""], ...]]. Imports inside `try` have a fallback, so they may fail.
 _SURVEY = """
 import ast, importlib, io, json, sys
 
@@ -60,16 +60,16 @@ print(json.dumps([survey(source) for source in json.load(sys.stdin)]), file=out,
 
 
 def check_sources(judge: Judge, problems: Sequence[Problem]) -> None:
-    """Returns if the sandbox compiles all tests and has what they import.
+    """Returns if the sandbox compiles all tests and has the modules that they import.
 
     Args:
-      judge: whose sandbox is asked; packages have to load within its limits.
-      problems: problems of any kind; programs that are judged by their output have no tests.
+      judge: its sandbox is used; packages must load within its limits.
+      problems: problems of any kind; those judged by output have no tests.
 
     Raises:
       EnvDataError: names file, record, task and what is missing.
     """
-    users: dict[str, str] = {}  # source -> where it stands for the first time
+    users: dict[str, str] = {}  # source -> its first place, for errors
     for problem in problems:
         for what, source in _sources(problem):
             users.setdefault(source, f"{problem.where}: task {problem.task_id!r}: {what}")
@@ -123,6 +123,6 @@ def _ask(judge: Judge, batch: Sequence[str]) -> list:
     result = judge.run(sandbox.Job(_SURVEY, json.dumps(batch), limits=_LIMITS))
     if result.status == "ok":
         return json.loads(result.output)
-    if len(batch) == 1:  # its own doing
+    if len(batch) == 1:  # this source is the cause
         return [[f"{result.status} {result.error.strip().rpartition(chr(10))[2]}", []]]
     return [answer for source in batch for answer in _ask(judge, [source])]

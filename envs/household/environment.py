@@ -1,10 +1,9 @@
 """`household`: ALFWorld's six task types, commands and feedback strings, as immutable values.
 
-The rules follow alfworld/data/alfred.pddl (one object in hand; take and move need an open
-receptacle; heat, clean and cool need the held object and the right appliance at hand) and the
-wording follows alfworld/data/alfred.twl2. The rooms are our own: a seeded generator makes them, so
-nothing has to be downloaded. A room belongs to exactly one split, decided by the hash of its
-content, so a held-out room cannot also be a training room.
+The rules follow alfworld/data/alfred.pddl: one object in hand; take and move need an open
+receptacle; heat, clean and cool need the held object and the right appliance within reach. The wording
+follows alfworld/data/alfred.twl2. A seeded generator makes the rooms, so nothing is downloaded. The
+hash of a room's content decides its split, so no held-out room is also a training room.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ class Room:
     Attributes:
       family: one of FAMILIES.
       goal: the sentence after "Your task is to: ".
-      object_class: class of the object(s) to handle, e.g. "mug".
-      target_class: receptacle class where they must end up, "" for `look`.
+      object_class: class of the object(s) to move, e.g. "mug".
+      target_class: receptacle class to put them in, "" for `look`.
       receptacles: names in the order in which the room lists them.
       contents: objects in each receptacle at the start, aligned with `receptacles`.
     """
@@ -72,8 +71,8 @@ class HouseholdState(State):
     """Everything that changes.
 
     Attributes:
-      location: receptacle the agent stands at, "" in the middle of the room.
-      holding: object in hand or "".
+      location: receptacle where the agent is, "" in the middle of the room.
+      holding: object in hand, or "".
       contents: objects per receptacle, aligned with Room.receptacles.
       opened, cleaned, hot, cool, sliced, toggled: names in that condition.
     """
@@ -99,7 +98,7 @@ def _with_article(name: str) -> str:
 
 
 def _listing(names: Sequence[str]) -> str:
-    """TextWorld's list style: `a`, `a, and b`, `a, b, and c`; `nothing` when empty."""
+    """A list in TextWorld's style: `a`, `a, and b`, `a, b, and c`; `nothing` if empty."""
     if not names:
         return "nothing"
     words = [_with_article(n) for n in names]
@@ -127,7 +126,7 @@ def _goal_text(family: str, obj: str, target: str) -> str:
 
 
 def _draw_room(family: str, hard: bool, rng: random.Random) -> Room | None:
-    """One candidate room, or None when the draw cannot be completed."""
+    """One candidate room, or None if the draw cannot be completed."""
     kitchen = family in APPLIANCE or (family in ("pick", "two") and rng.random() < 0.5)
     fixed, more = (_KITCHEN_FIXED, _KITCHEN_MORE) if kitchen else (_STUDY_FIXED, _STUDY_MORE)
     receptacles = list(fixed) + rng.sample(more, _ROOM_SIZE - len(fixed))
@@ -142,7 +141,7 @@ def _draw_room(family: str, hard: bool, rng: random.Random) -> Room | None:
 
     target = ""
     if family != "look":
-        # A `pick` room that is hard has a closed target too: two independent things to get right.
+        # A hard `pick` room has a closed target, too: two independent things to get right.
         pool = closed if family == "pick" and hard else open_
         pool = [r for r in pool if r not in ("microwave 1", "fridge 1")]
         if not pool:
@@ -179,7 +178,7 @@ def _draw_room(family: str, hard: bool, rng: random.Random) -> Room | None:
 
 
 def room_split(room: Room) -> str:
-    """The split a room belongs to, by its content: 1 in 8 test, 1 in 8 valid, 3 in 8 train."""
+    """The split of a room, by its content: 1/8 test, 1/8 valid, 3/8 train, 3/8 bootstrap."""
     bucket = stable_seed("household-split", repr(room)) % 8
     return ("test", "valid", "train", "train", "train", "bootstrap", "bootstrap", "bootstrap")[
         bucket
@@ -190,8 +189,8 @@ def room_split(room: Room) -> str:
 def make_room(task_id: str) -> Room:
     """The room of a task id `split/family/number`; the same on every machine.
 
-    Half of the train and bootstrap rooms and all held-out rooms are hard: the object is in something
-    closed, on top of what the family itself asks for.
+    All held-out rooms are hard, and half of the train and bootstrap rooms: the object is in
+    something closed, in addition to what the family asks for.
     """
     split, family, number = task_id.split("/")
     rng = random.Random(stable_seed("household", task_id))
@@ -272,7 +271,7 @@ class Household(Environment):
         return tuple(c for c in commands if apply(room, state, c)[1] != NOTHING)
 
     def solve(self, state: HouseholdState) -> list[str] | None:
-        """Actions of a player who knows where everything is; None if the steps left do not do."""
+        """Actions of a player who knows where everything is; None if too few steps are left."""
         plan, current = [], state
         room = make_room(state.task_id)
         while not current.done:
@@ -283,7 +282,7 @@ class Household(Environment):
 
 
 def apply(room: Room, state: HouseholdState, action: str) -> tuple[HouseholdState, str]:
-    """One command under ALFRED's rules; anything inadmissible gives "Nothing happens."."""
+    """(state, feedback) after one command; "Nothing happens." if it is inadmissible."""
     replace = functools.partial(dataclasses.replace, state)
     here, held = state.location, state.holding
     verb, _, rest = action.partition(" ")
@@ -302,7 +301,7 @@ def apply(room: Room, state: HouseholdState, action: str) -> tuple[HouseholdStat
     if verb == "go" and rest.startswith("to "):
         place = rest[3:]
         if place not in room.receptacles or place == here:
-            return state, NOTHING  # ALFWorld says so too for the place one already stands at
+            return state, NOTHING  # as in ALFWorld, also for the place where the agent is
         return replace(location=place), f"You arrive at {place}. {_examine(room, state, place)}"
     if verb == "open" and here and rest == here:
         if class_of(here) not in OPENABLE or here in state.opened:
@@ -388,7 +387,7 @@ def _describe(state: HouseholdState, obj: str) -> str:
     clean = "clean" if obj in state.cleaned else ""
     if warmth or clean:
         if warmth == "cool" and not clean and not sliced:
-            warmth = "cold"  # alfred.twl2 says "cold" in just this one case
+            warmth = "cold"  # alfred.twl2 says "cold" only in this case
         return f"This is a {' and '.join(w for w in (warmth, clean) if w)} {sliced}{obj}."
     if sliced:
         return f"This is a sliced {obj}."
@@ -418,7 +417,7 @@ def reached_goal(room: Room, state: HouseholdState) -> bool:
 
 
 def _informed_action(room: Room, state: HouseholdState) -> str:
-    """Next action of a player who knows the whole room (used to prove that a task is solvable)."""
+    """Next action of a player who knows the whole room; it proves that a task is solvable."""
     here, held = state.location, state.holding
 
     def at(place: str, action: str, needs_open: bool = True) -> str:

@@ -1,7 +1,7 @@
-"""What the players of houses (`household`, `alfworld`) do, and their bad habits.
+"""The scripted players of houses (`household`, `alfworld`) and their bad habits.
 
-A player searches the receptacles in the order in which the room lists them and remembers what it
-saw.
+A player searches the receptacles in the order in which the room lists them, and remembers what it
+has seen.
 
     habit    unaware player                                   experience that mends it
     closed   walks past closed receptacles while searching    open what is closed.
@@ -23,11 +23,11 @@ from envs.household.environment import APPLIANCE, OPENABLE, class_of
 
 HABITS = ("closed", "target", "clean", "heat", "cool", "lamp", "second")
 GIVE_UP = "inventory"
-GOAL = r"Your task is to:.*"  # is read word by word, so that new ones can be read
+GOAL = r"Your task is to:.*"  # tokenized word by word, so that new goals can be read
 
 
 class House(Protocol):
-    """What the task and the first observation tell; see envs.household.Room."""
+    """What the task and the first observation say; see household.environment.Room."""
 
     family: str
     object_class: str
@@ -36,7 +36,7 @@ class House(Protocol):
 
 
 class Situation(Protocol):
-    """How things stand; see envs.household.HouseholdState."""
+    """The current situation; see household.environment.HouseholdState."""
 
     location: str
     holding: str
@@ -47,12 +47,12 @@ class Situation(Protocol):
 
 
 def names(classes: Iterable[str]) -> str:
-    """A regular expression for things and receptacles with their numbers (` mug 2`)."""
+    """A regular expression for objects and receptacles with their numbers (` mug 2`)."""
     return rf" ?\b(?:{'|'.join(sorted(classes))}) \d+"
 
 
 def shut(state: Situation) -> bool:
-    """The agent stands at something closed."""
+    """True if the agent is at something closed."""
     here = state.location
     return bool(here) and class_of(here) in OPENABLE and here not in state.opened
 
@@ -83,7 +83,7 @@ class Memory:
     seen: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def arrive(self, here: str, names: Sequence[str] | None, holding: str) -> None:
-        """Takes in where the agent stands and what is there; None: what is there is not seen."""
+        """Adds the place of the agent and what it sees there; None: it sees nothing there."""
         if here not in self.visited:
             self.visited.append(here)
         if names is None:
@@ -97,13 +97,13 @@ class Memory:
 def decide(
     room: House, state: Situation, memory: Memory, aware: frozenset[str]
 ) -> tuple[str, str | None]:
-    """The player's next action and the habit that it hangs on (None: any player does the same)."""
+    """The player's next action and the habit that it depends on (None: any player does the same)."""
     here, held = state.location, state.holding
     closed = shut(state)
     target = next((r for r in room.receptacles if class_of(r) == room.target_class), "")
     if held and class_of(held) == room.object_class:
         return _carrying(room, state, memory, aware, target, closed)
-    if held:  # something else in hand: put it back where one stands
+    if held:  # another object in hand: put it down here
         return (f"open {here}", None) if closed else (f"move {held} to {here}", None)
 
     placed = [n for n, place in memory.seen.items() if _is_goal_object(room, n) and place == target]
@@ -135,7 +135,7 @@ def _is_goal_object(room: House, name: str) -> bool:
 
 
 def _next_receptacle(room: House, memory: Memory, target: str) -> str:
-    """Search in listed order; the target itself is no place to search."""
+    """The next receptacle in listed order; the target is not searched."""
     for place in room.receptacles:
         if place not in memory.visited and place != target:
             return f"go to {place}"
@@ -185,7 +185,7 @@ def _carrying(
 def _unfinished(
     room: House, state: Situation, name: str, target: str, aware: frozenset[str]
 ) -> tuple[str, str | None]:
-    """The object lies at the target and the task is not done: it was brought untreated."""
+    """The object is at the target, but the task is not done: it was not treated before."""
     if room.family in aware:
         if state.location != target:
             return f"go to {target}", room.family

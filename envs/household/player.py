@@ -1,4 +1,4 @@
-"""The household's player: it sees what the state shows from where the agent stands."""
+"""The household's player: it sees what the state shows from the agent's place."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Runs untrusted Python programs: `run(program, stdin=..., limits=...)`, or a `Sandbox` pool.
 
-The strongest mechanism that works on this machine is used and named in the log; see
-`mechanisms.py` for what there is and docs/SECURITY.md for what each contains.
+It uses the strongest mechanism that works on this machine and logs its name. mechanisms.py lists the
+mechanisms; docs/SECURITY.md says what each contains.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MECHANISMS = ("", *mechanisms.NAMES)  # what the option takes; "" is the stronge
 MAX_WORKERS = 1024
 _log = logging.getLogger(__name__)
 
-# Asked of a mechanism before it is trusted: does it run programs, and is the host out of sight?
+# Run before a mechanism is trusted: does it run programs, and does it hide the host's files?
 _PROBE = """
 import os, sys
 try:
@@ -52,7 +52,7 @@ print("hello", seen)
 
 @functools.cache
 def _trial(name: str) -> str:
-    """Why mechanism `name` does not work here, or ""."""
+    """Why mechanism `name` does not work here; "" if it does."""
     reason = mechanisms.missing(name)
     if reason:
         return reason
@@ -79,10 +79,10 @@ def strongest(allow_weak: bool = False) -> str:
     """The strongest mechanism that works here.
 
     Args:
-      allow_weak: accept resource limits alone where nothing else works.
+      allow_weak: True accepts resource limits alone if nothing else works.
 
     Raises:
-      EnvDataError: nothing works, or nothing but resource limits and they are not allowed.
+      EnvDataError: nothing works, or only resource limits, which are not allowed.
     """
     reasons = {}
     for name in mechanisms.NAMES[: None if allow_weak else -1]:
@@ -97,12 +97,12 @@ def strongest(allow_weak: bool = False) -> str:
 
 
 class Sandbox:
-    """A pool of guests; safe to use from several threads.
+    """A pool of guests; thread-safe.
 
     Args:
-      mechanism: one of mechanisms.NAMES; "" takes the strongest that works here.
-      allow_weak: whether "rlimits", resource limits alone, may be used.
-      workers: guests at the same time; 0 is one per core of this machine.
+      mechanism: one of mechanisms.NAMES; "": the strongest that works here.
+      allow_weak: True allows "rlimits", resource limits alone.
+      workers: number of guests; 0: one per core.
 
     Raises:
       EnvDataError: an argument is not allowed, or the mechanism does not work here.
@@ -124,7 +124,7 @@ class Sandbox:
         self._pool = concurrent.futures.ThreadPoolExecutor(self.workers)
 
     def run(self, job: Job) -> Result:
-        """Runs one program on the next guest that is free."""
+        """Runs one program on the next free guest."""
         guest = self._idle.get()
         try:
             return guest.run(job)
@@ -132,11 +132,11 @@ class Sandbox:
             self._idle.put(guest)
 
     def run_many(self, jobs: Sequence[Job]) -> list[Result]:
-        """Runs programs side by side; results in the order of `jobs`."""
+        """Runs programs in parallel; results in the order of `jobs`."""
         return self.map(self.run, jobs)
 
     def map(self, function, items: Sequence) -> list:
-        """`function` of every item, side by side; it may `run` programs, one after another."""
+        """`function` of every item, in parallel; it may `run` programs, one at a time."""
         return list(self._pool.map(function, items))
 
     def close(self) -> None:
@@ -160,12 +160,12 @@ def _check_settings(mechanism: Any, workers: Any) -> None:
 
 
 def shared(mechanism: str = "", allow_weak: bool = False, workers: int = 0) -> Sandbox:
-    """The process's pool with these settings, ended when the process ends.
+    """The process's pool with these settings; it ends with the process.
 
     Raises:
       EnvDataError: as `Sandbox`.
     """
-    _check_settings(mechanism, workers)  # first: a list, for one, cannot be looked up
+    _check_settings(mechanism, workers)  # first, since a list cannot be a key of the cache
     return _shared(mechanism, allow_weak, workers)
 
 
@@ -187,10 +187,10 @@ def run(
 
     Args:
       program: source text.
-      stdin: what it reads; text is encoded as UTF-8.
-      limits: None is `Limits()`.
-      tests: source that runs after the program in the same namespace, unseen by standard input.
-      allow_weak: accept resource limits alone where nothing stronger works.
+      stdin: its standard input; text is encoded as UTF-8.
+      limits: None: `Limits()`.
+      tests: source that runs after the program in the same namespace.
+      allow_weak: True accepts resource limits alone if nothing stronger works.
 
     Raises:
       EnvDataError: no mechanism works here.

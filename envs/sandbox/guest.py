@@ -1,10 +1,9 @@
 """The inside of the sandbox: a warm interpreter that forks once per program.
 
-Run as a script by the mechanisms (`mechanisms.py`); the host imports it for the formats only. It
-uses nothing but the standard library. Requests arrive on
-descriptor 0, replies leave on 1, both as fixed binary records: nothing that comes out of here is
-ever unpickled. A program runs in a fork whose descriptors 0, 1 and 2 are anonymous files in
-memory; it has no other descriptor and no way to reach this process.
+The mechanisms (`mechanisms.py`) run it as a script; the host imports it for the formats only. It uses
+only the standard library. Requests arrive on descriptor 0 and replies leave on 1, both as fixed binary
+records: the host never unpickles anything from here. A program runs in a fork whose descriptors 0, 1
+and 2 are anonymous files in memory. It has no other descriptor and no way to reach this process.
 """
 
 import builtins
@@ -40,22 +39,22 @@ STATUSES = (
 # magic; CPU s, wall s; memory, output, open files, threads; lengths of program, tests, stdin,
 # prelude
 REQUEST = struct.Struct("<4sddQQIIIIII")
-# magic; status; exit code, negative for a signal; whether the tests came to their end; CPU s,
-# wall s; peak bytes; lengths of out, err
+# magic; status; exit code, negative for a signal; True if the tests reached their end; CPU s, wall s;
+# peak bytes; lengths of out, err
 REPLY = struct.Struct("<4sBi?ddQII")
 ERROR_BYTES = 16384  # of standard error that are reported
-_CUT = b" [...] "  # in the middle of a longer one: the exception's name may be far from its end
+_CUT = b" [...] "  # in the middle of longer ones: the exception's name may be far from the end
 FILE_NAME = "program.py"
 PRELUDE_NAME = "prelude.py"
 TESTS_NAME = "tests.py"
-_STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr")  # their places are their descriptors
-# The name of a program whose functions are called by tests, as if they had imported it: its main
+_STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr")  # index = descriptor
+# The `__name__` of a program whose functions are called by tests. As if they had imported it, its main
 # block does not run.
 MODULE_NAME = "program"
 
-# Packages that a program may import beside the standard library, where the host has them.
+# Packages that a program may import in addition to the standard library, if the host has them.
 PACKAGES = ("numpy",)
-# One thread each: a pool of threads at import takes memory and processor time that count.
+# One thread each: a thread pool would use memory and CPU time that count against the program.
 _ONE_THREAD = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _FILTER_MODE = 4, 22, 38, 2
@@ -102,7 +101,7 @@ def _restrict(request, seccomp):
     for name, soft, hard in (
         ("CPU", seconds, seconds + 1),
         ("AS", memory, memory),
-        ("FSIZE", output + 1, output + 1),  # one more than is allowed shows that it was too much
+        ("FSIZE", output + 1, output + 1),  # one byte more than allowed shows that it was too much
         ("NOFILE", files, files),
         ("NPROC", threads, threads),
         ("CORE", 0, 0),
@@ -115,39 +114,39 @@ def _restrict(request, seccomp):
 
 
 def _compiled(source, name):
-    text = source.decode("utf-8", "surrogatepass").removeprefix("\ufeff")  # as of a file
+    text = source.decode("utf-8", "surrogatepass").removeprefix("\ufeff")  # as for a file
     code = compile(text, name, "exec", dont_inherit=True)
-    # Tracebacks show the offending line of a file that does not exist. Not so the tests': whatever
-    # holds them can be read by the program.
+    # So tracebacks show lines of a file that does not exist. Not for tests: the program could read
+    # them here.
     linecache.cache[name] = (len(text), None, text.splitlines(True), name)
     return code
 
 
 def _hide(data):
-    """Copies `data` to where no Python object holds it; (address, size), to be freed."""
+    """(address, size) of a copy of `data` that no Python object holds; the caller frees it."""
     address = _LIBC.malloc(max(1, len(data)))
     ctypes.memmove(address, data, len(data))
     return address, len(data)
 
 
 def _steps(codes, namespace, hidden):
-    """What is to be called in turn: the program and then, if there are tests, they and the word.
+    """The calls to make in turn: the program, then, if there are tests, the tests and the word.
 
-    A program reaches every frame below it, every module and everything in them, and may replace what
-    it likes there: exec, compile, this very file's functions. So what is called after it is bound
-    before it runs, in objects that only C's loops hold; and as there is no line of Python between
-    the program and the word but for the tests', no trace function gets to jump over anything else.
+    A program can reach every frame below it and every module, and can replace anything there: exec,
+    compile, the functions of this file. So the calls after it are bound before it runs, in objects
+    that only C loops hold. Between the program and the word, no Python line runs except the tests', so
+    a trace function cannot jump over anything else.
     """
     steps = [functools.partial(exec, code, namespace) for code in codes]
     if hidden:
         word, (address, size) = hidden
-        hidden.clear()  # the list is in frames that the program sees
-        # Lazy: nothing is read before the loop comes to it.
+        hidden.clear()  # the program can see frames that hold this list
+        # Lazy: nothing is read before the loop reaches it.
         texts = map(bytes, map((ctypes.c_char * size).from_address, [address]))
         texts = map(str, texts, ["utf-8"], ["surrogatepass"])
         tests = map(compile, texts, [TESTS_NAME], ["exec"], [0], [True])
         steps.append(functools.partial(collections.deque, map(exec, tests, [namespace]), 0))
-        # By C's write, out of C's memory: at no time is there a Python object that holds the word.
+        # C's write from C memory: no Python object ever holds the word.
         arguments = 1, ctypes.c_void_p(word[0]), ctypes.c_size_t(word[1])
         steps.append(functools.partial(_LIBC.write, *arguments))
     return steps
@@ -163,10 +162,10 @@ def _exit_code(exit_):
 
 
 def _flush(stream):
-    """As the interpreter does at its end: whether all that was printed is out, if it can be."""
+    """Flushes like the interpreter at exit; False if some output could not be written."""
     try:
         closed = stream is None or stream.closed
-    except BaseException:  # whatever a program may have put there
+    except BaseException:  # the program may have put anything there
         closed = False
     try:
         if not closed:
@@ -177,9 +176,9 @@ def _flush(stream):
 
 
 def _run(codes, hidden):
-    """Runs the program to the end of its threads; its exit code.
+    """Runs the program until its threads end; returns its exit code.
 
-    Without tests it runs as `python program.py` does. With tests it is a module that they import.
+    Without tests, it runs like `python program.py`. With tests, it is a module that they import.
     """
     main = types.ModuleType(MODULE_NAME if hidden else "__main__")
     main.__dict__.update(__builtins__=builtins, __file__=FILE_NAME)
@@ -194,7 +193,7 @@ def _run(codes, hidden):
         exit_code = 1
         inside = error.__traceback__.tb_next  # without the frame of this function
         traceback.print_exception(type(error), error, inside)
-    threading._shutdown()  # a program may leave its work to a thread and fall off its end
+    threading._shutdown()  # a program may end while its threads still work
     sys.modules["atexit"]._run_exitfuncs()
     flushed = [_flush(stream) for stream in (sys.stdout, sys.stderr)]
     return exit_code if exit_code or all(flushed) else 120
@@ -213,7 +212,7 @@ def _be_the_program(request, sources, hidden, seccomp, files, phase):
         except Exception as error:  # a hostile source raises more than SyntaxError
             write_all(2, "".join(traceback.format_exception_only(error)).encode(errors="replace"))
             return
-        # Closed before the program's first line: it cannot forge what is said here.
+        # Closed before the program's first line, so it cannot forge this message.
         os.write(3, b"r")
         os.close(3)
         sys.modules["random"].seed(0)  # the same program prints the same in every worker
@@ -246,7 +245,7 @@ def _verdict(request, exit_code, usage, late, sizes, started, error):
         return "time_limit"
     if max(sizes) > output or exit_code == -signal.SIGXFSZ:
         return "output_limit"
-    if not started:  # also where the compiler says MemoryError: it means its own stack
+    if not started:  # also if the compiler raises MemoryError, which is about its own stack
         return "compile_error"
     last_line = error.rstrip().rpartition(b"\n")[2]
     if exit_code and (
@@ -288,7 +287,7 @@ def _play(request, sources, hidden, stdin, seccomp):
 
 
 def _both_ends(fd, size):
-    """What there is, or the two ends of what is more than ERROR_BYTES."""
+    """The content, or its two ends if it has more than ERROR_BYTES."""
     if size <= ERROR_BYTES:
         return os.pread(fd, size, 0)
     half = (ERROR_BYTES - len(_CUT)) // 2
@@ -296,7 +295,7 @@ def _both_ends(fd, size):
 
 
 def _take_word(out, hidden):
-    """(output without the word, whether it was there: only who ends the tests can say it)."""
+    """(output without the word, True if it had the word: it is written only after the tests)."""
     if not hidden:
         return out, False
     word = ctypes.string_at(*hidden[0])
@@ -304,7 +303,7 @@ def _take_word(out, hidden):
 
 
 def _become(uid):
-    """Gives up root for good: a program has no user in common with anything on the host."""
+    """Gives up root for good, for a user that nothing else on the host has."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
@@ -320,7 +319,7 @@ def _serve():
             return  # the host closed the channel
         request = REQUEST.unpack(header)
         program = read_exactly(0, request[7])
-        # Hidden before the fork: the program can look into its copies of the frames of this file.
+        # Hidden before the fork, since the program can inspect its copies of this file's frames.
         hidden = [_hide(os.urandom(16)), _hide(read_exactly(0, request[8]))] if request[8] else []
         stdin, prelude = read_exactly(0, request[9]), read_exactly(0, request[10])
         sources = [(program, FILE_NAME)]
@@ -332,17 +331,17 @@ def _serve():
 
 
 def _open(file, *arguments, _open=open, **options):
-    """`open`, for which /dev/stdin is descriptor 0: inside there is neither /dev nor /proc."""
+    """`open` with /dev/stdin as descriptor 0, since there is neither /dev nor /proc."""
     if isinstance(file, str | os.PathLike) and os.fspath(file) in _STREAMS:
-        # Not the descriptor itself, which closing the file would close.
+        # A copy, since closing the file closes its descriptor.
         file = os.dup(_STREAMS.index(os.fspath(file)))
     return _open(file, *arguments, **options)
 
 
 class _Packages:
-    """Finds PACKAGES in one directory and nothing else that lies there.
+    """Finds PACKAGES in one directory, but nothing else there.
 
-    None is imported before a program asks: the others would pay for it at every fork.
+    They are imported only if a program asks, since otherwise every fork would pay for them.
     """
 
     def __init__(self, directory):
@@ -365,15 +364,15 @@ def _main():
     _prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0))  # closed to ptrace and /proc/PID/mem
     for name in _WARM:
         __import__(name)
-    sys.set_int_max_str_digits(0)  # a right answer may have more digits than the default allows
+    sys.set_int_max_str_digits(0)  # correct answers may have more digits than the default allows
     builtins.exit = sys.modules["_sitebuiltins"].Quitter("exit", "Ctrl-D")  # site is not loaded
     builtins.open = io.open = _open
     builtins.quit = sys.modules["_sitebuiltins"].Quitter("quit", "Ctrl-D")
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
     gc.collect()
-    gc.freeze()  # the forks' collector leaves these objects, and so their pages, alone
+    gc.freeze()  # so the forks' collectors do not touch these objects, nor copy their pages
     _serve()
-    os._exit(0)  # nothing to tidy up: faster than the interpreter's own end
+    os._exit(0)  # there is nothing to clean up, and this is faster than a normal exit
 
 
 if __name__ == "__main__":

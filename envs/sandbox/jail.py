@@ -1,8 +1,8 @@
 """Mounts, for machines without bubblewrap: run by `unshare` in new namespaces, execs the guest.
 
-A script of its own (standard library only). It builds a root directory that holds the interpreter
-and nothing else, makes it the root of its mount namespace, gives up every capability that the
-guest does not need, and executes the command.
+This is a separate script (standard library only). It builds a root directory that contains only the
+interpreter, makes it the root of its mount namespace, drops every capability that the guest does not
+need, and executes the command.
 """
 
 import ctypes
@@ -13,9 +13,9 @@ import sys
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC = 1, 2, 4, 32, 4096, 16384
 _MNT_DETACH = 2
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECUREBITS = 24, 38, 28
-_NOROOT_LOCKED = 0b1111  # NOROOT and NO_SETUID_FIXUP, each with its lock: user 0 means nothing
+_NOROOT_LOCKED = 0b1111  # NOROOT and NO_SETUID_FIXUP, each with its lock: user 0 has no privileges
 _CAP_VERSION_3 = 0x20080522
-# Empty directories of every distribution; one that holds nothing we bind serves as the new root.
+# Directories that are usually empty; one without anything that we bind becomes the new root.
 _PLACES = ("/mnt", "/media", "/srv", "/opt", "/tmp")
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -40,7 +40,7 @@ def _bind(source, target):
         os.makedirs(os.path.dirname(target), exist_ok=True)
         open(target, "w").close()
     _mount(source, target, None, _MS_BIND | _MS_REC)
-    # Flags that the host's mount carries are locked in a user namespace: they have to stay.
+    # In a user namespace, the flags of the host's mount are locked and must be kept.
     kept = os.statvfs(target).f_flag & (_MS_NOSUID | _MS_NODEV | os.ST_NOEXEC)
     kept |= os.statvfs(target).f_flag & (os.ST_NOATIME | os.ST_NODIRATIME | os.ST_RELATIME)
     flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV
@@ -76,7 +76,7 @@ def _build(plan):
 
 
 def _give_up_capabilities(kept):
-    """All but `kept` (a bit mask), from every set that an exec could take them from."""
+    """Drops all capabilities except `kept` (a bit mask) from every set that survives an exec."""
     capability = 0
     while _LIBC.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) == 0 and (
         capability < 63

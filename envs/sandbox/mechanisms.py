@@ -1,15 +1,15 @@
-"""Ways to shut a program in, strongest first, and which of them this machine has.
+"""Ways to isolate a program, strongest first, and which of them this machine has.
 
 | name | what it is |
 |---|---|
 | bwrap-zygote | bubblewrap around a warm interpreter that forks, with a seccomp filter |
-| bwrap | bubblewrap anew for every run |
-| unshare | util-linux's unshare and our own mounts, anew for every run |
-| rlimits | resource limits alone: reads the host's files; only with `allow_weak` |
+| bwrap | a new bubblewrap for every run |
+| unshare | util-linux's unshare and our own mounts, new for every run |
+| rlimits | resource limits alone: programs can read the host's files; only with `allow_weak` |
 
-Wherever the machine's system call numbers are known the seccomp filter is on as well. The first
-needs it: a fork shares its parent's user, so only the filter keeps it from the parent. What each
-contains is measured by tests/envs/test_sandbox_attacks.py and listed in docs/SECURITY.md.
+The seccomp filter is also used if the machine's system call numbers are known. bwrap-zygote needs it: a
+fork has its parent's user, so only the filter protects the parent. tests/envs/test_sandbox_attacks.py
+measures what each contains, and docs/SECURITY.md lists it.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _runs = itertools.count()
 
 
 def is_warm(name: str) -> bool:
-    """Whether one guest plays many programs."""
+    """True if one guest runs many programs."""
     return name == "bwrap-zygote"
 
 
 def missing(name: str) -> str:
-    """Why `name` cannot even be tried here, or ""."""
+    """Why `name` cannot be tried here; "" if it can."""
     if not sys.platform.startswith("linux"):
         return "needs Linux"
     if name in ("bwrap-zygote", "bwrap") and not shutil.which("bwrap"):
@@ -70,13 +70,13 @@ def command(name: str) -> list[str]:
 
 
 def _interpreter() -> str:
-    # Not the virtual environment's link: inside there is only the installation it points at.
+    # Not the virtual environment's link: the jail has only the installation that it points to.
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
 @functools.cache
 def _packages() -> tuple[str, ...]:
-    """Directories of guest.PACKAGES on this machine, with those of the libraries they bring."""
+    """Directories of guest.PACKAGES on this machine, with those of their libraries."""
     found = []
     for name in guest.PACKAGES:
         spec = importlib.util.find_spec(name)
@@ -93,7 +93,7 @@ def _jailed_guest() -> list[str]:
 
 
 def _guest(path: str, *arguments: str) -> list[str]:
-    # -S -s -P: no site, no user directory, nothing of the host's on the path of modules.
+    # -S -s -P: no site, no user directory, nothing of the host on the module path.
     return [_interpreter(), "-S", "-s", "-P", "-B", "-X", "utf8", path, *arguments]
 
 
@@ -112,9 +112,9 @@ def _binds() -> tuple[dict[str, str], list[str], dict[str, str]]:
 
 
 def _private_uid() -> int:
-    """A user that nothing else on the machine has, where such can be had.
+    """A user id that nothing else on the machine has, if possible.
 
-    Limits on processes count by user, so guests that share one would starve each other.
+    Process limits count per user, so guests with the same user would starve each other.
     """
     first, _, count = Path("/proc/self/uid_map").read_text().splitlines()[-1].split()
     if int(count) > 1 << 31:
@@ -127,23 +127,23 @@ def _is_root() -> bool:
 
 
 def _drop_to() -> str:
-    """The guest's argument where it starts as root: the user to become; "" elsewhere."""
+    """The guest's argument: the user to become if it starts as root, else ""."""
     return str(_private_uid()) if _is_root() else ""
 
 
 def _bubblewrap() -> list[str]:
     binds, masks, links = _binds()
-    # As process 1 the guest is reaped by bubblewrap itself, whose own process 1 is left to the
-    # machine's init; and no signal from inside reaches it.
+    # As process 1, the guest is reaped by bubblewrap (bubblewrap's own process 1 would be left to the
+    # machine's init), and no signal from inside reaches it.
     line = [shutil.which("bwrap"), "--unshare-pid", "--as-pid-1", "--unshare-net", "--unshare-ipc"]
     line += ["--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox", "--cap-drop", "ALL"]
     if _is_root():
-        # Root in a user namespace of its own would still count as root for RLIMIT_NPROC, which
-        # does not bind root: the guest becomes somebody else instead.
+        # RLIMIT_NPROC does not apply to root, not even to root in its own user namespace. So the guest
+        # becomes another user.
         line += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         line += ["--unshare-user"]
-    # Parents that bubblewrap makes by itself are open to root only: they would shut out the user
+    # Parent directories that bubblewrap creates itself are accessible to root only, not to the user
     # that the guest becomes.
     for parent in sorted({str(p) for target in binds for p in Path(target).parents} - {"/"}):
         if not any(parent == b or parent.startswith(b + "/") for b in (*binds, *links)):
@@ -154,7 +154,7 @@ def _bubblewrap() -> list[str]:
         line += ["--tmpfs", path, "--remount-ro", path]
     for path, target in links.items():
         line += ["--symlink", target, path]
-    # No /proc: with it a child reads the environment and writes the memory of its parent.
+    # No /proc: with it, a child could read its parent's environment and write its memory.
     line += ["--remount-ro", "/", "--chdir", "/", "--"]
     return line + _jailed_guest()
 
@@ -176,7 +176,7 @@ def _unshare() -> list[str]:
 
 
 def refusal(reasons: dict[str, str]) -> EnvDataError:
-    """The one line for a machine on which no strong mechanism works."""
+    """The error for a machine on which no strong mechanism works."""
     why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     return EnvDataError(
         f"no sandbox works here ({why}): install bubblewrap (apt-get install bubblewrap), or set"

@@ -1,8 +1,8 @@
-"""The system calls a program may make, as a classic BPF program for prctl(PR_SET_SECCOMP).
+"""The system calls that a program may make, as a classic BPF program for prctl(PR_SET_SECCOMP).
 
-An allow-list: what is not named here fails with EPERM. It holds for one process that computes,
-reads what it was given and writes to the descriptors it has: no sockets, no new processes, no
-exec, no signals, no files opened for writing. Numbers are the kernel's
+This is an allow-list; other calls fail with EPERM. It allows one process to compute, to read its input
+and to write to its descriptors: no sockets, no new processes, no exec, no signals, no files opened for
+writing. Numbers are the kernel's
 (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h); BPF and its return
 values are described in the kernel's userspace-api/seccomp_filter.
 """
@@ -107,7 +107,7 @@ def _threads_only() -> list[bytes]:
 
 
 def _own_limits() -> list[bytes]:
-    """Its own limits may be read; the stack's may be set too, as contest programs do."""
+    """prlimit: a process may read its own limits and, as contest programs do, set the stack's."""
     refuse = _return(_ERRNO | _EPERM)
     return [
         _op(_LOAD, _argument(0)),
@@ -128,10 +128,10 @@ def _own_limits() -> list[bytes]:
 
 
 def make_filter(machine: str | None = None) -> bytes | None:
-    """The filter as an array of struct sock_filter, or None where the numbers are not known.
+    """The filter as an array of struct sock_filter, or None if the numbers are not known.
 
     Args:
-      machine: as `platform.machine()` names it; None is this machine.
+      machine: as in `platform.machine()`; None: this machine.
     """
     machine = machine or platform.machine()
     if not sys.platform.startswith("linux") or machine not in _ARCHITECTURES:
@@ -148,7 +148,10 @@ def make_filter(machine: str | None = None) -> bytes | None:
         (_OPEN, _reading_only(1)),
         (_OPENAT, _reading_only(2)),
         (_CLONE, _threads_only()),
-        (_CLONE3, [_return(_ERRNO | _ENOSYS)]),  # its flags lie in memory: glibc falls back
+        (
+            _CLONE3,
+            [_return(_ERRNO | _ENOSYS)],
+        ),  # its flags are in memory; glibc falls back to clone
         (_FCNTL, _one_of(1, _FCNTL_COMMANDS)),
         (_IOCTL, _one_of(1, _IOCTL_COMMANDS)),
         (_PRLIMIT, _own_limits()),

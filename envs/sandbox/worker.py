@@ -1,4 +1,4 @@
-"""The host's end of one guest: starts it, speaks to it, replaces it when it misbehaves."""
+"""The host's side of one guest: starts it, talks to it, replaces it if it misbehaves."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import time
 from envs.base import EnvDataError
 from envs.sandbox import guest, mechanisms, seccomp
 
-START_SECONDS = 30.0  # for a guest to report that it is there, on a busy machine
-GRACE_SECONDS = 10.0  # beyond a run's wall limit, before the guest counts as lost
-CLOSE_SECONDS = 5.0  # for a guest to leave when it is told to
+START_SECONDS = 30.0  # for a guest to start, on a busy machine
+GRACE_SECONDS = 10.0  # after a run's wall limit, until the guest counts as lost
+CLOSE_SECONDS = 5.0  # for a guest to exit when told to
 MAX_OUTPUT_BYTES = 1 << 30
 _MIB = 1 << 20
 
 
 class GuestLost(Exception):
-    """The guest died, stalled or spoke nonsense."""
+    """The guest died, hung, or broke the protocol."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Limits:
     """What one run may use.
 
     Attributes:
-      cpu_seconds: processor time, over all threads.
+      cpu_seconds: CPU time of all threads.
       wall_seconds: elapsed time.
-      memory_bytes: address space, the interpreter's 50 MB included.
-      output_bytes: standard output, and as much again for standard error.
-      open_files: descriptors open at the same time.
-      threads: of the program's user; further processes are not allowed at all.
+      memory_bytes: address space, including 50 MB for the interpreter.
+      output_bytes: of standard output, and of standard error.
+      open_files: open descriptors.
+      threads: threads of the program's user; further processes are not allowed.
 
     Raises:
-      EnvDataError: a limit out of its range.
+      EnvDataError: a limit is out of range.
     """
 
     cpu_seconds: float = 10.0
@@ -64,19 +64,19 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one run gave.
+    """The result of one run.
 
     Attributes:
       status: ok, runtime_error, compile_error, time_limit, memory_limit, output_limit, or
-        sandbox_error when the sandbox itself failed twice.
+        sandbox_error if the sandbox itself failed twice.
       output: standard output; bytes that are not UTF-8 are replaced.
-      error: standard error, the middle of a long one cut out: a traceback has its last line.
-      seconds: processor time.
-      peak_memory: resident bytes at the worst moment.
+      error: standard error; if it is long, its middle is cut out, so the last line is kept.
+      seconds: CPU time.
+      peak_memory: most resident bytes.
       mechanism: one of mechanisms.NAMES.
-      exit_code: of the program; -n where signal n ended it.
+      exit_code: of the program; -n if signal n ended it.
       wall_seconds: elapsed time.
-      finished: the tests of the job came to their end; False where it has none.
+      finished: the tests of the job reached their end; False if it has none.
     """
 
     status: str
@@ -92,14 +92,14 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run: `prelude`, `program` and `tests`, in this order and in one namespace.
+    """One run of `prelude`, `program` and `tests`, in this order and in one namespace.
 
     Attributes:
-      program: source text. With tests its `__name__` is not "__main__", as if they imported it.
-      stdin: what the run reads.
-      tests: source that raises unless the program is right; "" for none.
-      limits: of the run.
-      prelude: source of its own, so that line 1 of the program stays line 1.
+      program: source text. With tests, its `__name__` is not "__main__", as if they imported it.
+      stdin: standard input.
+      tests: source that raises if the program is wrong; "": none.
+      limits: limits of the run.
+      prelude: a source of its own, so that line numbers of the program do not change.
     """
 
     program: str
@@ -114,14 +114,14 @@ def _as_bytes(text: str | bytes) -> bytes:
 
 
 class Guest:
-    """One guest process; not safe for two threads at once."""
+    """One guest process; not thread-safe."""
 
     def __init__(self, mechanism: str):
         self.mechanism = mechanism
         self.process: subprocess.Popen | None = None
 
     def run(self, job: Job) -> Result:
-        """Plays one program; a guest that is lost is replaced and the program tried once more."""
+        """Runs one program. A lost guest is replaced, and the program is tried once more."""
         for _ in range(2):
             try:
                 if self.process is None:
@@ -142,10 +142,10 @@ class Guest:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            # bubblewrap's own environment can be read inside, so it gets none of ours. Without a
-            # fixed seed sets of strings would come in another order in every worker.
+            # The program can read bubblewrap's environment, so it gets none of ours. Without a fixed
+            # seed, sets of strings would have another order in every worker.
             env={"PYTHONHASHSEED": "0"},
-            start_new_session=True,  # one signal ends the guest with all that it started
+            start_new_session=True,  # one signal kills the guest and all that it started
         )
         rules = seccomp.make_filter() or b""
         deadline = time.monotonic() + START_SECONDS
@@ -159,7 +159,7 @@ class Guest:
             raise GuestLost(said or str(error)) from None
 
     def _complaint(self) -> str:
-        """The last line that a guest which did not start has written."""
+        """The last line of output of a guest that did not start."""
         with contextlib.suppress(OSError):
             os.killpg(self.process.pid, signal.SIGKILL)
         said = self.process.stderr.read(65536).decode(errors="replace").strip()
@@ -218,12 +218,12 @@ class Guest:
         return b"".join(parts)
 
     def close(self, lost: bool = False) -> None:
-        """Ends the guest and everything in it, and reaps it; one that is `lost` is not waited for."""
+        """Ends and reaps the guest and everything in it; does not wait for one that is `lost`."""
         if self.process is None:
             return
         process, self.process = self.process, None
-        # A guest that is well leaves when its channel closes, and then its launcher reaps what is
-        # inside; after a kill that would be left to the machine's init, which may not.
+        # A healthy guest exits when its channel closes, and its launcher reaps what is inside. After
+        # a kill, the machine's init would have to, and may not.
         process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0 if lost else CLOSE_SECONDS)

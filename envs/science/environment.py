@@ -1,9 +1,9 @@
-"""`science`: a small laboratory in ScienceWorld's manner, in pure Python, with states as values.
+"""`science`: a small laboratory in the style of ScienceWorld, in pure Python, with states as values.
 
-It is not the benchmark. It is a sibling for laptops and tests: fifteen task types over ScienceWorld's
-topics, its action grammar and its wording, seven rooms instead of eleven places, a few hundred
-microseconds a step and no Java. Numbers measured here say nothing about ScienceWorld; for those,
-play `scienceworld`. Task types are named after the ones that they resemble.
+It is not the benchmark but a substitute for laptops and tests. It has fifteen task types on
+ScienceWorld's topics, with its action grammar and wording. There are seven rooms instead of eleven, no
+Java, and a step takes a few hundred microseconds. Numbers measured here say nothing about
+ScienceWorld; for those, use `scienceworld`. A task type has the name of the one that it resembles.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from envs.science.world import (
 )
 from envs.science.worlds import FAMILIES
 
-_REQUIRED_POINTS = 60  # of 100; the rest is for optional goals, and completing gives all
+_REQUIRED_POINTS = 60  # of 100; optional goals give the rest, and success gives all 100
 _FREE_VERBS = ("look around", "inventory", "task", "wait", "wait1")
 
 
@@ -45,12 +45,12 @@ class ScienceState(State):
     """Everything that changes.
 
     Attributes:
-      things: all things, see science_world.Thing; an index names the same thing all along.
-      closed: doors that are shut, as pairs of rooms.
+      things: all things, see world.Thing. The index of a thing never changes.
+      closed: closed doors, as pairs of rooms.
       links: connected terminals, as sorted pairs.
       focus: index of the thing in focus, -1 for none.
-      pending: readings of an ambiguous command, of which the next action takes one by number.
-      reached: required goals reached, in order.
+      pending: readings of an ambiguous command; the next action chooses one by its number.
+      reached: number of required goals reached, in order.
       optional: optional goals that have been met, as bits.
       score: points, 0 to 100; -100 after a wrong focus or a wrong answer.
     """
@@ -79,8 +79,8 @@ class ScienceOptions(Options):
 class Science(Environment):
     """The laboratory; see the module docstring.
 
-    Rewards are differences of the score in points, as in `scienceworld`; success is 100. A wrong
-    focus or a wrong answer ends the episode and takes the score to -100.
+    A reward is the change of the score in points, as in `scienceworld`; success is 100 points. A
+    wrong focus or a wrong answer ends the episode with a score of -100.
     """
 
     name = "science"
@@ -136,7 +136,7 @@ class Science(Environment):
         return ScienceState(task_id, things=world.things), first_observation(world)
 
     def lab(self, state: ScienceState) -> Lab:
-        """The things of a state, to look at."""
+        """A working copy of a state."""
         world = self._world(state.task_id)
         return Lab(world, state.things, state.closed, state.links, state.focus)
 
@@ -165,7 +165,7 @@ class Science(Environment):
         return self._scored(state, lab, observation)
 
     def _scored(self, state: ScienceState, lab: Lab, observation: str) -> tuple[State, StepResult]:
-        """The state after a command that was played, with its goals counted."""
+        """The state after a command, with goals and score updated."""
         world, reached, optional = lab.world, state.reached, state.optional
         failed = wrong_focus(lab, world, reached) or any(met(lab, g, 0) for g in world.fatal)
         for bit, goal in enumerate(world.optional):
@@ -191,9 +191,9 @@ class Science(Environment):
 
     # -- what can be done ----------------------------------------------------------------------
     def actions(self, state: ScienceState) -> tuple[str, ...]:
-        """Commands that are understood and can matter here, each with one reading.
+        """Commands that are understood here and can have an effect, each with one reading.
 
-        Other wordings of the same commands are understood as well.
+        Other wordings of these commands are understood as well.
         """
         if state.pending:
             return tuple(str(number) for number in range(len(state.pending)))
@@ -206,7 +206,7 @@ class Science(Environment):
         return tuple(dict.fromkeys(texts))
 
     def prompt_actions(self, state: ScienceState) -> str:
-        """The objects that can be named, which with the description's templates make the actions."""
+        """The objects that can be named; the description has the templates of the actions."""
         if state.pending:
             return "Answer with one of the numbers."
         lab = self.lab(state)
@@ -216,7 +216,7 @@ class Science(Environment):
         return f"OBJ can be: {', '.join([*names, *doors, *ROOMS])}."
 
     def solve(self, state: ScienceState) -> list[str] | None:
-        """The scripted expert's actions from here; None if they miss the goal in the steps left."""
+        """The scripted expert's actions from here; None if they do not reach the goal in time."""
         plan, current = [], state
         while not current.done:
             if current.pending:
@@ -236,7 +236,7 @@ def _points(world: World, reached: int, optional: int) -> int:
 
 
 def _resolved(lab: Lab, action: str) -> Iterator[Reading]:
-    """Every way to take an action with the things that can be named now."""
+    """All readings of an action with the things that can be named now."""
     among: list[int] | None = None
     for verb, first, second in readings(action):
         if verb in _FREE_VERBS:
@@ -280,7 +280,7 @@ def _connectable(lab: Lab, text: str, among: Sequence[int]) -> list[int]:
 
 
 def _described(lab: Lab, reading: Reading) -> str:
-    """A reading in a menu, with where the things are."""
+    """The text of a reading in a menu, with the places of its things."""
     verb, first, second = reading
     if isinstance(first, str):
         return f"{verb} door between {lab.things[lab.here].name} and {first}"
@@ -300,7 +300,7 @@ def _placed(lab: Lab, part: int | Terminal) -> str:
 
 
 def _around(lab: Lab) -> Iterator[str]:
-    """Ways and doors."""
+    """Commands for rooms and doors."""
     for room in lab.neighbours():
         yield f"go to {room}"
         yield f"open door to {room}"
@@ -311,7 +311,7 @@ def _around(lab: Lab) -> Iterator[str]:
 
 
 def _with_things(lab: Lab, names: dict[int, str]) -> Iterator[str]:
-    """Commands on visible things, by kind; `names` are the texts that mean one thing each."""
+    """Commands on visible things, by kind; `names` has the unique name of each thing."""
     tools = [i for i in names if lab.things[i].kind == "thermometer"]
     holders = [i for i in names if KINDS[lab.things[i].kind].holds and i not in (AGENT, lab.here)]
     for index, name in names.items():

@@ -1,6 +1,6 @@
-"""The `science` laboratory's scripted expert: knows the rules, does the experiment, then answers.
+"""The `science` laboratory's scripted expert: it knows the rules, does the experiment, then answers.
 
-Each function gives the next action in the situation at hand, so the expert can take over anywhere.
+Each function gives the next action in the current situation, so the expert can continue from any state.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ class Expert:
     """Decides one action.
 
     Attributes:
-      lab: the situation; not changed.
-      reached: required goals reached so far.
+      lab: the situation; it is not changed.
+      reached: number of required goals reached.
     """
 
     def __init__(self, lab: Lab, reached: int, optional: int):
@@ -27,9 +27,9 @@ class Expert:
     def next_action(self) -> str | None:
         return _PLANS[self.lab.world.family](self)
 
-    # -- moves that many plans share: an action, or None where nothing is left to do -------------
+    # -- moves that plans share: an action, or None if nothing is left to do ----------------------
     def reach(self, index: int) -> str | None:
-        """Makes a thing visible: go to its room, open what it is in."""
+        """The next action towards a visible thing: go to its room, open what it is in."""
         things = self.lab.things
         if index in self.seen:
             return None
@@ -49,7 +49,7 @@ class Expert:
         return self.reach(index) or f"pick up {self.name(index)}"
 
     def bring(self, index: int, target: int) -> str | None:
-        """Puts a thing into, or on, another."""
+        """The next action to put a thing into, or onto, another."""
         if self.lab.things[index].place == target:
             return None
         action = self.hold(index) or self.reach(target)
@@ -84,7 +84,7 @@ class Expert:
         )
 
     def portable(self, name: str) -> int | None:
-        """A substance in a container that can be carried."""
+        """The next action for a substance in a container that can be carried."""
         for index, thing in enumerate(self.lab.things):
             held = thing.place >= 0 and self.lab.things[thing.place].kind == "container"
             if thing.name == name and held:
@@ -141,7 +141,7 @@ def _melting_point(expert: Expert) -> str:
         return expert.hold(thermometer) or expert.focus(index)
     if expert.reached == 2:
         on = expert.bring(lab.things[index].place, stove) or expert.switch_on(stove)
-        # Tick by tick near the melting point, so that the reading is close to it.
+        # Single ticks near the melting point, so that the measurement is close to it.
         melting, _ = lab.world.points(lab.things[index].name)
         far = lab.things[index].temperature + 100 < melting
         return on or ("wait" if far else expert.measure(index))
@@ -173,7 +173,7 @@ def _conductivity(expert: Expert) -> str:
         if lab.links.get(one) == other:
             continue
         for end in (one, other):
-            if end in lab.links:  # wired otherwise: take it apart
+            if end in lab.links:  # connected to something else: disconnect it
                 return f"disconnect {expert.name(end[0])}"
         texts = [f"{expert.name(index)} {end}" for index, end in (one, other)]
         return f"connect {texts[0]} to {texts[1]}"
@@ -222,7 +222,7 @@ def _grow(expert: Expert) -> str:
 
 
 def _mix(expert: Expert) -> str:
-    """Both ingredients into one container, then mix; the recipe first where there is one."""
+    """Read the recipe if there is one, put both ingredients into one container, mix."""
     lab, product = expert.lab, expert.required[-1][1]
     if expert.reached == len(expert.required) - 1:
         return expert.focus(expert.find(product))

@@ -11,7 +11,7 @@ def _named(lab: Lab, name: str) -> list[int]:
 
 
 def _held_by(lab: Lab, index: int, holder: str) -> bool:
-    """Directly or deeper."""
+    """True if the thing is in a `holder`, directly or deeper."""
     while index >= 0:
         index = lab.things[index].place
         if index >= 0 and lab.things[index].name == holder:
@@ -20,7 +20,7 @@ def _held_by(lab: Lab, index: int, holder: str) -> bool:
 
 
 def met(lab: Lab, goal: tuple, optional: int) -> bool:
-    """Whether a goal holds after this step; `optional` are the optional goals met before (bits)."""
+    """True if a goal holds after this step; `optional` has the optional goals met before, as bits."""
     kind, *rest = goal
     things, focus = lab.things, lab.focus
     if kind == "focus":
@@ -48,7 +48,7 @@ def met(lab: Lab, goal: tuple, optional: int) -> bool:
 
 
 def _in_phase(lab: Lab, index: int, wanted: str) -> bool:
-    """The substance is in that state of matter, or came into it during the step."""
+    """True if the substance is in that state of matter, or entered it during the step."""
     thing = lab.things[index]
     if thing.kind != "substance":
         return False
@@ -93,7 +93,7 @@ def _met_by(lab: Lab, index: int, kind: str, rest: list) -> bool:
 
 
 def wrong_focus(lab: Lab, world: World, reached: int) -> bool:
-    """A focus that is neither asked for now nor was before fails the task, as in ScienceWorld."""
+    """True if the focus fails the task: no goal asks for it, now or earlier, as in ScienceWorld."""
     if not any(event[0] == "focus" for event in lab.events):
         return False
     asked = [g for g in world.required[: reached + 1] if g[0] in ("focus", "focus-kind")]

@@ -24,7 +24,7 @@ from envs.science.world import (
 )
 
 Reading = tuple[str, object, object]  # (verb, first object, second object), resolved
-_FREE = ("look around", "inventory", "task")  # take no time
+_FREE = ("look around", "inventory", "task")  # these take no time
 _LIQUID = (
     "You can't pick up a liquid directly. Try pouring it from one container to another, or dunking"
     " empty containers into containers filled with the liquid."
@@ -33,11 +33,11 @@ _NO_WAY = "It's not clear how to get there from here."
 
 
 class Lab(Physics):
-    """A working copy that names its things, plays commands and words what they bring."""
+    """A working copy that resolves names, plays commands and describes their effects."""
 
     # -- looking up ----------------------------------------------------------------------------
     def visible(self) -> list[int]:
-        """What can be named: the room, all in it that nothing closed hides, and what is carried."""
+        """What can be named: the room, what is in it and not in something closed, the inventory."""
         things, here = self.things, self.here
         known: dict[int, bool] = {here: True, NOWHERE: False, -1: False, AGENT: True}
         for room in range(1, len(ROOMS) + 1):
@@ -68,7 +68,7 @@ class Lab(Physics):
         return full or short
 
     def resolve(self, text: str, among: Sequence[int] | None = None) -> list[int]:
-        """The visible things a text can mean: by name, short name, or `name in holder`."""
+        """The visible things that a text can mean: name, short name, or `name in holder`."""
         among = self.visible() if among is None else among
         found = self._matches(text, among)
         base, separator, holder = text.rpartition(" in ")
@@ -95,7 +95,7 @@ class Lab(Physics):
         return found
 
     def reference(self, index: int, among: Sequence[int] | None = None) -> str:
-        """The shortest text that means this thing and no other; "" where there is none."""
+        """The shortest text that means this thing alone; "" if there is none."""
         among = self.visible() if among is None else among
         name = self.shown(index).lower()
         if self.resolve(name, among) == [index]:
@@ -122,7 +122,7 @@ class Lab(Physics):
         return sorted(self.inside(index), key=lambda i: (self.shown(i), i))
 
     def describe(self, index: int) -> str:
-        """How a thing reads in a listing, with what is in it."""
+        """The text of a thing and its contents in a listing."""
         thing = self.things[index]
         name, kind = self.shown(index), thing.kind
         if kind == "agent":
@@ -195,7 +195,7 @@ class Lab(Physics):
 
     # -- commands ------------------------------------------------------------------------------
     def play(self, reading: Reading) -> str:
-        """Plays one command that has been understood, time included; returns what it says."""
+        """Plays one reading, lets its time pass, and returns the feedback."""
         verb, first, second = reading
         if verb == "wait":
             self.tick(10)
@@ -310,7 +310,7 @@ class Lab(Physics):
         return self._moved(index, target)
 
     def _moved(self, index: int, target: int) -> str:
-        """Moves one thing, or says why not."""
+        """Moves one thing; returns the feedback, which may say why it cannot be moved."""
         thing, goal = self.things[index], self.things[target]
         name = thing.name
         place = "inventory" if target == AGENT else goal.name
@@ -330,7 +330,7 @@ class Lab(Physics):
         return f"{loose}You move the {name} to the {place}."
 
     def _no_room(self, index: int, target: int) -> str:
-        """Why nothing can be put there; "" when it can."""
+        """Why the thing cannot be put there; "" if it can."""
         goal, place = self.things[target], target
         while place >= 0:
             if place == index:
@@ -347,7 +347,7 @@ class Lab(Physics):
         return ""
 
     def _pour(self, index: int, target: int) -> str:
-        """Empties a container, or moves the one thing that is named with its container."""
+        """Empties a container, given by itself or by one of the things in it."""
         thing, goal = self.things[index], self.things[target]
         inner = thing.kind in ("substance", *LIQUIDS)
         holder = thing.place if inner else index

@@ -1,7 +1,7 @@
 """The `science` laboratory's physics: where things are, heat, circuits, growth, and the clock.
 
-`Physics` is a working copy of a state. It is made from one, changed for one step, and read out again,
-so the values it was made of never change.
+`Physics` is a working copy of a state. It is made from a state, changed during one step, and turned
+into the next state. The state itself never changes.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Terminal = tuple[int, str]  # (thing, name of one of its terminals)
 
 
 class Physics:
-    """A working copy.
+    """A working copy of a state.
 
     Attributes:
-      things: as in the state, to be replaced one by one.
-      closed: doors that are shut, as pairs of room names in DOORS.
-      links: what each connected terminal is connected to, both ways.
+      things: as in the state, replaced one by one.
+      closed: closed doors, as pairs of room names in DOORS.
+      links: connected terminals, in both directions.
       focus: index of the thing in focus, -1 for none.
       events: what happened in this step, e.g. ("focus", 12), ("measured", 7).
     """
@@ -79,7 +79,7 @@ class Physics:
 
     # -- matter --------------------------------------------------------------------------------
     def temperature(self, index: int) -> float | None:
-        """Degrees Celsius of a thing; a container has its content's; None for what has none."""
+        """Degrees Celsius of a thing, or of a container's content; None if it has none."""
         thing = self.things[index]
         if thing.kind == "substance":
             return thing.temperature
@@ -99,7 +99,7 @@ class Physics:
             self.things.append(Thing("water", "substance", index))
 
     def mixable(self, index: int) -> bool:
-        """At the state of matter it has in a warm room: ice does not dissolve salt here."""
+        """True if a substance is in its usual state of matter: ice does not dissolve salt here."""
         thing = self.things[index]
         if thing.kind != "substance" or thing.name not in SUBSTANCES:
             return False
@@ -114,7 +114,7 @@ class Physics:
         return f"(disconnecting {self.things[index].name})" if ends else ""
 
     def loop(self) -> list[int]:
-        """What a round trip from the battery's anode to its cathode passes; [] when it is open."""
+        """The things between the battery's anode and cathode; [] if the circuit is open."""
         battery = next((i for i, t in enumerate(self.things) if t.kind == "battery"), -1)
         passed, end = [], self.links.get((battery, "anode"))
         while end is not None and end[0] != battery:
@@ -125,7 +125,7 @@ class Physics:
         return passed if end == (battery, "cathode") else []
 
     def lit(self) -> list[int]:
-        """The bulbs in the loop, if all in it conduct."""
+        """The bulbs in the loop, if everything in it conducts."""
         loop = self.loop() if self.links else []
         names = [self.things[i] for i in loop]
         conducts = all(t.kind != "sample" or self.world.samples.get(t.name, 0) for t in names)
@@ -164,12 +164,12 @@ class Physics:
                 break
             place = holder.place
         if thing.temperature != target:
-            # Rounded, so that a substance left alone ends at rest and its state stops changing.
+            # Rounded, so that an untouched substance reaches its target and the state stops changing.
             warmer = round(thing.temperature + (target - thing.temperature) * rate, 2)
             self.change(index, temperature=target if warmer == thing.temperature else warmer)
             now = phase(self.world, self.things[index])
             if now != phase(self.world, thing):
-                # Noted at once: in ten ticks on the stove ice can become water and the water steam.
+                # Recorded at once: within one `wait`, ice on the stove can become water, then steam.
                 self.events.add(("phase", index, now))
 
     def _grow(self, index: int, thing: Thing) -> None:
@@ -185,7 +185,7 @@ class Physics:
             self.change(index, clock=grown)
 
     def _set_pod(self) -> None:
-        """Bees cross the two parents: their seed, which was nowhere, hangs on the first."""
+        """Bees cross the two parents: their seed, until now NOWHERE, grows on the first."""
         mother = next(i for i, t in enumerate(self.things) if t.kind == "plant")
         for index, thing in enumerate(self.things):
             if thing.kind == "seed" and thing.place == NOWHERE:

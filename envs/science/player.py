@@ -35,11 +35,11 @@ Decision = tuple[str, str | None]
 
 @dataclasses.dataclass
 class _Memory:
-    """What the text has shown.
+    """What the player has read.
 
     Attributes:
-      looked: rooms whose things have been read since something was opened there.
-      measured: the temperature has been read off.
+      looked: rooms whose listing was read after the last time something was opened there.
+      measured: the temperature has been measured.
     """
 
     looked: set[int] = dataclasses.field(default_factory=set)
@@ -50,7 +50,7 @@ class SciencePlayer(Player):
     """The player of `science`; see the module docstring.
 
     Raises:
-      EnvDataError: on first use, for a task of another type than TASK_TYPES.
+      EnvDataError: on first use, if the task is not of one of the six types.
     """
 
     units = rf" ?\b(?:{'|'.join(sorted(_NAMES, key=lambda n: (-len(n), n)))})\b"
@@ -111,7 +111,7 @@ class SciencePlayer(Player):
 
 @dataclasses.dataclass
 class _Situation:
-    """What a plan decides on; each method gives an action, or None where nothing is left to do."""
+    """What a plan is based on. Methods return an action, or None if nothing is left to do."""
 
     expert: Expert
     memory: _Memory
@@ -125,18 +125,18 @@ class _Situation:
         return 1 + ROOMS.index(name)
 
     def enter(self, room: int) -> str | None:
-        """Goes to a room and reads what is there."""
+        """The next action to go to a room and read its listing."""
         if self.lab.here != room:
             return f"teleport to {self.lab.things[room].name}"
         return None if room in self.memory.looked else "look around"
 
     def known(self, index: int) -> bool:
-        """A thing that is in sight and has been read."""
+        """True if a thing is visible and its name has been read."""
         held = self.lab.things[index].place == AGENT
         return held or (index in self.expert.seen and self.lab.here in self.memory.looked)
 
     def unless_unaware(self, action: str, habit: str, instead: str) -> Decision:
-        """What hangs on a habit."""
+        """`action`, or `instead` if the player has the habit."""
         return (action if habit in self.aware else instead), habit
 
 
@@ -221,7 +221,7 @@ def _named_order(text: str, names: tuple[str, ...]) -> list[str]:
 
 
 def _look_for(s: _Situation, thermometer: int) -> Decision:
-    """It lies in the kitchen, maybe in the cupboard, or on the desk of the living room."""
+    """Gets the thermometer: in the kitchen, perhaps in the cupboard, or on the living room's desk."""
     lab = s.lab
     kitchen, living_room = s.room("kitchen"), s.room("living room")
     cupboard = s.expert.find("cupboard")
@@ -249,7 +249,7 @@ def _paint(s: _Situation) -> Decision:
     jug = expert.find("jug")
     found = [expert.portable(name) for name in parts]
     if None in found:
-        return GIVE_UP, None  # a color has been spilt
+        return GIVE_UP, None  # a color has been spilled
     cups = [lab.things[i].place for i in found]
     if not all(map(s.known, (jug, *cups))):
         return s.unless_unaware("open large cupboard", "open", GIVE_UP)

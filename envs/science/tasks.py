@@ -10,13 +10,13 @@ from envs.science.lab import Lab
 from envs.science.world import World
 from envs.science.worlds import FAMILIES
 
-# Those of "bootstrap" are for scripted corpora only.
+# Tasks of "bootstrap" are for scripted corpora only.
 TASKS_PER_FAMILY = {"train": 32, "valid": 16, "test": 16, "bootstrap": 256}
-_SPLIT_OF = ("test", "valid", "train", "train")  # by the hash of what the player reads first
+_SPLIT_OF = ("test", "valid", "train", "train")  # by the hash of the first observation
 
 
 def first_observation(world: World) -> str:
-    """The task and what one sees where it begins."""
+    """The task description and the room in which the task begins."""
     lab = Lab(world, world.things, frozenset(), (), -1)
     return f"{world.description}\n{lab.look_around()}"
 
@@ -25,8 +25,8 @@ def first_observation(world: World) -> str:
 def variations(family: str) -> dict[str, tuple[World, ...]]:
     """All variations of a task type by split, the same on every machine.
 
-    A variation's split is decided by the hash of what the player reads first, so that no held-out
-    task begins with the same words as a training task; worlds are all different.
+    The hash of the first observation decides the split of a variation, so no held-out task begins
+    like a training task. All worlds differ.
     """
     splits: dict[str, list[World]] = {split: [] for split in dict.fromkeys(_SPLIT_OF)}
     seen: set[str] = set()
@@ -46,7 +46,7 @@ def variations(family: str) -> dict[str, tuple[World, ...]]:
 
 @functools.cache
 def bootstrap_variations(family: str) -> tuple[World, ...]:
-    """Worlds for scripted corpora: none begins with the words of a task in another split."""
+    """Worlds for scripted corpora; none begins like a task of another split."""
     taken = {first_observation(w) for worlds in variations(family).values() for w in worlds}
     worlds: list[World] = []
     attempt = 0
@@ -56,5 +56,5 @@ def bootstrap_variations(family: str) -> tuple[World, ...]:
         world = FAMILIES[family](family, rng)
         text = first_observation(world)
         if text not in taken and _SPLIT_OF[stable_seed("science-split", text) % 4] == "train":
-            worlds.append(world)  # the same words may come again: some types have few of them
+            worlds.append(world)  # first observations may repeat: some types have few of them
     return tuple(worlds)

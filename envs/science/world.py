@@ -1,8 +1,8 @@
 """Things and rules of the `science` laboratory: rooms, substances, heat, circuits, plants, planes.
 
-Commands and feedback are worded as ScienceWorld words them (learnt by playing version 1.2.3); the
-physics is our own and much smaller: one temperature per substance that goes to its surroundings'
-by Newton's law, one loop of wires, plants with four stages, blocks that slide at a steady speed.
+Commands and feedback have ScienceWorld's wording (as played in version 1.2.3). The physics is our
+own and much simpler. A substance has one temperature, which approaches that of its surroundings by
+Newton's law. There is one loop of wires. Plants have four stages. Blocks slide at constant speed.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import functools
 import re
 from typing import NamedTuple
 
-AGENT = 0  # index of the agent among the things; what it holds has it as its place
-NOWHERE = -2  # place of what was eaten, mixed away or poured out
+AGENT = 0  # index of the agent among the things; the place of what it holds
+NOWHERE = -2  # place of what was eaten, mixed or poured out
 NOT_UNDERSTOOD = "No known action matches that input."
 UNKNOWN = (
     "Unknown action.  Type 'help' for a list of actions, and 'objects' for a list of possible object"
@@ -32,7 +32,7 @@ DOORS = (
     ("greenhouse", "outside"),
 )  # fmt: skip
 
-# Substance -> melting and boiling point in degrees Celsius; None: it does not boil on the stove.
+# Substance -> melting and boiling point in degrees Celsius; None: the stove is too cold to boil it.
 SUBSTANCES: dict[str, tuple[float, float | None]] = {
     "water": (0, 100), "milk": (-1, 101), "orange juice": (-2, 102), "apple juice": (-3, 103),
     "coffee": (-1, 100), "lemonade": (-3, 101), "tea": (-1, 100), "vinegar": (-2, 101),
@@ -74,13 +74,13 @@ _WIRE_TERMINALS = ("terminal 1", "terminal 2")
 
 
 class Kind(NamedTuple):
-    """What the things of a kind have in common."""
+    """What all things of a kind have in common."""
 
     holds: bool = False  # other things can be put there
     moveable: bool = True
     openable: bool = False
     device: bool = False
-    conducts: bool = True  # wires do, samples are asked
+    conducts: bool = True
 
 
 KINDS = {
@@ -121,11 +121,11 @@ class Thing(NamedTuple):
     Attributes:
       name: its name; of a substance, without the state of matter.
       kind: one of KINDS.
-      place: index of what it is in, on, or held by; -1 for rooms, NOWHERE when it is gone.
-      flag: open (cabinets, hives) or switched on (devices).
-      temperature: degrees Celsius, of substances.
-      stage: index into STAGES, of seeds and plants.
-      clock: ticks in the stage; of a block, percent of the plane it has come down.
+      place: index of what it is in, on, or held by; -1 for rooms, NOWHERE if it is gone.
+      flag: cabinets and hives: open; devices: switched on.
+      temperature: of substances, in degrees Celsius.
+      stage: of seeds and plants, index into STAGES.
+      clock: ticks in the stage; for a block, the percentage of the plane that it has slid down.
     """
 
     name: str
@@ -139,20 +139,20 @@ class Thing(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class World:
-    """What is fixed during an episode; made from the task id, so states need not carry it.
+    """What is fixed during an episode. It is made from the task id, so states need not hold it.
 
     Attributes:
       family: task type.
       description: the sentences that state the task.
       things: all things at the start; the agent first, then the rooms.
       required: goals to reach in this order, see envs/science/goals.py.
-      optional: goals that earn part of the score, in any order.
-      fatal: goals that fail the task when they are reached.
-      melting: melting point of substances that are not in SUBSTANCES.
-      samples: conductivity, or fixed temperature, by name.
-      speeds: percent per tick at which a block comes down a plane, by the plane's name.
-      traits: what grown plants look like, by name: "with a tall height".
-      recipe: what the recipe says, "" without one.
+      optional: goals that add to the score, in any order.
+      fatal: goals that fail the task if they are reached.
+      melting: melting points of substances that are not in SUBSTANCES.
+      samples: name -> conductivity, or fixed temperature.
+      speeds: name of a plane -> percent per tick that a block slides.
+      traits: name of a plant -> how it looks when grown, such as "with a tall height".
+      recipe: the text of the recipe, "" if there is none.
     """
 
     family: str
@@ -181,7 +181,7 @@ def phase(world: World, thing: Thing) -> str:
 
 
 _WATER = {"solid": "ice", "liquid": "water", "gaseous": "steam"}
-# Named by what they are, and by their state only when it is not the usual one.
+# The state of matter is part of a substance's name only if it is not this one.
 _USUALLY = {
     name: "solid" if melting > ROOM_TEMPERATURE else "liquid"
     for name, (melting, _) in SUBSTANCES.items()
@@ -189,7 +189,7 @@ _USUALLY = {
 
 
 def called(world: World, thing: Thing) -> str:
-    """The name that shows the state: ice, liquid lead, pea plant in the adult stage."""
+    """The name with the state: ice, liquid lead, pea plant in the adult stage."""
     if thing.kind == "substance":
         state = phase(world, thing)
         if thing.name == "water":
@@ -206,7 +206,7 @@ def called(world: World, thing: Thing) -> str:
 
 @functools.lru_cache(maxsize=65536)
 def referents(name: str, shown: str, kind: str) -> tuple[str, ...]:
-    """What a thing can be called in a command, its full names first; lower case."""
+    """The names of a thing in commands, in lower case: full names, "", short names."""
     full = [shown.lower(), name.lower()]
     if kind == "seed" and shown != name:
         full.append(f"{name[:-5]} plant")
@@ -214,7 +214,7 @@ def referents(name: str, shown: str, kind: str) -> tuple[str, ...]:
     short = {shown.lower().rpartition(" ")[2], name.lower().rpartition(" ")[2]}
     if kind == "substance":
         short.add("substance")
-    return (*dict.fromkeys(full), "", *sorted(short))  # "" ends the full names
+    return (*dict.fromkeys(full), "", *sorted(short))
 
 
 def article(text: str) -> str:
@@ -248,7 +248,7 @@ _SPACES = re.compile(r"\s+")
 
 
 def readings(action: str) -> list[tuple[str, str, str]]:
-    """(verb, first object, second object) for every way to take the words; objects as text."""
+    """(verb, first object, second object) for each way to parse the action; objects are texts."""
     text = _SPACES.sub(" ", action.strip().lower())
     if text in _NO_OBJECT:
         return [(_NO_OBJECT[text], "", "")]
@@ -272,7 +272,7 @@ def menu(lines: list[str]) -> str:
 
 
 def terminals(kind: str) -> tuple[str, ...]:
-    """Names of the two points where a thing can be connected; () where it cannot."""
+    """Names of the two terminals of a thing; () if it has none."""
     if kind in ("wire", "sample"):
         return _WIRE_TERMINALS
     return _TERMINALS.get(kind, ())

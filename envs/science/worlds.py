@@ -1,8 +1,8 @@
 """How a world of each `science` task type is drawn: the house, its things, the goals of the task.
 
-Goals are tuples, see envs/science/goals.py. `required` goals count in their order, and reaching all is
-success. An answer counts only after the experiment that shows it: where ScienceWorld lets a player
-guess between two boxes, a required goal asks for the measurement first.
+Goals are tuples, see envs/science/goals.py. `required` goals count in their order; reaching all of
+them is success. An answer counts only after the experiment: ScienceWorld lets a player guess between
+two boxes, but here a required goal asks for the measurement first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from envs.science.world import (
 BOXES = ("red", "green", "blue", "orange", "yellow", "purple")
 _LIVING = ("animal", "tree", "seed", "plant")
 _NOT_LIVING = ("object", "container", "thermometer", "wire", "battery", "bulb", "recipe")
-# Typical life spans in years, far enough apart that no order is disputed.
+# Typical life spans in years, so far apart that their order is undisputed.
 LIFE_SPANS = {
     "butterfly": 0.1, "dragonfly": 0.5, "mouse": 2, "hamster": 3, "rabbit": 9, "wolf": 14,
     "brown bear": 25, "chimpanzee": 40, "elephant": 60, "giant tortoise": 120,
@@ -38,7 +38,7 @@ _CONDUCTS = {
     "gold ring": 1, "plastic comb": 0, "glass marble": 0, "rubber ball": 0, "wooden ruler": 0,
     "paper sheet": 0, "ceramic tile": 0,
 }  # fmt: skip
-_TRAITS = (  # what is asked, and the two values as a plant shows them
+_TRAITS = (  # the trait, and its two values with the words that describe a plant
     ("plant height", "tall", "with a tall height", "short", "with a short height"),
     ("flower color", "purple", "with purple flowers", "white", "with white flowers"),
     ("seed shape", "round", "with round seeds", "wrinkly", "with wrinkly seeds"),
@@ -48,7 +48,7 @@ _TRAITS = (  # what is asked, and the two values as a plant shows them
 
 # -- the house -------------------------------------------------------------------------------------
 class House:
-    """Collects things; rooms and furniture are there from the start."""
+    """A list of things to add to; it begins with rooms and furniture."""
 
     def __init__(self, start: str):
         self.things = [Thing("agent", "agent", 1 + ROOMS.index(start))]
@@ -67,14 +67,14 @@ class House:
             self.add(name, kind, place)
 
     def add(self, name: str, kind: str, place: str | int, **more: object) -> int:
-        """Adds a thing; `place` is an index or the name of the last thing called so."""
+        """Adds a thing, returns its index; `place` is an index, or a name (the last such thing)."""
         if isinstance(place, str):
             place = max(i for i, thing in enumerate(self.things) if thing.name == place)
         self.things.append(Thing(name, kind, place, **more))
         return len(self.things) - 1
 
     def filled(self, container: str, name: str, place: str, **more: object) -> None:
-        """A container with a substance in it."""
+        """Adds a container with a substance in it."""
         self.add(name, "substance", self.add(container, "container", place), **more)
 
 

@@ -1,13 +1,13 @@
 """`scienceworld`: the real ScienceWorld simulator (Wang et al. 2022, github.com/allenai/ScienceWorld).
 
-Thirty elementary-school science tasks in a house with eleven places. The simulator is a Scala
-program in the package's jar; each worker process runs one JVM (envs/replay.py). A step calls
-`server.step` alone: the package's own `step` also lists about a thousand valid actions, which
-takes several times as long as the action.
+It has thirty elementary-school science task types in a house with eleven places. The simulator is a
+Scala program in the package's jar; each worker process runs one JVM (envs/replay.py). A step calls
+only `server.step`. The package's own `step` also lists about a thousand valid actions, which takes
+several times as long as the action.
 
-As shipped the simulator is not deterministic: objects are listed, and updated, in the order of
-identity hash codes, which differ from JVM to JVM. `JVM_OPTIONS` makes them constant, after which
-replays are exact; that is why the observations may be compared word by word.
+As shipped, the simulator is not deterministic: it lists and updates objects in the order of their
+identity hash codes, which differ between JVMs. `JVM_OPTIONS` makes these constant. Then replays are
+exact, so observations can be compared word by word.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from envs.base import EnvDataError, State, Task, one_of
+from envs.base import EnvDataError, Form, State, Task, one_of
 from envs.replay import ReplayEnvironment, ReplayOptions
 from envs.workers import Reply, Simulator
 
-VERSION = "1.2.3"  # of the package; another one plays the same actions differently
-JAVA_VERSION = 11  # the least: Java 8 does not read JDK_JAVA_OPTIONS, and replays would differ
+VERSION = "1.2.3"  # of the package; other versions play the same actions differently
+JAVA_VERSION = 11  # at least: Java 8 ignores JDK_JAVA_OPTIONS, so replays would differ
 JVM_OPTIONS = "-XX:+UnlockExperimentalVMOptions -XX:hashCode=2 -XX:+UseSerialGC -Xmx768m"
 NOT_UNDERSTOOD = "No known action matches that input."
 _UNKNOWN = "Unknown action."  # after a menu of ambiguous readings
 
 # Task -> number of variations, in the simulator's order (PythonInterface.getTaskNames,
-# getTaskMaxVariations); the published index lists count in this order, not in tasks.json's.
+# getTaskMaxVariations). The published index lists use this order, not that of tasks.json.
 NUM_VARIATIONS = {
     "boil": 30,
     "change-the-state-of-matter-of": 30,
@@ -76,9 +76,9 @@ SIMPLIFICATIONS = (
 )  # fmt: skip
 _ELECTRICAL = ("power-component", "conductivity")
 
-# Published with EPO (github.com/WujiangXu/EPO, variations_idx; also used by RLVMR): index lists that
-# turn out to be the official splits over a choice of tasks. L0 and L1 leave out use-thermometer, L0
-# tests on the official dev variations, L1 and L2 on the test ones, L2 on tasks it does not train on.
+# Index lists published with EPO (github.com/WujiangXu/EPO, variations_idx; also used by RLVMR). They
+# are the official splits of some tasks. L0 and L1 leave out use-thermometer. L0 tests on the official
+# dev variations, L1 and L2 on the test variations, L2 on tasks that it does not train on.
 _L2_TEST_TASKS = (
     "change-the-state-of-matter-of", "chemistry-mix-paint-tertiary-color", "find-plant",
     "grow-plant", "identify-life-stages-2",
@@ -113,7 +113,7 @@ def official_variations(task: str, part: str) -> range:
 
 
 def task_list(splits: str, split: str, only: Sequence[str] = ()) -> list[Task]:
-    """Tasks of one split, type by type in turn, so that its first tasks are of all types.
+    """Tasks of one split, the types in turn, so that its first tasks are of all types.
 
     Args:
       splits: "official", "L0", "L1" or "L2".
@@ -127,21 +127,21 @@ def task_list(splits: str, split: str, only: Sequence[str] = ()) -> list[Task]:
         for variation in official_variations(task, part)
         if not only or task in only
     ]
-    # Rounds count from the part's first variation, which differs between types.
+    # Variations are counted from the part's first one, which differs between types.
     found.sort(key=lambda f: (f[0] - official_variations(f[2], part)[0], f[1]))
     return [Task(f"{split}/{task}/{variation:04d}", task, split) for variation, _, task in found]
 
 
 @functools.lru_cache(maxsize=1)
 def _package() -> Any:
-    """The package's environment, and with it the JVM that all simulators of this process share."""
+    """The package's environment, with the JVM that all simulators of this process share."""
     os.environ["JDK_JAVA_OPTIONS"] = (
         f"{os.environ.get('JDK_JAVA_OPTIONS', '')} {JVM_OPTIONS}".strip()
     )
     import scienceworld
 
-    # Of a JVM that died py4j would log tracebacks, some of them to the root logger; the worker's own
-    # error says it in one line. Nothing else logs in a worker process.
+    # If the JVM dies, py4j logs tracebacks, some to the root logger. The worker's own error is one
+    # line, and nothing else logs in a worker process.
     logging.disable(logging.CRITICAL)
     if scienceworld.__version__ != VERSION:
         raise EnvDataError(
@@ -150,7 +150,7 @@ def _package() -> Any:
         )
     try:
         return scienceworld.ScienceWorldEnv("")
-    except ValueError:  # py4j reads the port number that Java prints first
+    except ValueError:  # py4j could not read the port number, which Java prints first
         raise EnvDataError(
             "env.name = 'scienceworld': Java did not start; is there memory for"
             f" JDK_JAVA_OPTIONS={os.environ['JDK_JAVA_OPTIONS']!r}?"
@@ -158,7 +158,7 @@ def _package() -> Any:
 
 
 class ScienceWorldSimulator(Simulator):
-    """One game. Games in one JVM are independent, and cost little beside the JVM itself.
+    """One game. Games in one JVM are independent and cheap compared with the JVM.
 
     Args:
       simplifications: comma-separated, as the simulator takes them.
@@ -174,8 +174,8 @@ class ScienceWorldSimulator(Simulator):
 
     def reset(self, task_id: str) -> Reply:
         self._load(task_id, plan=False)
-        # As the package's own reset does: its first observation is that of this action, after which
-        # some tasks have points already (the agent starts in the right room): no step earned them.
+        # Like the package's own reset. Some tasks then have points that no step earned, because the
+        # agent starts in the right room.
         look = self.step("look around")
         text = f"{self._server.getTaskDescription()}\n{look.observation}"
         return dataclasses.replace(look, observation=text)
@@ -192,7 +192,7 @@ class ScienceWorldSimulator(Simulator):
             observation = NOT_UNDERSTOOD
         score = round(100 * self._server.getScore())
         valid = not observation.startswith((NOT_UNDERSTOOD, _UNKNOWN))
-        # A negative score is the simulator's way to say that a wrong focus failed the task.
+        # The score is negative if a wrong focus failed the task.
         done = self._server.getCompleted() or score < 0
         return Reply(observation, float(score), done, score == 100, {"valid": valid})
 
@@ -206,13 +206,13 @@ class ScienceWorldSimulator(Simulator):
         return list(self._server.getGoldActionSequence()) or None
 
     def close(self) -> None:
-        with contextlib.suppress(Exception):  # the JVM may have died before
+        with contextlib.suppress(Exception):  # the JVM may be dead
             _package().close()
 
 
 @dataclasses.dataclass(frozen=True)
 class ScienceWorldOptions(ReplayOptions):
-    """Options of `scienceworld`; a worker is a JVM, about half a gigabyte each.
+    """Options of `scienceworld`; a worker is a JVM of about half a gigabyte.
 
     Attributes:
       simplifications: comma-separated names of SIMPLIFICATIONS; "" plays the full game. "easy" is
@@ -248,8 +248,8 @@ class ScienceWorldOptions(ReplayOptions):
 class ScienceWorld(ReplayEnvironment):
     """ScienceWorld; see the module docstring. Success is a score of 100.
 
-    Rewards are differences of the score, 0 to 100 points; some tasks begin with points that no step
-    earned, as in the package. A fatal focus ends the episode and takes the score to -100.
+    A reward is the change of the score, which is 0 to 100 points. As in the package, some tasks begin
+    with points that no step earned. A fatal focus ends the episode with a score of -100.
 
     Raises:
       EnvDataError: Java or the package is missing.
@@ -258,6 +258,8 @@ class ScienceWorld(ReplayEnvironment):
     name = "scienceworld"
     horizon = 100  # the package; EPO: 30
     Options = ScienceWorldOptions
+    # Only EPO's fork of verl-agent has this environment (agent_system/environments, sciworld).
+    form = Form("scienceworld", fallback_chars=20, keeps_case=True, latin_only=True)
     factory = "envs.scienceworld.environment:ScienceWorldSimulator"
     description = (
         "You act in a house with a yard, a workshop and a foundry, and do elementary science there"
@@ -287,7 +289,7 @@ class ScienceWorld(ReplayEnvironment):
     def split_hash(self, split: str) -> str:
         """Short SHA-256 of the task ids and of what the first observations depend on.
 
-        They come from a pinned package, so that no 1,800 resets are needed to compare machines.
+        The package's version is pinned, so machines can be compared without 1,800 resets.
         """
         digest = hashlib.sha256(f"scienceworld {VERSION} {self.options.simplifications}\n".encode())
         for task in self.list_tasks(split):
@@ -318,16 +320,16 @@ class ScienceWorld(ReplayEnvironment):
         return first_observation.partition("\n")[0].removeprefix("Your task is to ")
 
     def actions(self, state: Any) -> tuple[str, ...]:
-        """The simulator's valid combinations of action and objects: hundreds, taking a while."""
+        """The simulator's valid combinations of action and objects: hundreds, and slow to list."""
         return tuple(self.ask(state, "actions"))
 
     def prompt_actions(self, state: Any) -> str:
-        """The objects that can be named, which with the description's templates make the actions."""
+        """The objects that can be named; the description has the templates of the actions."""
         return f"OBJ can be: {', '.join(self.ask(state, 'objects'))}."
 
 
 def _require_java() -> None:
-    """One line on what is missing, before anything is started."""
+    """Raises EnvDataError if Java or the package is missing, before anything is started."""
     if importlib.util.find_spec("scienceworld") is None:
         raise EnvDataError(
             "env.name = 'scienceworld': the package scienceworld is missing: pip install"
@@ -349,12 +351,12 @@ def _require_java() -> None:
 
 @functools.cache
 def _java_version() -> tuple[str, int]:
-    """(what `java -version` says, the version in it: 8 for "1.8.0_392"; 0 where there is none)."""
+    """(output of `java -version`, the version in it: 8 for "1.8.0_392"; 0 if there is none)."""
     try:
         done = subprocess.run(["java", "-version"], capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error), 0
-    # A JVM that cannot start says so on standard output.
+    # A JVM that cannot start says why on standard output.
     lines = (done.stderr + done.stdout).decode(errors="replace").splitlines()
     said = next((line for line in lines if " version " in line), " ".join(lines))[:80]
     found = re.search(r'version "(?:1\.)?([0-9]{1,4})', said)

@@ -1,15 +1,14 @@
 """`sokoban`: rules and rewards of gym-sokoban, text rendering of verl-agent, states as values.
 
-Rules and rewards follow gym_sokoban/envs/sokoban_env.py: -0.1 a step, +1 for a box pushed onto a
-target, -1 for one pushed off, +10 when all are on; over when all are on or the horizon is reached.
-A move pushes a box that stands in the way. One difference: gym-sokoban takes it that no box is on a
-target at the start, and rewards the first step of other boards for the boxes that already were.
+Rules and rewards follow gym_sokoban/envs/sokoban_env.py: -0.1 per step, +1 for a box pushed onto a
+target, -1 for one pushed off, +10 when all are on. The episode ends when all are on, or at the horizon.
+A move pushes a box that is in the way. One difference: gym-sokoban assumes that no box starts on a
+target. On other boards, it rewards the first step for the boxes that do.
 
-Replies that are no move follow verl-agent (agent_system/environments/env_package/sokoban): they
-cost -0.1 and one reply, but no step of the environment. See `invalid_action`.
+Replies that are not moves follow verl-agent (agent_system/environments/env_package/sokoban): they
+cost -0.1 and one reply, but no environment step. See `invalid_action`.
 
-Levels come from a seeded generator (sokoban_generator.py) or from Boxoban / XSB level files
-(sokoban_levels.py).
+Levels come from a seeded generator (generator.py) or from Boxoban / XSB level files (levels.py).
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from envs.base import (
     EnvDataError,
     Environment,
     FilePath,
+    Form,
     Options,
     State,
     StepResult,
@@ -37,8 +37,8 @@ from envs.sokoban.solver import solve_level, unsolvable_within
 
 INVALID_ACTION = ("reply", "step", "end")
 FEEDBACK = ("invalid", "blocked", "deadlock")
-_SAMPLE = 40  # levels of files that are tried against the horizon
-_SAMPLE_CELLS = 50_000  # positions times cells to search of each
+_SAMPLE = 40  # levels from files that are checked against the horizon
+_SAMPLE_CELLS = 50_000  # search effort for each: positions times cells
 STILL = "still"  # verl-agent's name for doing nothing
 _INSTRUCTIONS = (
     "Symbols: # is a wall, _ floor, O a target, X a box, √ a box on a target, P is you, S is you on"
@@ -58,9 +58,9 @@ class SokobanState(State):
 
     Attributes:
       num_steps: moves made (gym-sokoban's num_env_steps).
-      num_replies: replies given; more than num_steps where some were no move.
-      boxes: where the boxes are.
-      player: where the player is.
+      num_replies: replies so far; more than num_steps if some were not moves.
+      boxes: cells of the boxes.
+      player: cell of the player.
     """
 
     num_replies: int = 0
@@ -92,7 +92,7 @@ def render(level: Level, boxes: frozenset[Cell], player: Cell) -> str:
 def move(
     level: Level, boxes: frozenset[Cell], player: Cell, direction: Cell
 ) -> tuple[frozenset[Cell], Cell]:
-    """One move; unchanged when a wall or a second box is in the way."""
+    """(boxes, player) after one move; unchanged if a wall or a second box is in the way."""
     ahead = (player[0] + direction[0], player[1] + direction[1])
     if ahead in level.walls:
         return boxes, player
@@ -105,7 +105,7 @@ def move(
 
 
 def _file_split(path: Path) -> str:
-    """The split a level file belongs to: said by its directory, else by a word of its name."""
+    """The split of a level file: named by its directory, or else by a word of its name."""
     for name in (path.parent.name, path.stem):
         said = [split for split in Sokoban.splits if split in re.split(r"[^a-z]+", name.lower())]
         if len(said) == 1:
@@ -114,7 +114,7 @@ def _file_split(path: Path) -> str:
 
 
 def cornered(level: Level, box: Cell) -> bool:
-    """The box is off the targets with a wall above or below it and one beside it: it is lost."""
+    """True if the box is lost: not on a target, with a wall above or below it and one beside it."""
     row, column = box
     vertical = {(row - 1, column), (row + 1, column)} & level.walls
     horizontal = {(row, column - 1), (row, column + 1)} & level.walls
@@ -122,9 +122,9 @@ def cornered(level: Level, box: Cell) -> bool:
 
 
 def _check_horizon(where: str, levels: Sequence[Level], moves: int) -> None:
-    """Warns of levels that no plan of `moves` moves solves, by a sample spread over `levels`."""
+    """Warns if levels have no solution of `moves` moves; tries a sample spread over `levels`."""
     sample = levels[:: -(-len(levels) // _SAMPLE)]
-    # Fewer positions on larger boards, so that a second is enough for any file.
+    # Fewer positions on larger boards, so that any file takes at most a second.
     lost = sum(
         unsolvable_within(level, moves, max(10, _SAMPLE_CELLS // (level.rows * level.columns)))
         for level in sample
@@ -144,21 +144,20 @@ class SokobanOptions(Options):
     Attributes:
       size: (width, height) of generated levels, walls included.
       num_boxes: boxes of generated levels.
-      min_moves: leaves out generated levels that fewer moves solve; 0 keeps all. (Half of 6x6
+      min_moves: generated levels that need fewer moves are left out; 0 keeps all. (Half of the 6x6
         levels with one box need at most four.)
-      levels: level files; when given, their levels are the tasks instead of generated ones. Most
-        need a longer horizon (gym-sokoban: 120): a warning says how many of a sample do. A file
-        belongs to one split: the one its directory or name says (Boxoban's
-        `medium/train/000.txt`, `unfiltered_test_000.txt`), "test" when neither says one. So no
-        level is in two splits.
-      invalid_action: what a reply that is neither a move nor "still" costs, beside the -0.1:
+      levels: level files, whose levels replace the generated ones. Most need a longer horizon
+        (gym-sokoban: 120): a warning says how many of a sample do. A file belongs to one split, so
+        no level is in two: the split that its directory or name contains (Boxoban's
+        `medium/train/000.txt`, `unfiltered_test_000.txt`), or else "test".
+      invalid_action: the cost of a reply that is neither a move nor "still", in addition to -0.1:
         "reply", one reply and no step (verl-agent); "step", a step as well; "end", the episode.
         "still" costs a reply, and a step only with "step".
-      max_replies: replies per episode, moves included; 0: as many as the horizon (verl-agent's
-        env.max_steps bounds both). An episode ends at whichever bound it meets first.
-      feedback: what is said above the board beside showing it, any of "invalid" (the reply was no
-        move), "blocked" (a wall or a second box was in the way), "deadlock" (the push put a box
-        into a corner). The original says nothing: ().
+      max_replies: replies per episode, including moves; 0: as many as the horizon (verl-agent's
+        env.max_steps bounds both). The episode ends at the first bound that it reaches.
+      feedback: texts above the board, any of "invalid" (the reply was not a move), "blocked" (a
+        wall or a second box was in the way), "deadlock" (a box was pushed into a corner). (): none,
+        as in the original.
     """
 
     size: tuple[int, int] = (6, 6)
@@ -187,6 +186,7 @@ class Sokoban(Environment):
     name = "sokoban"
     horizon = 15  # verl-agent; gym-sokoban: 120
     Options = SokobanOptions
+    form = Form("sokoban", fallback_chars=0, pool=(*MOVES, STILL))
     player = "envs.sokoban.player:SokobanPlayer"
     splits = tuple(TASKS)
     description = _INSTRUCTIONS
@@ -229,7 +229,7 @@ class Sokoban(Environment):
             ]
             if not self.options.min_moves:
                 return tasks
-            # A level whose plan is not found in time is no short one.
+            # A level whose solution is not found in time is not a short one.
             plans = [self.solve(self._reset(task.task_id)[0]) for task in tasks]
             return [
                 task
@@ -244,10 +244,10 @@ class Sokoban(Environment):
         ]
 
     def level(self, task_id: str) -> Level:
-        """The level of a task, as it is at the start.
+        """The level of a task in its initial position.
 
         Raises:
-          EnvDataError: no such task.
+          EnvDataError: there is no such task.
         """
         parts = task_id.split("/")
         if len(parts) == 3 and parts[2].isascii() and parts[2].isdigit():
@@ -288,7 +288,7 @@ class Sokoban(Environment):
         return new, StepResult(observation, reward, done, success, info)
 
     def _finish(self, state: SokobanState, new_state: SokobanState, result: StepResult):
-        """Unlike elsewhere, a reply need not be a step; either bound ends the episode."""
+        """Unlike in other environments, a reply need not be a step. Either bound ends the episode."""
         num_steps = state.num_steps + result.info["is_step"]
         over = num_steps >= self.horizon or new_state.num_replies >= self.max_replies
         done = result.done or over
@@ -298,7 +298,7 @@ class Sokoban(Environment):
         return new_state, dataclasses.replace(result, done=done)
 
     def _say(self, level: Level, old: SokobanState, new: SokobanState, name: str) -> str:
-        """The feedback the options ask for, "" when there is none."""
+        """The feedback that the options ask for, "" if there is none."""
         if name not in MOVES:
             no_move = name != STILL and "invalid" in self.options.feedback
             return f"That is no move; the moves are {', '.join(MOVES)}." if no_move else ""
@@ -314,12 +314,12 @@ class Sokoban(Environment):
         return ""
 
     def actions(self, state: SokobanState) -> tuple[str, ...]:
-        """The four directions; against a wall they are understood, and do nothing."""
+        """The four directions; a move against a wall is understood, but has no effect."""
         return tuple(MOVES)
 
     def solve(self, state: SokobanState, max_nodes: int = 200_000) -> list[str] | None:
-        """A plan within the steps and replies left, shortest in moves, or None (also when
-        `max_nodes` positions are not enough)."""
+        """A plan with the fewest moves within the steps and replies left; None if there is none,
+        or if it is not found within `max_nodes` positions."""
         level = self.level(state.task_id)
         left = min(self.horizon - state.num_steps, self.max_replies - state.num_replies)
         return solve_level(level, state.boxes, state.player, max_nodes, longest=left)

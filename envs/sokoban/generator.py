@@ -1,9 +1,9 @@
-"""Sokoban levels by reverse play, seeded: solvable by construction.
+"""Seeded Sokoban levels by reverse play, so they are solvable by construction.
 
 Rooms, placement and score are gym-sokoban's (gym_sokoban/envs/room_utils.py): a random walk carves
-small patterns, boxes start on their targets and are pulled away, and the position with the largest
-pulls x displacement wins. Positions are bit boards, and the search ends at 30,000 of them where the
-original's ends at 300,000, which small boards do not have; docs/ENVIRONMENTS.md compares speed and
+small patterns; boxes start on their targets and are pulled away; the position with the largest
+pulls x displacement wins. Positions are bit boards. The search ends after 30,000 positions, the
+original's after 300,000, which small boards do not have. docs/ENVIRONMENTS.md compares speed and
 statistics. The player's last steps are verl-agent's
 (agent_system/environments/env_package/sokoban/sokoban/room_utils.py).
 """
@@ -18,12 +18,12 @@ from envs.base import EnvDataError, stable_seed
 from envs.sokoban.levels import MOVES, Cell, Level, canonical_board, level_split
 from envs.sokoban.solver import Grid, grid_of, solve_level
 
-# Generated tasks of a size by split; those of "bootstrap" are for scripted corpora only.
+# Split -> number of generated tasks of a size. Those of "bootstrap" are for scripted corpora only.
 TASKS = {"train": 512, "valid": 64, "test": 128, "bootstrap": 2048}
 _MAX_POSITIONS = 30_000  # of one reverse search (gym-sokoban: 300,000)
-_MAX_STEPS = 300  # on the way to one of them
+_MAX_STEPS = 300  # of the path to a position
 _MAX_NODES = 20_000  # of the solver
-# What one step of the random walk carves around its cell: two bars, two bends, a square.
+# The cells that one step of the random walk carves around its own: two bars, two bends, a square.
 _PATTERNS: tuple[tuple[Cell, ...], ...] = (
     ((0, -1), (0, 0), (0, 1)),
     ((-1, 0), (0, 0), (1, 0)),
@@ -34,7 +34,7 @@ _PATTERNS: tuple[tuple[Cell, ...], ...] = (
 
 
 def _draw_room(height: int, width: int, rng: random.Random) -> set[Cell]:
-    """Floor cells, never on the rim."""
+    """The floor cells of a room; none is on the border."""
     directions = list(MOVES.values())
     row, column = rng.randrange(1, height), rng.randrange(1, width)
     direction = directions[rng.randrange(4)]
@@ -52,13 +52,13 @@ def _draw_room(height: int, width: int, rng: random.Random) -> set[Cell]:
 
 
 def _draw_solved(height: int, width: int, num_boxes: int, rng: random.Random) -> Level | None:
-    """A room with every box on its target, or None when it has too few cells."""
+    """A room with every box on its target, or None if it has too few cells."""
     floor = sorted(_draw_room(height, width, rng))
     if len(floor) <= num_boxes + 1:
         return None
     board = {(r, c) for r in range(height) for c in range(width)}
     walls = frozenset(board.difference(floor))
-    # Own draw: the values of random.sample for a seed may differ between Python versions.
+    # Not random.sample: its values for a seed may differ between Python versions.
     player, *cells = [floor.pop(rng.randrange(len(floor))) for _ in range(num_boxes + 1)]
     targets = frozenset(cells)
     return Level(height, width, walls, targets, targets, player)
@@ -74,21 +74,20 @@ def _displacements(grid: Grid, target: int) -> list[int]:
 def pull_away(
     grid: Grid, targets: Sequence[int], player: int
 ) -> tuple[tuple[int, ...], int] | None:
-    """Depth-first reverse play from the solved position.
+    """The best position that depth-first reverse play finds from the solved position.
 
     Args:
       grid: the board.
-      targets: where the boxes start.
-      player: where the player does.
+      targets: initial cells of the boxes.
+      player: initial cell of the player.
 
     Returns:
       (boxes in the order of their targets, player) with the largest pulls x displacement among the
-      positions that have every target in sight, or None when there is none.
+      positions in which nothing covers a target, or None if there is none.
     """
     floor, all_targets = grid.floor, grid.targets
     distances = {target: _displacements(grid, target) for target in targets}
-    # The order of the original: a step that pulls, in each direction, before one that does not.
-    # The stack is last in, first out.
+    # The order of the original: steps that pull come first. The stack is last in, first out.
     ways = [(step, pull) for pull in (False, True) for step in reversed(grid.steps)]
     best: tuple[tuple[int, ...], int] | None = None
     best_score = 0
@@ -124,7 +123,7 @@ def pull_away(
 
 
 def _walk_away(grid: Grid, boxes: int, player: int, chance: float, rng: random.Random) -> int:
-    """verl-agent's last steps: with `chance` one to three of them, never back onto their own track."""
+    """verl-agent's last steps: with probability `chance`, one to three that do not cross themselves."""
     if rng.random() > chance:
         return player
     free = grid.floor & ~boxes
@@ -142,7 +141,7 @@ def _walk_away(grid: Grid, boxes: int, player: int, chance: float, rng: random.R
 def draw_level(
     height: int, width: int, num_boxes: int, rng: random.Random, split: str | None = None
 ) -> Level | None:
-    """One draw: a level, or None when the room gives none or belongs to another split."""
+    """One draw: a level, or None if the room gives none or belongs to another split."""
     solved = _draw_solved(height, width, num_boxes, rng)
     if solved is None or (split is not None and level_split(solved) != split):
         return None
@@ -164,7 +163,7 @@ def draw_level(
 
 
 def _fits(level: Level, horizon: int) -> bool:
-    """Is a plan of at most `horizon` moves known? One with the fewest pushes is found sooner."""
+    """True if a plan of at most `horizon` moves is found. Fewest pushes are found faster, so first."""
     for unit in ("pushes", "moves"):
         plan = solve_level(level, level.boxes, level.player, _MAX_NODES, unit)
         if plan is not None and len(plan) <= horizon:
@@ -174,7 +173,7 @@ def _fits(level: Level, horizon: int) -> bool:
 
 @functools.cache
 def _train_boards(family: str, horizon: int) -> frozenset[str]:
-    """The boards of stage 1, which a bootstrap level must not have."""
+    """The boards of the train split, which a bootstrap level must not have."""
     names = (f"train/{family}/{number:04d}" for number in range(TASKS["train"]))
     return frozenset(canonical_board(make_level(name, horizon)) for name in names)
 
@@ -183,8 +182,8 @@ def _train_boards(family: str, horizon: int) -> frozenset[str]:
 def make_level(task_id: str, horizon: int) -> Level:
     """The generated level of `split/sokoban-WxH-B/number`: solvable within `horizon` moves.
 
-    The horizon only rejects levels: a task is the same level under every horizon it fits in.
-    Levels of "bootstrap" have the boards that `level_split` gives to "train", less those in use there.
+    The horizon only rejects levels: a task is the same level for every horizon that it fits in.
+    Levels of "bootstrap" are on boards that `level_split` gives to "train" and "train" does not use.
 
     Raises:
       EnvDataError: no such level was found.

@@ -1,4 +1,4 @@
-"""Sokoban levels: boards as values, level files, and which puzzles are the same."""
+"""Sokoban levels: boards as values, level files, and which boards are equivalent."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ class Level:
 def parse_levels(path: str | Path) -> list[Level]:
     """The levels of a Boxoban or XSB file, in its order.
 
-    Rows that follow each other are a board. Every other line is a note and ends the board: blank
-    lines, `; 7`, `Title: ...`, `Author: ...`, a `Comment:` block. Rows may be run-length encoded
+    Consecutive rows are a board. Every other line is a note and ends the board: blank lines, `; 7`,
+    `Title: ...`, `Author: ...`, a `Comment:` block. Rows may be run-length encoded
     (`5#|#@$.#|5#`). The text is UTF-8, UTF-16 with a byte order mark, or Latin-1.
 
     Raises:
-      EnvDataError: names file, line, what is there and what is allowed.
+      EnvDataError: names file, line, what it has and what is allowed.
     """
     levels: list[Level] = []
     rows: list[str] = []
-    first = comment = 0  # lines where the board and the comment begin; 0: in none
+    first = comment = 0  # first lines of the board and of the comment; 0: not in one
     lines = _decoded(files.read_bytes(path)).split("\n")
     for number, line in enumerate([*lines, ""], start=1):
         key = line.strip().lower()
@@ -85,7 +85,7 @@ def parse_levels(path: str | Path) -> list[Level]:
 
 
 def _decoded(data: bytes) -> str:
-    """The text, with "\\n" as its line break. Only notes hold anything but ASCII."""
+    """The text with "\\n" as line break. Only notes have non-ASCII characters."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = data.decode("utf-16", "replace")
     else:
@@ -98,16 +98,16 @@ def _decoded(data: bytes) -> str:
 
 
 def _rows(line: str, inside: bool, where: str) -> list[str]:
-    """The board rows of a line: one, several where `|` parts them, none for a note.
+    """The board rows of a line: one, several separated by `|`, or none for a note.
 
     Args:
       line: the line.
-      inside: the line before it was a row; a line that begins with a wall is a row too then.
-      where: what to call it in errors.
+      inside: the line before was a row, so a line that begins with a wall must be one, too.
+      where: the line's name in errors.
     """
     text = line.rstrip().expandtabs()
     if set(text) <= _XSB.keys():
-        # Each row of what is walled in has a wall; but a box may stand beside the board.
+        # Each row of a walled board has a wall; but a box may be outside of the board.
         return [text] if "#" in text or (inside and set(text) & set(".$*@+")) else []
     if "|" in text and _RUN_LENGTHS.fullmatch(text):
         return [_expanded(row) for row in text.strip("|").split("|")]
@@ -118,7 +118,7 @@ def _rows(line: str, inside: bool, where: str) -> list[str]:
 
 
 def _expanded(row: str) -> str:
-    """A row without its run lengths; two digits a run do, since a board has at most MAX_SIDE."""
+    """A row without run lengths."""
     return re.sub(r"([0-9]+)(.)", lambda found: int(found[1]) * found[2], row)
 
 
@@ -132,8 +132,8 @@ def _level(where: str, rows: list[str]) -> Level:
         raise EnvDataError(
             f"{where}: {len(rows)} rows of {width} cells; at most {MAX_SIDE} of each are allowed"
         )
-    # XSB files leave out blanks at the end of a row, so short rows are filled up; one that lost a
-    # wall is found below, because the player could leave the board there.
+    # XSB files omit blanks at the end of a row, so short rows are padded. A missing wall is found
+    # below, because the player could leave the board there.
     cells = {
         (r, c): _XSB[character]
         for r, row in enumerate(rows)
@@ -201,6 +201,6 @@ def canonical_board(level: Level) -> str:
 
 
 def level_split(level: Level) -> str:
-    """The split a generated level belongs to, by its board, so that no board is in two."""
+    """The split of a generated level. Its board decides, so that no board is in two splits."""
     seed = stable_seed("sokoban-split", canonical_board(level))
     return ("test", "valid", "train", "train")[seed % 4]

@@ -1,7 +1,7 @@
 """The player of one-box Sokoban levels.
 
-It knows a shortest plan from where it stands. Its bad habits are those of somebody who goes for the
-box without looking ahead.
+It knows a shortest plan from its position. Its bad habits are those of a player who goes for the box
+without looking ahead.
 
     habit    unaware player                                    experience that mends it
     side     pushes the box from the side that is nearest,     push the box {direction} first.
@@ -27,10 +27,10 @@ _MAX_NODES = 20_000
 
 @dataclasses.dataclass
 class _Memory:
-    """What has been done to the box.
+    """What happened to the box.
 
     Attributes:
-      box: where it is.
+      box: its cell.
       pushed: the direction of the last push, "" before the first.
       astray: the first push was not the planned one.
     """
@@ -75,7 +75,7 @@ class SokobanPlayer(Player):
         memory.box, memory.pushed = box, action
 
     def _directions(self, task_id: str) -> tuple[str, str]:
-        """The plan's first push, and the first after it that goes another way ("" if none does)."""
+        """Directions of the plan's first push and of the first that differs from it ("" if none)."""
         level = self.env.level(task_id)
         pushes = _pushes(level, self._plan(level, *level.boxes, level.player))
         return pushes[0], next((push for push in pushes if push != pushes[0]), "")
@@ -86,7 +86,7 @@ class SokobanPlayer(Player):
         level = self.env.level(state.task_id)
         player, box = state.player, memory.box
         if memory.astray and "side" not in aware:
-            return memory.pushed, "side"  # presses on as it began
+            return memory.pushed, "side"  # goes on in the same direction
         plan = self._plan(level, box, player)
         if not plan:
             return memory.pushed or STILL, None  # nothing helps any more
@@ -103,7 +103,7 @@ class SokobanPlayer(Player):
         return ideal, None
 
     def _nearest(self, level: Level, box: Cell, player: Cell) -> tuple[str, ...]:
-        """The moves to the nearest place from which the box can be pushed, and the push."""
+        """The moves to the nearest cell from which the box can be pushed, and the push."""
         best: tuple[str, ...] = ()
         came: dict[Cell, tuple[str, ...]] = {player: ()}
         queue = [player]

@@ -1,7 +1,7 @@
-"""Optimal Sokoban plans: A* over pushes on bit boards, shortest in moves or in pushes.
+"""Optimal Sokoban plans, in moves or in pushes: A* over pushes on bit boards.
 
-A set of cells is an integer with one bit a cell, so that a whole area grows by one step in five
-shifts. The board has a frame of wall around it, so that no shift leaves it.
+A set of cells is an integer with one bit per cell, so four shifts grow a whole area by one step. A
+frame of walls keeps every shift on the board.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Grid:
 
     Attributes:
       stride: difference of index between a cell and the one below it.
-      floor: every cell that is no wall.
-      targets: the targets.
+      floor: mask of all cells that are not walls.
+      targets: mask of the targets.
     """
 
     stride: int
@@ -34,7 +34,7 @@ class Grid:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Difference of index that each of MOVES makes, in their order."""
+        """The change of index for each of MOVES, in their order."""
         return tuple(row * self.stride + column for row, column in MOVES.values())
 
     def index(self, cell: Cell) -> int:
@@ -66,7 +66,7 @@ def indices(mask: int) -> Iterator[int]:
 
 
 def area(stride: int, start: int, free: int) -> int:
-    """All cells of `free` that can be walked to from the cells `start` (a mask)."""
+    """All cells of `free` that can be reached from the cells `start`; all three are masks."""
     region = start
     while True:
         grown = region | region << 1 | region >> 1 | region << stride | region >> stride
@@ -78,9 +78,9 @@ def area(stride: int, start: int, free: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def push_distances(grid: Grid) -> dict[int, int]:
-    """Least pushes that bring a lone box from a cell to its nearest target.
+    """Cell -> fewest pushes of a single box from there to the nearest target.
 
-    A cell that is absent is dead: a box there reaches no target (corners, for one).
+    A missing cell is dead: a box there, e.g. in a corner, reaches no target.
     """
     distance = dict.fromkeys(indices(grid.targets), 0)
     queue = list(distance)
@@ -94,7 +94,7 @@ def push_distances(grid: Grid) -> dict[int, int]:
 
 
 def _pushes(grid: Grid, boxes: int, player: int) -> Iterator[tuple[int, int, int]]:
-    """All pushes the player can walk to: (moves with the push itself, box, step)."""
+    """All pushes within reach of the player: (moves including the push, box, step)."""
     free = grid.floor & ~boxes
     sides: dict[int, list[tuple[int, int]]] = {}
     wanted = 0
@@ -135,7 +135,7 @@ def _walk(grid: Grid, free: int, start: int, end: int) -> list[str]:
 
 
 def play_pushes(grid: Grid, boxes: int, player: int, pushes: list[tuple[int, int]]) -> list[str]:
-    """The moves that make the `pushes` (box, step), with a shortest walk before each."""
+    """The moves for `pushes` (box, step), with a shortest walk before each push."""
     names = dict(zip(grid.steps, MOVES, strict=True))
     moves: list[str] = []
     for box, step in pushes:
@@ -159,11 +159,11 @@ def solve_level(
     Args:
       level, boxes, player: the position.
       max_nodes: positions expanded before giving up.
-      unit: what is least, "moves" or "pushes".
-      longest: most of that unit a plan may have; a small number ends a vain search early.
+      unit: what is minimised, "moves" or "pushes".
+      longest: most of that unit in a plan; a small number ends a hopeless search early.
 
     Returns:
-      Moves, or None when there is no such plan or `max_nodes` was reached.
+      Moves, or None if there is no such plan or `max_nodes` was reached.
 
     Raises:
       EnvDataError: unknown unit.
@@ -177,9 +177,9 @@ def solve_level(
 
 
 def unsolvable_within(level: Level, longest: int, max_nodes: int) -> bool:
-    """True if it is certain that no plan of `longest` moves solves the level from its start.
+    """True if certainly no plan of `longest` moves solves the level.
 
-    False also where `max_nodes` positions are too few to tell.
+    False also if `max_nodes` positions are too few to be certain.
     """
     grid = grid_of(level)
     start = grid.mask(level.boxes), grid.index(level.player)
@@ -190,12 +190,13 @@ def unsolvable_within(level: Level, longest: int, max_nodes: int) -> bool:
 def _search(
     grid: Grid, boxes: int, player: int, count_pushes: bool, max_nodes: int, longest: int
 ) -> tuple[list[tuple[int, int]] | None, bool]:
-    """A* with the sum of push distances as bound; a position is (boxes, player).
+    """A* with the sum of push distances as lower bound; a position is (boxes, player).
 
-    Where pushes are counted walking is free, so all cells of the player's area are one position.
+    If pushes are counted, walking is free, so all cells of the player's area are one position.
 
     Returns:
-      The pushes, or None; and whether the search was complete, so that None means: there is none.
+      The pushes, or None; and True if the search was complete, so that None proves that there is no
+      plan.
     """
     distance = push_distances(grid)
 

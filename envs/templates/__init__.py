@@ -65,7 +65,7 @@ class Template:
         except jinja2.TemplateSyntaxError as error:
             raise self._error(error.lineno, error.message or "wrong syntax") from error
         # Python's own compiler refuses what is nested too deeply.
-        except (SyntaxError, RecursionError) as error:
+        except (SyntaxError, RecursionError, MemoryError) as error:
             raise self._error(None, f"too complicated ({error})") from error
 
     def render(self, **values: Any) -> str:

@@ -3,9 +3,9 @@
     python -m envs.webshop.catalogue DIRECTORY --num-products 2400
 
 writes the three files; `records` gives the same records in memory. Products, brands, descriptions
-and instructions are this project's own; they are drawn from webshop_kinds.json with stable seeds, so
-that the first n products do not depend on how many follow. Odd values that the official files have
-(no price, a price range, options that are null, one bullet point instead of a list) occur here too.
+and instructions are our own. They are drawn from kinds.json with stable seeds, so the first N products
+do not depend on how many follow. Odd values of the official files occur here, too: no price, a price
+range, options that are null, one bullet point instead of a list.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from envs.webshop.data import HUMAN_FILE, Instruction, Product
 
 NUM_PRODUCTS = 2400
 MAX_PRODUCTS = 1_000_000
-_BOOTSTRAP_DRAWS = 12  # of other instructions per product
+_BOOTSTRAP_DRAWS = 12  # draws of further instructions per product
 _BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 SYLLABLES = (
     "bra dor fen gal hol jun kel lor mar nex ost pel quin rov sal tor uma vex wil zan".split()
@@ -35,12 +35,12 @@ class Kind:
     """A kind of product.
 
     Attributes:
-      noun: what it is called in titles and instructions.
-      query: the search it is found with.
+      noun: its name in titles and instructions.
+      query: the search that finds it.
       path: product_category.
-      price: least and greatest price, dollars.
-      attributes: what a product of the kind may be; some of them are wanted.
-      uses: what people want it for.
+      price: lowest and highest price in dollars.
+      attributes: attributes that such a product may have; instructions ask for some.
+      uses: what people use it for.
       options: option name -> values.
     """
 
@@ -153,7 +153,7 @@ _CLAIMS = (
 
 
 def _instruction(rng: random.Random, kind: Kind, attributes: list[str], options: dict) -> dict:
-    """What a shopper would write: one or two attributes, up to two options, in everyday words."""
+    """A shopper's instruction: one or two attributes and up to two options, in everyday words."""
     wanted = _some(rng, attributes, 1 + rng.randrange(2))
     noun = kind.noun
     article = "" if noun.endswith("s") or noun in _UNCOUNTED else _article(noun)
@@ -174,11 +174,11 @@ def _instruction(rng: random.Random, kind: Kind, attributes: list[str], options:
 
 
 def bootstrap_instructions(product: Product, known: Sequence[Instruction]) -> list[Instruction]:
-    """Other instructions about a generated product, for scripted corpora only.
+    """Further instructions about a generated product, for scripted corpora only.
 
     Args:
       product: the product.
-      known: its instructions in the other splits; none that asks for the same comes again.
+      known: its instructions in the other splits; no result asks for the same.
     """
     kind = next(k for k in KINDS[product.category] if k.query == product.query)
     options = {name: [{"value": v} for v in values] for name, values in product.options}
@@ -237,7 +237,7 @@ def records(num_products: int = NUM_PRODUCTS) -> Iterator[tuple[dict, dict, list
 
 
 def write(directory: str | Path, num_products: int = NUM_PRODUCTS) -> None:
-    """Writes the three files into `directory`, which is made if need be."""
+    """Writes the three files into `directory`; creates it if necessary."""
     root = Path(directory)
     root.mkdir(parents=True, exist_ok=True)
     products, attributes, human = [], {}, {}

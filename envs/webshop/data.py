@@ -4,9 +4,9 @@
     items_ins_v2*.json    asin -> attributes, synthetic instruction and its attributes
     items_human_ins.json  asin -> instructions written by people
 
-Files are read record by record: the full product file is gigabytes. Two draws that the original
-makes from an unseeded generator are functions of the product here, so that a task is the same task
-everywhere: the price of a product that has a price range, and the price limit of a goal.
+Files are read record by record, since the full product file has gigabytes. The original draws two
+values from an unseeded generator: the price of a product with a price range, and the price limit of a
+goal. Here they are functions of the product, so that tasks are the same on every machine.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ SOURCE = (
 )
 _PRICE_STEPS = [10.0 * step for step in range(1, 100)]
 _MAX_RECORD = 1 << 24  # characters; more is a broken file, not a product
-# Synthetic goals of a catalogue: this many, or this many a product if that is more.
+# Most synthetic goals of a catalogue: the larger of the first number and the second per product.
 _MAX_GOALS, _MAX_GOALS_EACH = 1_000_000, 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Product:
-    """A product as its pages show it and the reward judges it.
+    """A product, as its pages show it and as the reward judges it.
 
     Attributes:
       asin: id, at most 10 characters.
       title, description, bullets: the texts of its pages.
-      price_tag: the price as shown, "$24.49 to $39.99".
-      price: dollars, what the reward compares; drawn from the range where there is one.
-      options: (name, values) in page order, lower case.
-      attributes: for the reward; ("DUMMY_ATTR",) where the data has none.
-      category: one of the benchmark's five, "fashion".
-      query: the search that the product was collected with.
+      price_tag: the price as shown, such as "$24.49 to $39.99".
+      price: dollars, for the reward; drawn from the range if there is one.
+      options: (name, values) in page order, in lower case.
+      attributes: for the reward; ("DUMMY_ATTR",) if the data has none.
+      category: one of the benchmark's five, such as "fashion".
+      query: the search with which the product was collected.
       product_category: path with " › " between its levels.
     """
 
@@ -66,7 +66,7 @@ class Product:
     product_category: str
 
     def search_text(self) -> str:
-        """What the index holds: title, description, first bullet point and options, lower case."""
+        """The text to index: title, description, first bullet point and options, in lower case."""
         options = ", and ".join(f"{name}: {', '.join(values)}" for name, values in self.options)
         first = self.bullets[0] if self.bullets else ""
         return " ".join([self.title, self.description, first, options]).lower()
@@ -74,7 +74,7 @@ class Product:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Instruction:
-    """What somebody asks for: text, attributes, and options (values; None: synthetic, all)."""
+    """A shopper's wish: text, attributes, and option values (None: synthetic, so all options)."""
 
     text: str
     attributes: tuple[str, ...]
@@ -86,11 +86,11 @@ class Goal:
     """One task.
 
     Attributes:
-      asin: the product it was written for.
+      asin: the product for which it was written.
       text: the instruction, with the price limit if there is one.
       attributes: wanted attributes, at least one.
       options: wanted option values; (name, value) pairs in synthetic goals.
-      price_limit: dollars; NO_LIMIT without one.
+      price_limit: dollars; NO_LIMIT if there is none.
     """
 
     asin: str
@@ -102,7 +102,7 @@ class Goal:
 
 # -- files -----------------------------------------------------------------------------------------
 def read_records(path: Path) -> Iterator[tuple[str | int, Any]]:
-    """The (key, value) pairs of a JSON object, or (index, value) of a list, one after the other.
+    """Yields the (key, value) pairs of a JSON object, or (index, value) of a list, one by one.
 
     Raises:
       EnvDataError: not JSON, or neither a list nor an object.
@@ -138,8 +138,8 @@ def read_records(path: Path) -> Iterator[tuple[str | int, Any]]:
                 try:
                     found, end = files.decode_at(buffer, position)
                 except json.JSONDecodeError as error:
-                    # The record may go on in the next chunk; ever larger ones, so that a broken
-                    # file is not parsed again for every megabyte.
+                    # The record may continue in the next chunk. Chunks grow, so that a broken file
+                    # is not parsed again after every megabyte.
                     if len(buffer) - position > _MAX_RECORD or not more(size):
                         raise fail(f"not JSON ({error})") from None
                     size *= 2
@@ -174,11 +174,11 @@ def find_files(directory: str, products: str) -> tuple[Path, Path, Path]:
     """The three files of a data directory.
 
     Args:
-      directory: where they lie.
-      products: name of the product file, "" for the only one there.
+      directory: the data directory.
+      products: name of the product file; "": the only one.
 
     Raises:
-      EnvDataError: the directory or a file is missing, or the choice is not clear.
+      EnvDataError: the directory or a file is missing, or there are several product files.
     """
     root = Path(directory)
     if not root.is_dir():
@@ -216,7 +216,7 @@ def find_files(directory: str, products: str) -> tuple[Path, Path, Path]:
 
 # -- products --------------------------------------------------------------------------------------
 class Record:
-    """One record and where it stands, for messages."""
+    """One record and its place, for error messages."""
 
     def __init__(self, where: str, value: Any):
         if not isinstance(value, dict):
@@ -283,10 +283,10 @@ def parse_options(record: Record) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def parse_product(where: str, value: Any, attributes: Sequence[str]) -> Product:
-    """A product record, normalised as the original's load_products does it.
+    """A product, normalised as in the original's load_products.
 
     Raises:
-      EnvDataError: a field is missing or has another form; names record, field and value.
+      EnvDataError: a field is missing or malformed; names record, field and value.
     """
     record = Record(where, value)
     asin = record.text("asin")
@@ -311,17 +311,17 @@ def parse_product(where: str, value: Any, attributes: Sequence[str]) -> Product:
 
 
 class Catalogue:
-    """Products and the instructions that go with them.
+    """Products with their instructions.
 
     Args:
       products: (number, record) of the product file, in file order.
       attributes: (asin, record) of the attribute file.
       human: (asin, records) of the human instructions.
-      names: the three files' names, for messages.
-      limit: number of product records to take; 0 takes all.
+      names: the three files' names, for errors.
+      limit: only the first N product records; 0: all.
 
     Raises:
-      EnvDataError: a record is not as described in the module docstring.
+      EnvDataError: a record is malformed.
     """
 
     def __init__(
@@ -340,7 +340,7 @@ class Catalogue:
             where = f"{names[0]}, record {number}"
             asin = value.get("asin") if isinstance(value, dict) else None
             if isinstance(asin, str) and (asin == "nan" or len(asin) > 10 or asin in places):
-                continue  # as the original drops them
+                continue  # the original drops these, too
             product = parse_product(where, value, ("DUMMY_ATTR",))
             places[product.asin] = len(self.products)
             self.products.append(product)
@@ -383,13 +383,13 @@ class Catalogue:
 
 
 def _count(number: int) -> str:
-    """A number in words of bounded length."""
+    """A number as text of bounded length."""
     return str(number) if number < 10**15 else f"over 10^{int(math.log10(number))}"
 
 
 # -- goals -----------------------------------------------------------------------------------------
 def price_limit(price: float, *names: object) -> tuple[float, str]:
-    """(limit, its words): the larger of two of the next four multiples of ten above the price."""
+    """(limit, its text): the larger of two draws from the next four multiples of ten above the price."""
     above = [step for step in _PRICE_STEPS if step > price][:4]
     if len(above) < 2:
         return NO_LIMIT, ""
@@ -400,10 +400,10 @@ def price_limit(price: float, *names: object) -> tuple[float, str]:
 
 
 class Goals(Sequence):
-    """The goals of a catalogue in the order of the split; made when they are asked for.
+    """The shuffled goals of a catalogue; each is made on access.
 
-    Human goals: one for each instruction that has attributes. Synthetic goals: one for each
-    combination of a product's options, which for a full catalogue are many.
+    There is one human goal for each instruction with attributes, and one synthetic goal for each
+    combination of a product's options: many, for a full catalogue.
 
     Args:
       catalogue: the products.
@@ -433,7 +433,7 @@ class Goals(Sequence):
         """Number of a product's synthetic goals.
 
         Raises:
-          EnvDataError: with them the catalogue has more than are made.
+          EnvDataError: the catalogue would have too many goals.
         """
         if product.asin not in self._catalogue.synthetic:
             return 0
@@ -451,7 +451,7 @@ class Goals(Sequence):
         return len(self._keys)
 
     def place(self, number: int) -> int:
-        """Place in the catalogue of a goal's product."""
+        """Index in the catalogue of a goal's product."""
         return self._keys[number][0]
 
     def __getitem__(self, number: int) -> Goal:
@@ -465,7 +465,7 @@ class Goals(Sequence):
         found = self._catalogue.synthetic[product.asin]
         limit, words = price_limit(product.price, product.asin, "synthetic")
         options = []
-        # The original's itertools.product over names in order: the last one runs fastest.
+        # As in the original's itertools.product over sorted names: the last one varies fastest.
         for name, values in sorted(product.options, reverse=True):
             index, choice = divmod(index, len(values))
             options.append((name, values[choice]))

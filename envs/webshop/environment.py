@@ -1,18 +1,17 @@
 """`webshop`: WebShop's shop as immutable values: the same pages, clicks and reward, no web server.
 
-Pages and what can be clicked on them follow web_agent_site/envs/web_agent_text_env.py and its
-templates, `text` observation mode; data, search and reward are in webshop_data, webshop_search and
-webshop_reward. Without a data directory a generated catalogue is played (webshop_catalogue).
+Pages, and what can be clicked on them, follow web_agent_site/envs/web_agent_text_env.py and its
+templates in `text` observation mode. Data, search and reward are in data.py, search.py and reward.py.
+Without a data directory, the environment plays a generated catalogue (catalogue.py).
 
-Kept from the original, since policies live off it: `search[...]` works on every page, not only where
-there is a search box; `click[search]` does nothing; going back to the results forgets the options
-that were set; `Next >` never ends, later pages are empty; brackets inside a query make it a no-op.
+Kept from the original, since policies rely on it: `search[...]` works on every page, not only where
+there is a search box; `click[search]` does nothing; going back to the results forgets the chosen
+options; `Next >` never ends, but later pages are empty; a query with brackets is a no-op.
 
-Different on purpose. One order of goals, shuffled with the seed 233, for everybody: verl-agent
-shuffles them with another seed in every worker, so that its training and validation tasks overlap.
-After the purchase the last observation is the shop's closing page with the score; verl-agent shows
-the start page of another task there. `search[<r>]`, fifty random products, is a function of the
-task.
+Different on purpose: (1) There is one order of goals, shuffled with the seed 233. verl-agent shuffles
+with another seed in every worker, so its training and validation tasks overlap. (2) The last
+observation, after the purchase, is the shop's closing page with the score. verl-agent shows the start
+page of another task. (3) `search[<r>]`, fifty random products, is a function of the task.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from envs.base import (
     EnvDataError,
     Environment,
     FilePath,
+    Form,
     Options,
     State,
     StepResult,
@@ -55,15 +55,15 @@ _announce = functools.cache(logging.getLogger(__name__).info)  # once, not per p
 
 @dataclasses.dataclass(frozen=True)
 class WebShopState(State):
-    """Where the shopper is.
+    """The shopper's position.
 
     Attributes:
       page: "start", "results", "item", "description", "features", "reviews" or "done".
-      query: what was searched for last; "" on the start page.
+      query: the last search; "" on the start page.
       number: the page of the results, from 1.
-      asin: the product being looked at; "" on the start page and among results.
-      options: (name, value) pairs that were set, sorted.
-      reward: of the purchase; 0 before.
+      asin: the product shown; "" on the start page and on result pages.
+      options: chosen (name, value) pairs, sorted.
+      reward: reward of the purchase; 0 before it.
     """
 
     page: str = "start"
@@ -76,7 +76,7 @@ class WebShopState(State):
 
 @dataclasses.dataclass(frozen=True)
 class Shop:
-    """What all tasks share: products, their index, the goals in their order."""
+    """What all tasks share: products, their index, and the ordered goals."""
 
     catalogue: Catalogue
     index: SearchIndex
@@ -120,13 +120,13 @@ class WebShopOptions(Options):
 
     Attributes:
       data: directory with the official files; "" plays the generated catalogue.
-      products: name of the product file there; "" for the only one.
-      num_products: the first N products only; 0 for all.
+      products: name of the product file there; "": the only one.
+      num_products: only the first N products; 0: all.
       goals: "human" or "synthetic" (verl-agent's default).
-      nouns: where the reward's nouns come from: "spacy", "guess", or "auto" (spaCy if it is
-        installed; "guess" for the generated catalogue, which is to be the same everywhere).
-      show_instruction: every observation states the task, as in the original; False is verl-agent's
-        form: after the first one the task is left out and each part stands in quotes.
+      nouns: source of the reward's nouns: "spacy", "guess", or "auto" (spaCy if it is installed;
+        "guess" for the generated catalogue, which must be the same on every machine).
+      show_instruction: True: every observation states the task, as in the original. False is
+        verl-agent's form: only the first one does, and each part is in quotes.
     """
 
     data: FilePath = ""
@@ -145,12 +145,12 @@ class WebShopOptions(Options):
 class WebShop(Environment):
     """Online shopping; see the module docstring.
 
-    Splits are the original's over the shuffled goals: the first 500 are "test", the next 1,000
-    "valid", the rest "train"; with fewer than 4,000 goals each of the two gets at most a quarter. A
-    task id `test/fashion/00042` ends with the goal's place in that order, the original's session
-    number. The generated catalogue has a split "bootstrap" as well: other instructions about its
-    products, for scripted corpora only. Several goals may be about one product, on both sides of the
-    split too: that is the benchmark's, and the log says how many.
+    Splits are the original's: of the shuffled goals, the first 500 are "test", the next 1,000 are
+    "valid", and the rest are "train". With fewer than 4,000 goals, "test" and "valid" get at most a
+    quarter each. A task id such as `test/fashion/00042` ends with the goal's number in that order, the
+    original's session number. The generated catalogue also has a split "bootstrap" for scripted
+    corpora: other instructions about its products. As in the benchmark, goals of different splits may
+    be about one product; the log says how many are.
 
     Raises:
       EnvDataError: a data file is missing or broken, or there is no goal of the kind asked for.
@@ -159,6 +159,7 @@ class WebShop(Environment):
     name = "webshop"
     horizon = 15  # verl-agent
     Options = WebShopOptions
+    form = Form("webshop", fallback_chars=20, latin_only=True, max_chars=13_000)
     player = "envs.webshop.player:WebShopPlayer"
     description = (
         "You shop online for a product that meets an instruction: it must have the attributes and"
@@ -241,11 +242,11 @@ class WebShop(Environment):
         )
 
     def wanted(self, task_id: str) -> Goal:
-        """What a task asks for; EnvDataError if there is no such task."""
+        """The goal of a task; EnvDataError if there is no such task."""
         return self._goal(task_id)
 
     def goal(self, first_observation: str) -> str:
-        """The instruction, where later observations leave it out; else ""."""
+        """The instruction if later observations omit it, else ""."""
         if self.options.show_instruction:
             return ""
         return first_observation.partition("Instruction:" + SEPARATOR)[2].rpartition(SEPARATOR)[0]
@@ -256,8 +257,8 @@ class WebShop(Environment):
 
     # -- pages ---------------------------------------------------------------------------------
     def _find(self, query: str, task_id: str) -> tuple[Product, ...]:
-        """What a search lists. `<r>`, `<a> attribute`, `<c> category`, `<q> query` are the shop's
-        own shorthands: at random, and by a field's exact value."""
+        """The results of a search. `<r>`, `<a> attribute`, `<c> category` and `<q> query` are the
+        shop's shorthands: random products, and products with exactly this value."""
         products = self._shop.catalogue.products
         first, *rest = query.split(" ")
         value = " ".join(rest).strip()
@@ -268,7 +269,7 @@ class WebShop(Environment):
             return tuple(products[left.pop(rng.randrange(len(left)))] for _ in drawn)
         if first == "<a>":
             return tuple(product for product in products if value in product.attributes)
-        if first == "<c>":  # the category is one word; what follows is not looked at
+        if first == "<c>":  # the category is one word; the rest is ignored
             category = rest[0].strip() if rest else ""
             return tuple(product for product in products if product.category == category)
         if first == "<q>":
@@ -276,7 +277,7 @@ class WebShop(Environment):
         return tuple(products[place] for place in self._shop.index.search(query, MAX_RESULTS))
 
     def _results(self, state: WebShopState) -> tuple[Product, ...]:
-        # Only <r> depends on the task; the cache is shared by all tasks otherwise.
+        # Only <r> depends on the task; other results are cached for all tasks.
         shorthand = state.query.split(" ")[0] == "<r>"
         return self._search(state.query, state.task_id if shorthand else "")
 
@@ -284,7 +285,7 @@ class WebShop(Environment):
         return self._results(state)[(state.number - 1) * PER_PAGE : state.number * PER_PAGE]
 
     def page_texts(self, state: WebShopState) -> list[str]:
-        """The visible texts of the page, in order: what the original joins with " [SEP] "."""
+        """The visible texts of the page, which the original joins with " [SEP] "."""
         goal = self._goal(state.task_id)
         if state.page == "done":
             return _done_texts(state)
@@ -311,10 +312,10 @@ class WebShop(Environment):
         return _visible(*texts)
 
     def clickables(self, state: WebShopState) -> dict[str, tuple[str, str]]:
-        """Text -> (kind, value) of what can be clicked: buttons, then products, then options.
+        """Text -> (kind, value) of everything clickable: buttons, then products, then options.
 
-        Kinds: "button"; "product" with its asin; "option" with the option's name. Of two options
-        that share a value the last one counts, in the first one's place, as in the original.
+        Kinds: "button"; "product" with its asin; "option" with the option's name. If two options
+        share a value, the last one counts, at the first one's place, as in the original.
         """
         if state.page == "start":
             return {"search": ("button", "")}
@@ -339,7 +340,7 @@ class WebShop(Environment):
         texts = self.page_texts(state)
         if self.options.show_instruction or state.page == "done":
             return SEPARATOR.join(texts)
-        # The texts of the two first parts, or three on the start page, are told apart by the page.
+        # The instruction takes the first two texts, or three on the start page.
         begin = 3 if state.page == "start" else 2
         return SEPARATOR.join(f"'{text}'" for text in texts[begin:])
 
@@ -359,8 +360,8 @@ class WebShop(Environment):
         return new, StepResult(self._observation(new), 0.0, False, False, {"valid": True})
 
     def _click(self, state: WebShopState, text: str) -> WebShopState:
-        """The page that a click leads to. Texts are compared in the original's order, so that an
-        option whose value is "reviews" opens the reviews."""
+        """The state after a click. Texts are compared in the original's order, so an option with
+        the value "reviews" opens the reviews."""
         replace = functools.partial(dataclasses.replace, state)
         if text == "back to search":
             return WebShopState(state.task_id, state.num_steps)
@@ -387,7 +388,8 @@ class WebShop(Environment):
         return score(shop[state.asin], chosen, goal, shop[goal.asin], self._nouns)
 
     def _buy(self, state: WebShopState) -> tuple[State, StepResult]:
-        """The reward is the original's, 0 to 1; success is a reward of 1 (verl-agent's `won`)."""
+        """Ends the episode with the original's reward, 0 to 1. Success is a reward of 1, as in
+        verl-agent (`won`)."""
         judged = self._judge(state)
         new = dataclasses.replace(state, page="done", reward=judged.total)
         parts = dataclasses.asdict(judged)
@@ -396,7 +398,7 @@ class WebShop(Environment):
         return new, StepResult(self._observation(new), judged.total, True, success, info)
 
     def actions(self, state: WebShopState) -> tuple[str, ...]:
-        """verl-agent's list, `search[<your query>]` included, less what the shop would not obey."""
+        """verl-agent's list, including `search[<your query>]`, without actions that have no effect."""
         listed = ["search[<your query>]"] if state.page == "start" else []
         for text in self.clickables(state):
             action = f"click[{text}]"
@@ -406,10 +408,10 @@ class WebShop(Environment):
 
     # -- expert --------------------------------------------------------------------------------
     def solve(self, state: WebShopState) -> list[str] | None:
-        """A plan of somebody who knows the product: search it, open it, set the options, buy.
+        """A plan that knows the product: search it, open it, choose the options, buy.
 
-        None where the steps left do not do, or where nothing earns a reward of 1: some official
-        instructions ask for options that their own product does not have.
+        None if too few steps are left, or if no purchase has a reward of 1: some official instructions
+        ask for options that their own product lacks.
         """
         if state.done:
             return [] if state.success else None
@@ -435,7 +437,7 @@ class WebShop(Environment):
         return None
 
     def _walk_to(self, goal: Goal) -> list[str] | None:
-        """Search and clicks that open the goal's product, from any page; None if none is found."""
+        """Search and clicks that open the goal's product from any page, or None."""
         product = self._shop.catalogue[goal.asin]
         words = [product.title, product.search_text(), f"<q> {product.query}"]
         walks = []
@@ -453,8 +455,8 @@ class WebShop(Environment):
 def parse_action(action: str) -> tuple[str, str]:
     """`name[argument]` -> (name, argument in lower case); argument "" for anything else.
 
-    What the original's greedy `(.+)\\[(.+)\\]` finds at the beginning of a text, in linear time: the
-    last pair of brackets in the first line with something between and before them.
+    This is what the original's greedy `(.+)\\[(.+)\\]` matches at the beginning of a text, but in linear
+    time: the last pair of brackets of the first line that has text between and before it.
     """
     line = action.partition("\n")[0]
     closes = line.rfind("]")
@@ -463,7 +465,7 @@ def parse_action(action: str) -> tuple[str, str]:
 
 
 def _visible(*texts: str) -> list[str]:
-    """Texts as the original's HTML parser leaves them: none for an empty one or for blank lines."""
+    """Texts as the original's HTML parser returns them: without empty ones and blank lines."""
     kept = []
     for text in texts:
         blank = not text.strip(" \n\t\f\r")
@@ -473,7 +475,7 @@ def _visible(*texts: str) -> list[str]:
 
 
 def _done_texts(state: WebShopState) -> list[str]:
-    """The closing page, with all that its template leaves empty in text mode."""
+    """The texts of the closing page, including those that are empty in text mode."""
     options = ", ".join(f"{_json(name)}: {_json(value)}" for name, value in state.options)
     return [
         "Thank you for shopping with us!", "Your code:", "None",

@@ -1,4 +1,4 @@
-"""The player of WebShop's generated catalogue: it searches, opens what fits, sets options and buys.
+"""The player of WebShop's generated catalogue: it searches, opens a match, sets options and buys.
 
 habit      unaware player                                 experience that mends it
 attribute  searches for the kind of thing only, opens     search for {attribute} and {attribute}.
@@ -24,7 +24,7 @@ _NOUNS = sorted({kind.noun for kinds in KINDS.values() for kind in kinds}, key=l
 
 
 def _units() -> str:
-    """What products are called and said to be, in either case, brands and product codes."""
+    """Names and attributes of products, in lower and title case, brands and product codes."""
     texts = {text.strip() for kinds in KINDS.values() for kind in kinds
              for text in (kind.noun, *kind.attributes, *kind.uses,
                           *(value for values in kind.options.values() for value in values))}  # fmt: skip
@@ -43,8 +43,8 @@ class _Memory:
     """What the shopper remembers.
 
     Attributes:
-      noun: what is to be bought.
-      opened: product pages that were opened.
+      noun: what to buy.
+      opened: asins of the product pages opened so far.
     """
 
     noun: str
@@ -52,10 +52,10 @@ class _Memory:
 
 
 class WebShopPlayer(Player):
-    """The player of `webshop` with the generated catalogue and instructions in people's words.
+    """The player of `webshop` with the generated catalogue and human goals.
 
     Raises:
-      EnvDataError: on first use, when the environment plays other goals.
+      EnvDataError: on first use, if the environment plays other goals.
     """
 
     units = _units()
@@ -91,16 +91,16 @@ class WebShopPlayer(Player):
     def _choose(
         self, state: WebShopState, memory: _Memory, goal: Goal, aware: frozenset[str]
     ) -> tuple[str, str | None]:
-        """The first result that fits and has not been opened yet, by title and price."""
+        """A click on the first unopened result that matches by title and price."""
         listed = [hit for hit in _listed(self.env.page_texts(state)) if hit[0] not in memory.opened]
         if not listed:
             return "click[back to search]", None
         ideal = _first(listed, goal, frozenset(self.habits))
-        action = f"click[{_first(listed, goal, aware)}]"  # in capitals, as shown: easier to copy
+        action = f"click[{_first(listed, goal, aware)}]"  # in capitals, as shown, to be copied
         for habit in ("attribute", "price"):
             if _first(listed, goal, frozenset(self.habits) - {habit}) != ideal:
                 return action, habit
-        # Where either alone would not lead astray, both together may.
+        # Both habits together may mislead even if neither does alone.
         return action, None if _first(listed, goal, frozenset()) == ideal else "attribute"
 
     def _set_and_buy(
@@ -132,14 +132,14 @@ class WebShopPlayer(Player):
 
 
 def _listed(texts: list[str]) -> list[tuple[str, str, float]]:
-    """(asin, title, price) of the results on a page; of a price range the upper end."""
+    """(asin, title, price) of the results on a page; of a price range, the upper end."""
     begin = texts.index("Next >") + 1
     rows = zip(*(texts[begin + n :: 3] for n in range(3)), strict=True)
     return [(asin, title, float(price.rpartition("$")[2])) for asin, title, price in rows]
 
 
 def _first(listed: list[tuple[str, str, float]], goal: Goal, aware: frozenset[str]) -> str:
-    """The asin of the first result that meets most of what the player looks at."""
+    """The asin of the first result that meets most of what the player checks."""
 
     def misses(hit: tuple[str, str, float]) -> tuple[bool, int]:
         dear = "price" in aware and hit[2] > goal.price_limit

@@ -2,9 +2,9 @@
 
     reward = r_type * (attributes met + options met + price met) / (attributes + options + 1)
 
-r_type looks at the nouns of the two product names, which the original finds with spaCy's
-en_core_web_sm. `noun_finder` takes spaCy where it is installed and says so in the log; without it
-nouns are guessed by `guess_nouns`. Either way the other terms are the same.
+r_type compares the nouns of the two product names. The original finds them with spaCy's
+en_core_web_sm. `noun_finder` uses spaCy if it is installed, else `guess_nouns`; the log says which. The
+other terms do not depend on it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from envs.base import EnvDataError
 
 NO_LIMIT = 1_000_000.0  # price limit of a goal that names none
 NOUN_SOURCES = ("auto", "spacy", "guess")
-_MAX_CHOICES = 1024  # sets of options that best_choices keeps in view
-_MATCH = 85  # token_set_ratio must be above
+_MAX_CHOICES = 1024  # sets of options that best_choices keeps
+_MATCH = 85  # token_set_ratio must be greater
 
 _log = logging.getLogger("envs.webshop.environment")
 
-# The colour words that options are reduced to, in the original's order: the first one that occurs
-# anywhere in the text counts, so "violet lavender" is lavender and "tank" is tan.
+# The colours to which options are reduced, in the original's order. The first one that occurs anywhere
+# in the text counts, so "violet lavender" is lavender and "tank" is tan.
 COLORS = tuple(
     "alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown"
     " burgundy camel camo caramel champagne charcoal cheetah chestnut chocolate christmas coffee"
@@ -40,7 +40,7 @@ COLORS = tuple(
 )
 _NO_LATIN1 = dict.fromkeys(range(128, 256))
 
-# Words that are seldom nouns in product names: closed classes, units' neighbours, common adjectives.
+# Words that are rarely nouns in product names: function words and common adjectives.
 _NOT_NOUNS = frozenset(
     "a an the this that these those and or nor but for with without of in on at by to from into over"
     " under up down off out as per vs via is are was be can will your our my his her its their you we"
@@ -57,14 +57,14 @@ _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)?")
 def normalize_color(value: str | tuple[str, str]) -> str | tuple[str, str]:
     """The first of COLORS in the text, else the value itself.
 
-    A synthetic goal's option is a (name, value) pair, and `in` then asks for an equal element:
-    ("color", "blue") gives "blue", ("color", "light blue") stays a pair. That is the original's.
+    A synthetic goal's option is a (name, value) pair, for which `in` tests equality of an element:
+    ("color", "blue") gives "blue", ("color", "light blue") stays a pair. The original does this, too.
     """
     return next((color for color in COLORS if color in value), value)
 
 
 def matches(a: object, b: object) -> bool:
-    """thefuzz's `token_set_ratio(a, b) > 85` with its clean-up (Latin-1 letters fall out)."""
+    """thefuzz's `token_set_ratio(a, b) > 85`, with its clean-up (which drops Latin-1 letters)."""
     first, second = _cleaned(str(a)), _cleaned(str(b))
     return round(fuzz.token_set_ratio(first, second)) > _MATCH
 
@@ -76,18 +76,18 @@ def _cleaned(text: str) -> str:
 
 # -- nouns -----------------------------------------------------------------------------------------
 def guess_nouns(name: str) -> tuple[str, ...]:
-    """Nouns without a tagger: every word of the name that is not in a list of common other words."""
+    """Nouns without a tagger: the words of the name that are not in _NOT_NOUNS."""
     return tuple(word for word in _WORD.findall(name.lower()) if word not in _NOT_NOUNS)
 
 
 def noun_finder(source: str) -> tuple[Callable[[str], tuple[str, ...]], str]:
-    """(function from a product name to its lower-case nouns, what it is, for the log).
+    """(function from a product name to its lower-case nouns, its description for the log).
 
     Args:
-      source: "spacy" (en_core_web_sm, the original's), "guess", or "auto": spaCy if it is there.
+      source: "spacy" (en_core_web_sm, the original's), "guess", or "auto": spaCy if installed.
 
     Raises:
-      EnvDataError: another word, or "spacy" without spaCy or its model.
+      EnvDataError: another source, or "spacy" without spaCy or its model.
     """
     if source not in NOUN_SOURCES:
         allowed = ", ".join(NOUN_SOURCES)
@@ -115,7 +115,7 @@ def _spacy_nouns() -> tuple[Callable[[str], tuple[str, ...]], str] | str:
 
     @functools.cache
     def nouns(name: str) -> tuple[str, ...]:
-        # "PNOUN" is the original's third tag; spaCy has none of that name.
+        # The original also accepts "PNOUN", which spaCy does not have.
         return tuple(t.text.lower() for t in tagger(name) if t.pos_ in ("NOUN", "PROPN"))
 
     return nouns, f"spaCy {spacy.__version__}, en_core_web_sm {tagger.meta['version']}"
@@ -124,13 +124,13 @@ def _spacy_nouns() -> tuple[Callable[[str], tuple[str, ...]], str] | str:
 # -- reward ----------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A purchase, judged.
+    """The reward of a purchase and its terms.
 
     Attributes:
       total: the reward, 0 to 1.
       r_type: 0, 0.1, 0.5 or 1.
-      query_match, category_match, title_score: what r_type was made of.
-      attributes, options: goal attributes and goal options met, as counts.
+      query_match, category_match, title_score: the terms of r_type.
+      attributes, options: number of goal attributes and goal options met.
       price: the price is within the limit.
     """
 
@@ -145,12 +145,12 @@ class Score:
 
 
 def score(product, chosen: Sequence[str], goal, target, nouns) -> Score:
-    """Judges buying `product` with the option values `chosen` for `goal`.
+    """The score for buying `product` with the option values `chosen` for `goal`.
 
     Args:
-      product: what is bought (webshop_data.Product).
-      chosen: values of the options that were set.
-      goal: what was asked for (webshop_data.Goal).
+      product: the purchase (data.Product).
+      chosen: values of the chosen options.
+      goal: the goal (data.Goal).
       target: the goal's own product.
       nouns: function from a product name to its nouns.
     """
@@ -158,10 +158,10 @@ def score(product, chosen: Sequence[str], goal, target, nouns) -> Score:
     levels = [{level.strip() for level in p.product_category.split("›")} for p in (product, target)]
     category_match = len(levels[0] & levels[1]) >= 2
     bought, wanted = nouns(product.title), nouns(target.title)
-    # The intersection is of sets, the denominator counts repeated nouns: the original's.
+    # As in the original, the numerator counts different nouns, the denominator repeated ones, too.
     title_score = len(set(bought) & set(wanted)) / len(wanted) if wanted else 0.2
     r_type = 1.0 if query_match or category_match or title_score > 0.2 else 0.5
-    # These override a match of query or category.
+    # These override matches of query and category.
     if title_score < 0.1:
         r_type = 0.1
     if title_score == 0.0:
@@ -177,7 +177,7 @@ def score(product, chosen: Sequence[str], goal, target, nouns) -> Score:
 
 
 def count_attributes(product, wanted: Sequence[str]) -> int:
-    """Goal attributes that resemble one of the product's, or stand in its texts."""
+    """Number of goal attributes that match one of the product's or occur in its texts."""
     texts = [product.title.lower(), " ".join(product.bullets).lower(), product.description.lower()]
     return sum(
         any(matches(attribute, attr) for attribute in product.attributes)
@@ -187,13 +187,13 @@ def count_attributes(product, wanted: Sequence[str]) -> int:
 
 
 def count_options(chosen: Sequence[str], wanted: Sequence[str | tuple[str, str]]) -> int:
-    """Goal options that resemble one of the chosen values."""
+    """Number of goal options that match one of the chosen values."""
     values = [normalize_color(value) for value in chosen]
     return sum(any(matches(value, normalize_color(w)) for value in values) for w in wanted)
 
 
 def best_choices(product, goal) -> list[tuple[str, str]]:
-    """(name, value) of the fewest options of the product that meet most of the goal's."""
+    """The fewest (name, value) choices that meet as many of the goal's options as possible."""
     best: list[tuple[str, str]] = []
     reached = 0
     frontier: list[tuple[frozenset[int], list[tuple[str, str]]]] = [(frozenset(), [])]

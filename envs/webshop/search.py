@@ -1,14 +1,14 @@
-"""Product search as WebShop's index does it: Lucene's English analysis and BM25, in numpy.
+"""Product search like WebShop's: Lucene's English analysis and BM25, in numpy.
 
-Follows what WebShop's search stands on (pyserini 0.17, that is Anserini 0.14 with Lucene 8): its
-DefaultEnglishAnalyzer (Unicode word segmentation, possessives cut, lower case, 33 stop words,
-Porter stems with Martin Porter's later extensions), BM25Similarity with k1 = 0.9 and b = 0.4, and
-equal scores ordered by id. Document lengths are rounded as Lucene stores them, in one byte: without
-that, near neighbours change places.
+WebShop uses pyserini 0.17, i.e. Anserini 0.14 with Lucene 8. This follows its DefaultEnglishAnalyzer
+(Unicode word segmentation, no possessives, lower case, 33 stop words, Porter stems with Martin
+Porter's later extensions) and BM25Similarity with k1 = 0.9 and b = 0.4. Equal scores are ordered by
+id. Document lengths are rounded to one byte, as Lucene stores them; otherwise near neighbours would
+change places.
 
-BM25 itself is the two dozen lines of `SearchIndex.search`. The libraries for it do not do: importing
-bm25s runs a JAX computation (environments must not start an accelerator) and knows exact lengths
-only; tantivy has k1 and b fixed.
+BM25 itself is two dozen lines in `SearchIndex.search`. The libraries do not fit: importing bm25s runs
+a JAX computation (environments must not start an accelerator), and it has exact lengths only; tantivy
+has fixed k1 and b.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ STOP_WORDS = frozenset(
     " there these they this to was will with".split()
 )
 _MAX_TOKEN = 255  # StandardTokenizer cuts longer ones
-_CHUNK = 2000  # documents counted together
-_FORMAT = 1  # of the cache file; a change of analysis or layout needs a new number
+_CHUNK = 2000  # documents counted at a time
+_FORMAT = 1  # version of the cache file; increase it if analysis or layout changes
 
 _log = logging.getLogger("envs.webshop.environment")
 
-# Lucene's StandardTokenizer (Unicode UAX #29): letters go on over one of : . ' between letters,
-# digits over one of , ; . ' between digits, and an underscore joins everything. `(?<!_)` changes no
-# match; without it a row of underscores takes the square of its length.
+# Lucene's StandardTokenizer (Unicode UAX #29): one of : . ' between letters does not split a word, nor
+# does one of , ; . ' between digits. Underscores join everything. `(?<!_)` changes no match; without it,
+# a row of underscores would take quadratic time.
 _ASCII_WORD = re.compile(
     r"(?<!_)(?=_*[A-Za-z0-9])\w+(?:(?:(?<=[A-Za-z])[:.'](?=[A-Za-z])|(?<=[0-9])[,;.'](?=[0-9]))\w+)*",
     re.ASCII,
@@ -69,7 +69,7 @@ def _unicode_word() -> regex.Pattern:
     word = f"{joiner}*{part}(?:{joiner}+{part})*{joiner}*"
     alone = unit(r"[\p{Script=Han}\p{Script=Hiragana}]")  # each its own token
     asian = unit(r"\p{Line_Break=Complex_Context}") + "+"  # no spaces between words: a run
-    # Emoji are tokens too; one goes on over a skin tone and over zero-width joiners.
+    # Emoji are tokens, too; skin tones and zero-width joiners continue one.
     face = r"(?:\p{Extended_Pictographic}\uFE0F?\p{Emoji_Modifier}?|\p{Emoji_Modifier})"
     emoji = r"(?:\p{Regional_Indicator}{2}|[0-9#*]\uFE0F?\u20E3"
     emoji += rf"|{face}(?:{extend}\u200D{face})*){extend}"
@@ -89,7 +89,7 @@ def _tokenize(text: str) -> list[str]:
 
 @functools.cache
 def _stemmer() -> Callable[[str, bool], str]:
-    from nltk.stem.porter import PorterStemmer  # takes a second or two: it brings SciPy along
+    from nltk.stem.porter import PorterStemmer  # takes 1 to 2 s, since it imports SciPy
 
     return PorterStemmer(PorterStemmer.MARTIN_EXTENSIONS).stem
 
@@ -107,7 +107,7 @@ def analyze(text: str) -> list[str]:
 
 
 class _TermIds(dict):
-    """token -> term id, -1 for stop words; every token is analysed once."""
+    """token -> term id, -1 for stop words; each token is analysed once."""
 
     def __init__(self):
         self.terms: dict[str, int] = {}
@@ -120,7 +120,7 @@ class _TermIds(dict):
 
 
 def stored_length(lengths: np.ndarray) -> np.ndarray:
-    """Lengths in terms as Lucene's SmallFloat.intToByte4 keeps them: exact below 40, then 4 bits."""
+    """Lengths as rounded by Lucene's SmallFloat.intToByte4: exact below 40, then 4 bits."""
     above = np.maximum(lengths.astype(np.int64) - 24, 0)
     bits = np.frexp(above.astype(np.float64))[1]  # bit length of an integer, 0 for 0
     shift = np.maximum(bits - 4, 0)
@@ -151,7 +151,7 @@ class SearchIndex:
             if path:
                 _save(path, terms, arrays)
         self._terms = {term: number for number, term in enumerate(terms)}
-        # Postings of term t lie at starts[t]:starts[t + 1]: a document and its saturation
+        # Postings of term t are starts[t]:starts[t + 1], each a document and its saturation
         # freq / (k1 * (1 - b + b * length / average length)).
         self._starts, self._documents, self._saturation = arrays
         lengths = np.diff(self._starts)
@@ -160,7 +160,7 @@ class SearchIndex:
 
     def search(self, query: str, limit: int = 50) -> list[int]:
         """Numbers of the best documents that share a term with the query, best first."""
-        total = np.zeros(len(self._rank))  # Lucene too adds float32 parts in double
+        total = np.zeros(len(self._rank))  # like Lucene, adds float32 parts in float64
         for term, times in Counter(analyze(query)).items():
             number = self._terms.get(term)
             if number is None:
@@ -218,7 +218,7 @@ def _build(texts: Iterable[str]) -> tuple[list[str], tuple[np.ndarray, ...]]:
 
 # -- cache -----------------------------------------------------------------------------------------
 def cache_directory() -> Path:
-    """Where index files are kept: `$XDG_CACHE_HOME/leafe_jax/webshop`, by default under ~/.cache."""
+    """The directory of index files: `$XDG_CACHE_HOME/leafe_jax/webshop`, by default in ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "leafe_jax" / "webshop"
 
@@ -245,7 +245,7 @@ def _load(path: Path) -> tuple[list[str], tuple[np.ndarray, ...]] | None:
 
 
 def _save(path: Path, terms: list[str], arrays: tuple[np.ndarray, ...]) -> None:
-    """Written beside and renamed, so that readers see a whole file or none."""
+    """Writes a temporary file and renames it, so that readers see a complete file or none."""
     joined = np.frombuffer("\n".join(terms).encode("utf-8", "surrogatepass"), np.uint8)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -156,7 +156,8 @@ class _Explorer(Hooks):
             )
             return True
         text = self.adviser(episode) if self.adviser else completion.text
-        parsed = self.prompts.parse_reflection(text)
+        cut = self.adviser is None and completion.finish_reason == "length"
+        parsed = self.prompts.parse_reflection(text, cut)
         record = ReflectionRecord(
             step=episode.step,
             prompt_ids=list(completion.prompt_ids),

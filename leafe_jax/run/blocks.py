@@ -14,8 +14,9 @@ from etils import epath
 
 from envs.base import Environment, Task
 from leafe_jax.errors import UserError
-from leafe_jax.run.config import RunConfig, first_tasks
+from leafe_jax.run.config import RunConfig
 from leafe_jax.run.phase import Phase
+from leafe_jax.run.validate import first_tasks
 from leafe_jax.runtime import processes
 from leafe_jax.runtime.files import read_json, read_json_lines
 from leafe_jax.runtime.progress import Progress

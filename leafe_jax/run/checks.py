@@ -11,7 +11,8 @@ from envs.base import Environment
 from leafe_jax.errors import UserError
 from leafe_jax.methods.base import FineTuned
 from leafe_jax.models import hf
-from leafe_jax.run.config import RunConfig, closure, flatten, searches
+from leafe_jax.run.config import RunConfig
+from leafe_jax.run.depends import closure, flatten, searches
 from leafe_jax.run.phase import Phase
 from leafe_jax.run.weights import base_model_path
 from leafe_jax.runtime import processes, sources

@@ -29,12 +29,11 @@ from etils import epath
 from envs.base import Environment, Task
 from envs.prompts import Prompts
 from leafe_jax.agent.evaluate import evaluate
-from leafe_jax.bootstrap import habits
-from leafe_jax.bootstrap import make as bootstrap
 from leafe_jax.errors import UserError
 from leafe_jax.methods.base import Agent, FineTuned
 from leafe_jax.methods.search import explore
-from leafe_jax.run import checks
+from leafe_jax.run import base_model, checks
+from leafe_jax.run.base_model import progress_bar
 from leafe_jax.run.blocks import (
     Blocks,
     Trees,
@@ -43,16 +42,17 @@ from leafe_jax.run.blocks import (
     run_blocks,
     tree_blocks,
 )
-from leafe_jax.run.config import RunConfig, closure, first_tasks, validate
+from leafe_jax.run.config import RunConfig
+from leafe_jax.run.depends import closure
 from leafe_jax.run.phase import Phase, finished
 from leafe_jax.run.results import method_result, read_summary, run_report
+from leafe_jax.run.validate import validate
 from leafe_jax.run.weights import (
     Weights,
     base_model_path,
     check_model,
     export,
     fine_tune,
-    given_model,
     note_agent,
     note_model,
     trained_model,
@@ -61,7 +61,6 @@ from leafe_jax.run.workdir import opened
 from leafe_jax.runtime import console, processes
 from leafe_jax.runtime.files import fingerprint, make_directory, to_json, whole, write_json
 from leafe_jax.runtime.metrics import Metrics
-from leafe_jax.runtime.progress import Progress
 from leafe_jax.training.trainer import Data
 from leafe_jax.types import Example, Tree
 
@@ -106,56 +105,13 @@ class Experiment:
                     output.write(text)
 
     def _run_bootstrap(self) -> bool:
-        phase = Phase(self.workdir, "bootstrap", self.config)
-        if phase.intact({"model": check_model}):
-            return False
-        begin, settings, model = time.monotonic(), self.config.bootstrap, self.config.model
-        assert settings is not None, "validate refuses the phase without its section"
-        start = None
-        if not settings.from_scratch:
-            start = bootstrap.Checkpoint(
-                given_model(model), model.chat_template, model.enable_thinking
-            )
-        with _progress(1, "step", "bootstrap") as bar:
-            bootstrap.run(
-                settings, self.seed, self.config.sampler.max_len, start, Path(phase.directory),
-                phase.begin, self._logger("bootstrap"), bar.to,
-            )  # fmt: skip
-        phase.keep("model")
-        phase.add_seconds(time.monotonic() - begin)
-        phase.finish()
-        return True
+        return base_model.make(self.config, self.workdir, self._logger("bootstrap"))
 
     def _run_habits(self) -> bool:
-        phase = Phase(self.workdir, "habits", self.config)
-        did = not phase.intact({"habits.json": habits.read_table})
-        if did:
-            processes.together("habits", decide=lambda _: self._measure_habits(phase))
-            phase.keep("habits.json")
-            phase.finish()
-        if self.config.bootstrap is not None:  # a model that misses the gate is always refused
-            table = habits.read_table(phase.directory / "habits.json")
-            misses = habits.gate_misses(table, self.config.bootstrap.gate)
-            if misses:
-                raise UserError(f"bootstrap.gate: the base model misses it: {'; '.join(misses)}")
-        return did
-
-    def _measure_habits(self, phase: Phase) -> None:
-        begin, config, settings = time.monotonic(), self.config, self.config.evaluate
-        tasks = first_tasks(self.env, settings.split, settings.num_tasks, "evaluate.num_tasks")
-        make_policy = self._weights.policies(Agent(self.base_model(), self.prompts))
-        phase.begin()
-        table = habits.measure(
-            make_policy, self.env, self.prompts, tasks, settings.num_samples,
-            config.habits.reflect_every,
-            config.rollout("habits", settings.temperature, config.habits.experience_span),
-            _progress,
-        )  # fmt: skip
-        write_json(phase.directory / "habits.json", table)
-        console.say(habits.console_table(table))
-        measured = {k: v for k, v in table["all"].items() if v is not None}
-        self.metrics.scalars(0, {f"habits/{k}": v for k, v in measured.items()})
-        phase.add_seconds(time.monotonic() - begin)
+        agent = Agent(self.base_model(), self.prompts)
+        return base_model.measure(
+            self.config, self.env, agent, self._weights, self.workdir, self.metrics
+        )
 
     def _run_explore(self) -> bool:
         """Grows all searches. One whose agent is a fitted method has that fitted first."""
@@ -253,7 +209,7 @@ class Experiment:
     def _train(self, method: FineTuned, phase: Phase, start: Path, examples: list[Example]) -> None:
         train, directory = method.config.train, Path(phase.directory)
         phase.begin()
-        with _progress(1, "step", method.name) as bar:
+        with progress_bar(1, "step", method.name) as bar:
             trained = fine_tune(
                 start, Data(examples, method.named_weights), train, directory, self.seed,
                 self._logger(method.name), bar.to,
@@ -305,7 +261,7 @@ class Experiment:
                 self.metrics.scalars(number, {f"explore/{name}/tasks_solved": share})
 
         total = sum(map(len, blocks.tasks))
-        with _progress(total, "tree", f"explore {name}") as bar:
+        with progress_bar(total, "tree", f"explore {name}") as bar:
             run_blocks(blocks, missing, work, bar=bar, units=1, log=log)
         phase.finish()
         return True
@@ -335,7 +291,7 @@ class Experiment:
             write_json(final, dataclasses.asdict(outcome))
 
         total = sum(map(len, blocks.tasks)) * settings.num_samples
-        with _progress(total, "episode", f"evaluate {method}") as bar:
+        with progress_bar(total, "episode", f"evaluate {method}") as bar:
             run_blocks(
                 blocks, missing, work, bar=bar, units=settings.num_samples, log=lambda *_: None
             )  # fmt: skip
@@ -358,10 +314,6 @@ class Experiment:
             self.metrics.scalars(step, {f"{prefix}/{k}": v for k, v in measurements.items()})
 
         return log
-
-
-def _progress(total: int, unit: str, label: str) -> Progress:
-    return Progress(total, unit, label, shown=processes.first())
 
 
 def _is_untrained(phase: Phase) -> bool:

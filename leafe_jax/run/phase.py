@@ -13,7 +13,8 @@ from etils import epath
 
 from leafe_jax.errors import UserError
 from leafe_jax.methods.base import REGISTRY
-from leafe_jax.run.config import RunConfig, relevant
+from leafe_jax.run.config import RunConfig
+from leafe_jax.run.depends import relevant
 from leafe_jax.runtime import processes
 from leafe_jax.runtime.files import checksum, fingerprint, make_directory, read_json, write_json
 

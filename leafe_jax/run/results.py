@@ -22,7 +22,8 @@ from leafe_jax.agent.seeds import seed_for
 from leafe_jax.errors import UserError
 from leafe_jax.run import passk
 from leafe_jax.run.blocks import Blocks, Trees, evaluation_blocks, read_evaluation, tree_blocks
-from leafe_jax.run.config import RunConfig, flatten
+from leafe_jax.run.config import RunConfig
+from leafe_jax.run.depends import flatten
 from leafe_jax.run.phase import finished, read_record
 from leafe_jax.run.report import table
 from leafe_jax.run.report.write import write_report

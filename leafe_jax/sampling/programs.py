@@ -1,9 +1,9 @@
 """The sampler's device programs, and the list of those that a run may use.
 
-All shapes are static. The list is complete when the engine is made (`leafe_jax.sampling.shapes`); each
-program is compiled once, ahead of its first use if there is time. Engines that differ in nothing but the
-values of their weights share the compiled programs, so that a run which evaluates several methods compiles
-for the first of them only.
+All shapes are static. The list is complete when the engine is made (`leafe_jax.sampling.shapes`). Each
+program is compiled once, ahead of its first use if there is time. Engines that differ only in the values of
+their weights share the compiled programs, so a run that evaluates several methods compiles for the first of
+them only.
 """
 
 from __future__ import annotations
@@ -191,8 +191,8 @@ class _Compiled:
     """The compiled programs of all engines with one key (see `_shared`).
 
     Attributes:
-      programs: what is compiled by now.
-      locks: one a program, so that no two threads compile the same one.
+      programs: those that are compiled.
+      locks: one per program, so that no two threads compile the same one.
     """
 
     def __init__(self) -> None:
@@ -200,7 +200,7 @@ class _Compiled:
         self.locks: dict[Program, threading.Lock] = {}
 
     def get(self, program: Program, compile: Callable[[Program], Callable]) -> Callable:
-        """The program, from `compile` if it is not there."""
+        """The compiled program. If it does not exist yet, `compile` makes it."""
         if program not in self.programs:
             with self.locks.setdefault(program, threading.Lock()):
                 if program not in self.programs:
@@ -216,10 +216,10 @@ _sets_lock = threading.Lock()
 def _shared(statics: Statics, avals: Any) -> _Compiled:
     """The compiled programs for these statics and these parameters and pool.
 
-    The key holds everything that a program is compiled from: the statics (with model and mesh), the tree
-    of parameters and pool with every array's shape, dtype and sharding, and the settings of jax that
-    change what it traces. It holds no array. A set lives as long as an engine uses it or it is one of the
-    last `_KEPT` that an engine asked for.
+    The key has everything that a program is compiled from: the statics (with model and mesh); shape, dtype
+    and sharding of every array in parameters and pool; and the settings of jax that change what it traces.
+    It holds no arrays. A set is kept while an engine uses it, and while it is among the last `_KEPT` that
+    engines asked for.
 
     Args:
       statics: of the engine.
@@ -253,7 +253,7 @@ class Programs:
 
     Attributes:
       listed: as given.
-      num_compiled: how many of them are compiled by now, by this engine or by one that shares them.
+      num_compiled: number of listed programs that are compiled, by this engine or one that shares them.
     """
 
     def __init__(self, statics: Statics, params, pool, listed: Sequence[Program]):

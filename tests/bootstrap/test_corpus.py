@@ -2,25 +2,29 @@
 
 import json
 import random
-import runpy
-from pathlib import Path
 
 import pytest
 
 from envs.base import EnvDataError
 from leafe_jax.agent.chat import ChatFormat
 from leafe_jax.bootstrap import corpus, statistics
+from leafe_jax.bootstrap.config import BootstrapConfig
 from leafe_jax.bootstrap.examples import MAX_POSITIONS, to_example
 from leafe_jax.bootstrap.vocabulary import build_tokenizer, spelt_share
 from leafe_jax.errors import UserError
-
-CONFIG = Path(__file__).resolve().parents[2] / "configs/bootstrap.py"
+from leafe_jax.run.presets import load_config
+from leafe_jax.runtime.settings import build
 
 
 def get_config(mode="full"):
-    config = runpy.run_path(str(CONFIG))["get_config"](mode)
-    config.bootstrap.games.code.options.allow_weak = True
+    config = load_config("bootstrap", mode)
+    with config.unlocked():
+        config.bootstrap.games.code.options.allow_weak = True
     return config
+
+
+def bootstrap_of(config) -> BootstrapConfig:
+    return build(BootstrapConfig, config.bootstrap.to_dict(), "bootstrap")
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +35,7 @@ def made():
     for game in config.bootstrap.games.values():
         game.weight = 1.0
     config.bootstrap.games.alfworld.options.max_receptacles = 11  # fewer games to open
+    config = bootstrap_of(config)
     with corpus.open_games(config) as games:
         found = list(corpus.write_corpus(config, games, 0))
         tokenizer = build_tokenizer([turns for _, turns in found], 2, games)
@@ -136,7 +141,7 @@ def test_units_are_one_token_and_goals_are_read_word_by_word(made):
 @pytest.mark.parametrize("name", ["alfworld", "sokoban", "science", "webshop", "code"])
 def test_the_corpus_plays_what_the_laptop_config_plays(name):
     game = get_config().bootstrap.games[name]
-    config = runpy.run_path(str(CONFIG.with_name(f"{name}.py")))["get_config"]()
+    config = load_config(name)
     assert config.env.horizon == game.horizon and config.prompts.style == game.prompt_style
     assert config.context.mode == "dialogue" and config.sampler.max_len == MAX_POSITIONS
     for option, value in game.options.items():
@@ -182,7 +187,10 @@ def test_clear_errors(changes, message):
     config = get_config(name)
     with config.unlocked():
         config.bootstrap.games[name][section].update(value)
-    with pytest.raises((UserError, EnvDataError), match=message), corpus.open_games(config):
+    with (
+        pytest.raises((UserError, EnvDataError), match=message),
+        corpus.open_games(bootstrap_of(config)),
+    ):
         pass
 
 
@@ -191,8 +199,8 @@ def test_a_missing_rate_and_no_game_are_named():
     with config.unlocked():
         del config.bootstrap.games.household.unaided_rates.lamp
     with pytest.raises(UserError, match="household.unaided_rates: lamp missing"):
-        with corpus.open_games(config):
+        with corpus.open_games(bootstrap_of(config)):
             pass
     config.bootstrap.games.household.weight = 0.0
-    with pytest.raises(UserError, match="no game"), corpus.open_games(config):
+    with pytest.raises(UserError, match="no game"), corpus.open_games(bootstrap_of(config)):
         pass

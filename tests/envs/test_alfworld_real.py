@@ -1,6 +1,6 @@
 """What the adapter to the real ALFWorld package does by itself; the package is not needed here.
 
-Beside the package it is tested in test_alfworld.py.
+Beside the package it is tested in test_alfworld_parity.py.
 """
 
 import random

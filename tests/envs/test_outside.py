@@ -25,7 +25,7 @@ def outside(tmp_path_factory):
     """Runs Python in an empty directory, where only the wheel and the game can be imported."""
     root = tmp_path_factory.mktemp("outside")
     # Built from a copy: setuptools leaves its files beside setup.py.
-    for name in ("envs", "leafe_jax"):
+    for name in ("envs", "leafe_jax", "configs"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(ROOT / name, root / "source" / name, ignore=ignored)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):

@@ -122,7 +122,10 @@ def test_players_act_from_any_history(game):
 
 def test_clear_errors():
     with pytest.raises(EnvDataError, match="scienceworld.*has no scripted player"):
-        make_player(type("Other", (), {"name": "scienceworld"})())
+        make_player(type("Other", (), {"name": "scienceworld", "player": ""})())
+    for path in ("nowhere:Player", "envs.player:Nobody", "envs.player:", "Player"):
+        with pytest.raises(EnvDataError, match=f"guess: player = '{path}' cannot be imported: "):
+            make_player(type("Guess", (), {"name": "guess", "player": path})())
     several = envs.make("sokoban", size=(7, 7), num_boxes=2, horizon=25)
     with pytest.raises(EnvDataError, match="2 boxes"):
         make_player(several).play(several.list_tasks("train")[0].task_id, frozenset())

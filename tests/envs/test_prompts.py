@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prompting import prompts_for
 
-from envs.actions import FORMS
+import envs
 from envs.prompts import Prompts, PromptsConfig
 from envs.sokoban.environment import Sokoban
 
+FORMS = [name for name in envs.REGISTRY if envs.find(name).form.variant]
 THINK = "<think>x</think>"
 HISTORY = [("obs one", "act one"), ("obs two", "act two")]
 

@@ -118,6 +118,7 @@ REASONS = "In step 2 I went to the wrong room.\n[3] You see a drawer. Then I ope
         "### Answer\n[4] open it",
         "Answer:\n\n[4] open it",
         "Answer: [4]\nopen it",
+        "Answer\uff1a\u30104\u3011open it",
         "So it went wrong there. Answer: [4] open it",
         "**[4]** open it",
         "**[4]:** open it",

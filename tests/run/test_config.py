@@ -8,15 +8,8 @@ from leafe_jax.errors import UserError
 from leafe_jax.methods import base
 from leafe_jax.methods.search import SearchConfig
 from leafe_jax.run import checks
-from leafe_jax.run.config import (
-    RunConfig,
-    closure,
-    default_config,
-    flatten,
-    relevant,
-    searches,
-    to_config_dict,
-)
+from leafe_jax.run.config import RunConfig, default_config, to_config_dict
+from leafe_jax.run.depends import closure, flatten, relevant, searches
 from leafe_jax.run.presets import find_config, load_config, set_training
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from leafe_jax.main import main
-from leafe_jax.run.config import RunConfig, relevant
+from leafe_jax.run.config import RunConfig
+from leafe_jax.run.depends import relevant
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
@@ -133,12 +134,12 @@ def test_the_shipped_model_opens_in_transformers():
     assert model.config.vocab_size == len(tokenizer)
 
 
-def test_a_finished_run_does_nothing(finished):
+def test_a_finished_run_does_nothing(finished, capsys, monkeypatch):
     workdir, _, _ = finished
     before = modified(workdir)
     # Also where it could not be trained, as on a machine with fewer devices.
-    code, out, _ = run(workdir, "--config.leafe.train.mesh.tensor=3")
-    assert code == 0 and "nothing to do" in out
+    assert call(monkeypatch, workdir, "--config.leafe.train.mesh.tensor=3") == 0
+    assert "nothing to do" in capsys.readouterr().out
     assert before == modified(workdir)
 
 
@@ -346,7 +347,7 @@ def kill_and_finish(directory, finished, kills, seed):
 
 
 def test_killed_runs_end_with_the_same_table(finished, tmp_path):
-    kill_and_finish(tmp_path, finished, kills=2, seed=0)
+    kill_and_finish(tmp_path, finished, kills=1, seed=0)
 
 
 @pytest.mark.slow
@@ -357,9 +358,13 @@ def test_ten_kills(finished, tmp_path):
 def test_one_override_each(tmp_path, finished, monkeypatch):
     """The controls of the method are reached by one override; data differ as they should."""
     source, _, _ = finished
-    counts = {}
+
+    def count(workdir):
+        summary = json.loads((workdir / "leafe" / "summary.json").read_text())
+        return summary["counterfactual_examples"], summary["rehearsal_examples"]
+
+    counts = {"both": count(source)}
     for name, override in {
-        "both": "leafe.beta=1.0",
         "rehearsal-only": "leafe.counterfactual_weight=0.0",
         "counterfactual-only": "leafe.beta=0.0",
         "all-rehearsed": "leafe.rehearsal_share=1.0",
@@ -369,8 +374,7 @@ def test_one_override_each(tmp_path, finished, monkeypatch):
         subprocess.run(["cp", "-r", str(source / "trees"), str(workdir)], check=True)
         phases = "--config.phases=('explore','fit')"
         assert call(monkeypatch, workdir, phases, f"--config.{override}") == 0
-        summary = json.loads((workdir / "leafe" / "summary.json").read_text())
-        counts[name] = (summary["counterfactual_examples"], summary["rehearsal_examples"])
+        counts[name] = count(workdir)
     assert counts["both"][0] > 0 and counts["both"][1] > 0
     assert counts["rehearsal-only"] == (0, counts["both"][1])
     assert counts["counterfactual-only"] == (counts["both"][0], 0)
@@ -450,30 +454,21 @@ def test_wrong_input_gives_one_line(arguments, message, tmp_path, capsys, monkey
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
-    assert not list(tmp_path.glob("run/*/phase.json")), (
-        "nothing is claimed by a run that cannot start"
-    )
+    assert not list(tmp_path.glob("run/*/phase.json")), "a run that cannot start claims nothing"
 
 
 @pytest.mark.slow
 def test_a_full_disk_keeps_what_was_finished(tmp_path, finished):
     mount = tmp_path / "small"
     mount.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(mount)],
-        capture_output=True,
-        check=False,
-    )
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(mount)]
+    made = subprocess.run(mounting, capture_output=True, check=False)
     if made.returncode:
         pytest.skip("mounting a small file system needs root")
     try:
         code, _, err = run(mount / "run")
-        notes = ("a second", "attention backend: ")
-        lines = [
-            line
-            for line in err.splitlines()
-            if not any(note in line for note in (*notes, "sampler: "))
-        ]
+        notes = ("a second", "attention backend: ", "sampler: ")
+        lines = [line for line in err.splitlines() if not any(note in line for note in notes)]
         assert code == 2 and len(lines) == 1 and "the disk is full" in lines[0]
         for path in mount.rglob("*.jsonl"):
             for line in path.read_text().splitlines():

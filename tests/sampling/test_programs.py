@@ -13,6 +13,7 @@ from small import CONFIG, ask, forward, make_params, prompt
 from leafe_jax.models.sharding import make_mesh
 from leafe_jax.sampling import programs
 from leafe_jax.sampling.engine import Engine
+from leafe_jax.sampling.requests import EngineConfig
 
 SIZES = dict(
     num_slots=2, max_len=32, turn_chunk=4, prefill_chunk=4, max_new_tokens=4, stop_ids=(),
@@ -42,7 +43,7 @@ def test_other_weights_take_the_same_programs(compiled):
     outcomes = []
     for seed in (0, 1):
         weights = make_params(seed=seed)
-        engine = Engine(CONFIG, weights, **SIZES)
+        engine = Engine(CONFIG, weights, EngineConfig(**SIZES))
         if seed:
             assert engine.programs.num_compiled > 0
         outcomes.append(replies(engine))
@@ -53,13 +54,14 @@ def test_other_weights_take_the_same_programs(compiled):
         gc.collect()
     assert outcomes[0] != outcomes[1]
     assert len(compiled) == len(set(compiled)) > 0
-    beside = [Engine(CONFIG, make_params(seed=seed), **SIZES) for seed in (1, 0)]
+    beside = [Engine(CONFIG, make_params(seed=seed), EngineConfig(**SIZES)) for seed in (1, 0)]
     assert [replies(engine) for engine in beside] == outcomes[::-1]
     assert len(compiled) == len(set(compiled)), "nothing is compiled twice"
 
 
-def changed(params=None, config=CONFIG, **sizes):
-    return Engine(config, make_params(config) if params is None else params, **{**SIZES, **sizes})
+def changed(params=None, config=CONFIG, mesh=None, **sizes):
+    params = make_params(config) if params is None else params
+    return Engine(config, params, EngineConfig(**{**SIZES, **sizes}), mesh)
 
 
 OTHERS = {

@@ -20,6 +20,7 @@ from leafe_jax.models.settings import TARGETS
 from leafe_jax.run.config import RunConfig
 from leafe_jax.run.presets import load_config
 from leafe_jax.tools import hardware, plan
+from leafe_jax.tools.known_models import find_model
 from leafe_jax.training.objectives import sft
 from leafe_jax.training.step import loss_sums
 
@@ -32,7 +33,7 @@ def test_the_papers_models_have_their_published_sizes():
         "Qwen2.5-72B": 72706203648, "Llama-3.1-8B-Instruct": 8030261248, "Llama-3-70B": 70553706496,
     }  # fmt: skip
     for name, count in published.items():
-        shapes = decoder.abstract_params(plan.find_model(name))
+        shapes = decoder.abstract_params(find_model(name))
         assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == count, name
 
 
@@ -100,8 +101,8 @@ def test_topologies_and_models():
     with pytest.raises(
         UserError, match="--model=GPT-2: must be a directory with config.json, or one of"
     ):
-        plan.find_model("GPT-2")
-    assert plan.find_model(str(ROOT / "leafe_jax/assets/base")).num_layers == 4
+        find_model("GPT-2")
+    assert find_model(str(ROOT / "leafe_jax/assets/base")).num_layers == 4
 
 
 def run(*arguments, timeout=500):
@@ -122,7 +123,7 @@ def test_plan_on_fake_devices():
     assert done.returncode == 0, done.stderr[-2000:]
     plans = json.loads(done.stdout)
     figures = plans["train"]
-    config = plan.find_model(str(ROOT / "leafe_jax/assets/base"))
+    config = find_model(str(ROOT / "leafe_jax/assets/base"))
     leaves = jax.tree_util.tree_flatten_with_path(decoder.abstract_params(config))[0]
     # fsdp = 2: half of each matrix, all of each norm; float32.
     share = sum(math.prod(x.shape) * 4 / (1 if x.ndim == 1 else 2) for _, x in leaves)
@@ -213,7 +214,7 @@ def test_the_memory_of_a_deep_sampler_is_extrapolated(monkeypatch):
 
 
 def test_a_copy_of_the_model_is_on_one_host():
-    config = plan.find_model("Qwen2.5-72B")
+    config = find_model("Qwen2.5-72B")
     made = load_config("household_instruct")
     settings = RunConfig.read(made)
     devices = list("abcd")

@@ -50,14 +50,15 @@ def one_device(tmp_path_factory):
     return path, finish(child(path, "one", **SETTINGS))
 
 
-def test_layouts_on_eight_devices(tmp_path, one_device):
+@pytest.mark.parametrize("plain", [LAYOUTS[2:3], pytest.param(LAYOUTS, marks=pytest.mark.slow)])
+def test_layouts_on_eight_devices(tmp_path, one_device, plain):
     """And a batch in parts with everything computed again; and adapters."""
     path, expected = one_device
     adapters = dict(lora=dict(rank=4, targets=["q_proj", "o_proj", "down_proj"]))
     alone = finish(child(tmp_path, "alone", **SETTINGS, **adapters))
-    layouts = [("x".join(map(str, x)), dict(mesh=mesh(x))) for x in LAYOUTS]
+    layouts = [("x".join(map(str, x)), dict(mesh=mesh(x))) for x in plain]
     parts = dict(accumulation=2, remat="full", scan_layers=True)
-    layouts += [("parts", dict(mesh=mesh((2, 2, 2)), **parts))]
+    layouts += [("parts", dict(mesh=mesh((1, 4, 2)), **parts))]
     layouts += [("adapters", dict(mesh=mesh((2, 2, 2)), **adapters))]
     runs = [(*layout, str(tmp_path / f"run{i}")) for i, layout in enumerate(layouts)]
     code = _MANY.format(

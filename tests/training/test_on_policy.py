@@ -22,7 +22,7 @@ ITERATIONS = 4
 
 
 def open_trainer(directory, **changes) -> Trainer:
-    settings = trainer.train_config(learning_rate=3e-3, warmup_steps=0, **changes)
+    settings = trainer.train_config(batch_size=2, learning_rate=3e-3, warmup_steps=0, **changes)
     start = Start(CONFIG, place(trainer.params()))
     return Trainer(start, settings, grpo(16.0), directory, seed=0)
 

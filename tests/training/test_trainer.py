@@ -68,8 +68,21 @@ def stop_at(wanted, pause=0.0):
     return progress
 
 
-def test_interrupted_training_ends_with_the_same_bits(tmp_path):
-    whole = run_fit(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What `run_fit` trains with its own settings, uninterrupted."""
+    return run_fit(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def whole_file(tmp_path_factory):
+    """The same for 100 examples and 4 epochs, by a process: the file of its parameters."""
+    directory = tmp_path_factory.mktemp("whole")
+    finish(child(directory, "whole", count=100, num_epochs=4))
+    return directory / "whole.npz"
+
+
+def test_interrupted_training_ends_with_the_same_bits(tmp_path, whole):
     with pytest.raises(Killed):
         run_fit(tmp_path / "cut", progress=stop_at(5))
     steps = []
@@ -244,9 +257,8 @@ def old_optimizer(train, num_steps):
     )  # fmt: skip
 
 
-def test_a_checkpoint_of_before_norms_were_spared(tmp_path, monkeypatch):
+def test_a_checkpoint_of_before_norms_were_spared(tmp_path, monkeypatch, whole):
     """Without weight decay it is resumed to the same bits; with, it is of another run."""
-    whole = run_fit(tmp_path / "whole")
     with monkeypatch.context() as old, pytest.raises(Killed):
         old.setattr(loop, "make_optimizer", old_optimizer)
         run_fit(tmp_path / "run", progress=stop_at(3))
@@ -258,7 +270,7 @@ def test_a_checkpoint_of_before_norms_were_spared(tmp_path, monkeypatch):
     assert steps[0] == 3 and equal(resumed, whole)
 
 
-def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch, whole):
     usage = checkpoint.shutil.disk_usage
 
     def full(path):
@@ -271,14 +283,14 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     monkeypatch.undo()
     steps = []
     resumed = run_fit(tmp_path, log=lambda step, _: steps.append(step))
-    assert steps[0] == 3 and equal(resumed, run_fit(tmp_path / "whole"))
+    assert steps[0] == 3 and equal(resumed, whole)
 
 
 @pytest.mark.parametrize(
     "sent",
     [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)],
 )
-def test_killed_process_resumes_to_the_same_bits(tmp_path, sent):
+def test_killed_process_resumes_to_the_same_bits(tmp_path, sent, whole_file):
     # Slow enough to be hit in the middle. Saves are written beside the steps: on a busy machine the
     # first may take many of them.
     process = child(tmp_path, "cut", slow=0.05, count=100, num_epochs=4)
@@ -292,8 +304,7 @@ def test_killed_process_resumes_to_the_same_bits(tmp_path, sent):
     assert not (tmp_path / "cut.npz").exists()
     lines = finish(child(tmp_path, "cut", count=100, num_epochs=4))
     assert int(lines[0].split()[0]) > 2, "it did not start over"
-    finish(child(tmp_path, "whole", count=100, num_epochs=4))
-    assert same_file(tmp_path / "cut.npz", tmp_path / "whole.npz")
+    assert same_file(tmp_path / "cut.npz", whole_file)
 
 
 @pytest.mark.slow
@@ -347,7 +358,7 @@ def test_a_maintenance_notice_saves_and_leaves(tmp_path, monkeypatch):
     assert [p for p in (tmp_path / "cut").iterdir() if p.name.isdigit()]
 
 
-def test_told_to_stop_in_the_last_step(tmp_path, caplog):
+def test_told_to_stop_in_the_last_step(tmp_path, caplog, whole):
     """It leaves all the same: what comes after the training may take longer than there is time."""
 
     def progress(step, total):
@@ -362,7 +373,7 @@ def test_told_to_stop_in_the_last_step(tmp_path, caplog):
     assert line == f"train: told to stop; step {last} is saved; the same command goes on from there"
     steps = []
     again = run_fit(tmp_path / "cut", log=lambda step, _: steps.append(step))
-    assert steps == [] and equal(again, run_fit(tmp_path / "whole"))
+    assert steps == [] and equal(again, whole)
 
 
 def test_a_signal_that_nobody_has_seen_is_sent_again():

@@ -1,9 +1,9 @@
-"""Our own problem set, where it is written; the environment reads the file made from it.
+"""The sources of our own problem set; the environment reads the file that is made from them.
 
     python -m envs.code.problems
 
 runs the reference solutions and writes `envs/assets/code/problems.jsonl`: statements, tests,
-checkers and references, in the layout that `code_data` calls "own".
+checkers and references, in the layout "own" of envs/code/data.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_DRAWS = 400
 
 
 def splits(names: list[str]) -> dict[str, str]:
-    """The split of each problem of a band: a quarter test, an eighth valid, the rest train."""
+    """Name -> split for the problems of a band: 1/4 test, 1/8 valid, the rest train."""
     order = sorted(names, key=lambda name: stable_seed("code-split", name))
     tests, valids = len(order) // 4, len(order) // 8
     return {

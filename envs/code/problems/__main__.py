@@ -1,4 +1,4 @@
-"""Writes the problem set; see the package."""
+"""Writes the problem set; see the package's docstring."""
 
 from envs import sandbox
 from envs.code import data as code_data

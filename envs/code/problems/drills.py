@@ -1,9 +1,9 @@
-"""Drills: short problems over a small vocabulary, each with one thing that is easily got wrong.
+"""Drills: short problems with a small vocabulary, each with one thing that is easy to get wrong.
 
-For models too small for the easy band (layout "drills" of `code`). A drill is a way of reading, an
-operation and at most one thing more; what is easily got wrong is its trap, and `flawed` is the
-program of somebody who falls into it. A drill's split is decided by the hash of its statement: half
-are for scripted corpora only ("bootstrap").
+They are for models too small for the easy band (layout "drills" of `code`). A drill is a way of reading
+input, an operation, and at most one more step. What is easy to get wrong is its trap, and `flawed` is a
+program that falls into it. The hash of its statement decides a drill's split: half of them are for
+scripted corpora only ("bootstrap").
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Drill:
     """One drill.
 
     Attributes:
-      family: "numbers", "pairs" or "lists": what is read.
-      statement: what is asked for.
-      reference: a program that does it.
-      flawed: the program of somebody who falls into the trap.
+      family: the input: "numbers", "pairs" or "lists".
+      statement: the problem.
+      reference: a solution.
+      flawed: a program that falls into the trap.
       trap: one of TRAPS.
-      advice: one line that keeps out of it.
+      advice: one line that avoids the trap.
       make: draws an input.
     """
 
@@ -76,7 +76,7 @@ ADVICE = {
 def _drill(
     family: str, asked: str, right: str, wrong: str, trap: str, make: Make, advice: str = ""
 ) -> Drill:
-    """A drill out of the print lines with and without the mistake."""
+    """A drill, from its print lines without and with the mistake."""
     words, read, careless = _READ[family]
     return Drill(
         family,
@@ -93,7 +93,7 @@ _OPERATIONS = (("plus", "+"), ("minus", "-"), ("times", "*"))
 
 
 def _more(family: str, asked: str, value: str, make: Make) -> Iterator[Drill]:
-    """A value with something more to do, which is what is forgotten."""
+    """Drills with a last step, which the flawed program forgets."""
     whole_value = f"({value})" if " " in value and "(" not in value else value
     for word, sign in (("plus", "+"), ("times", "*")):
         for k in (2, 3, 5, 7):

@@ -1,6 +1,6 @@
-"""The hard band: searching, dynamic programming, graphs, parsing; some have several answers.
+"""The hard band: search, dynamic programming, graphs, parsing. Some problems have several answers.
 
-A fifth field is the source of `check(input, expected, actual) -> bool` for those.
+For those, the fifth field is the source of `check(input, expected, actual) -> bool`.
 """
 
 from envs.code.problems.inputs import (

@@ -30,7 +30,7 @@ def lines(*parts: Make) -> Make:
 
 
 def numbers(fewest: int, most: int, low: int, high: int) -> Make:
-    """A line of whole numbers, as many as are drawn."""
+    """A line of whole numbers; their number is drawn, too."""
     return lambda r: " ".join(str(r.randint(low, high)) for _ in range(r.randint(fewest, most)))
 
 
@@ -87,7 +87,7 @@ def shuffled(part: Make) -> Make:
 
 
 def counted(fewest: int, most: int, part: Make) -> Make:
-    """A line with a count, then as many lines."""
+    """A line with a number N, then N lines."""
 
     def make(r: random.Random) -> str:
         count = r.randint(fewest, most)

@@ -1,0 +1,99 @@
+"""What is checked before any work and is no dataclass's own business; which tasks are played."""
+
+from __future__ import annotations
+
+import itertools
+
+import envs
+from envs.base import Environment, Task
+from leafe_jax.errors import UserError
+from leafe_jax.methods import base
+from leafe_jax.run.config import PHASES, RunConfig
+from leafe_jax.run.depends import closure, searches
+
+
+def make_environment(config: RunConfig) -> Environment:
+    """The environment of `config.env`."""
+    return envs.make(config.env.name, horizon=config.env.horizon, **config.env.options)
+
+
+def first_tasks(env: Environment, split: str, number: int, field: str) -> list[Task]:
+    """The first `number` tasks of a split, taking families in turn; 0 takes all.
+
+    Some benchmarks list their tasks family by family: the first ones would be of one family alone.
+
+    Raises:
+      UserError: the split has fewer; `field` is the number's name in the config.
+    """
+    tasks = list(env.list_tasks(split))
+    if number > len(tasks):
+        raise UserError(f"{field} = {number}: split {split!r} has {len(tasks)} tasks")
+    if not number:
+        return tasks
+    families: dict[str, list[Task]] = {}
+    for task in tasks:
+        families.setdefault(task.family, []).append(task)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*families.values()))
+    return [task for task in turns if task is not None][:number]
+
+
+def validate(config: RunConfig) -> Environment:
+    """Checks what can be checked without work and is no dataclass's own business.
+
+    Returns:
+      The environment of `config.env`; the caller closes it.
+
+    Raises:
+      UserError: names the first bad field.
+    """
+    choices = [
+        ("context.mode", config.context.mode, ("dialogue", "window")),
+        ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
+    ]
+    choices += [("phases", phase, PHASES) for phase in config.phases]
+    choices += [("methods", method, tuple(base.REGISTRY)) for method in config.methods]
+    for name, value, allowed in choices:
+        if value not in allowed:
+            raise UserError(f"{name} = {value!r}: must be one of {', '.join(allowed)}")
+    if "bootstrap" in config.phases and config.bootstrap is None:
+        raise UserError(
+            "phases = 'bootstrap': must have a section bootstrap; see configs/bootstrap.py"
+        )
+    at_least = [
+        ("evaluate.block_size", config.evaluate.block_size, 1),
+        ("evaluate.num_tasks", config.evaluate.num_tasks, 0),
+        ("evaluate.num_samples", config.evaluate.num_samples, 1),
+        ("evaluate.num_resamples", config.evaluate.num_resamples, 1),
+        ("evaluate.temperature", config.evaluate.temperature, 0),
+        ("sampler.max_action_tokens", config.sampler.max_action_tokens, 1),
+        ("context.window", config.context.window, 0),
+        ("habits.reflect_every", config.habits.reflect_every, 1),
+    ]
+    for name, value, least in at_least:
+        if not value >= least:
+            raise UserError(f"{name} = {value!r}: must be at least {least}")
+    config.sampler.sampling(config.sampler.temperature)
+    wanted = searches(config)
+    for method in config.methods:
+        closure(config, method)
+    env = make_environment(config)
+    if config.prompts.style not in env.prompt_styles:
+        raise UserError(
+            f"prompts.style = {config.prompts.style!r}: must be one of"
+            f" {', '.join(env.prompt_styles)} for {config.env.name}"
+        )
+    for name in wanted:
+        search = config.search[name]
+        if search.split == config.evaluate.split:
+            raise UserError(
+                f"search.{name}.split = {search.split!r}: must not be the split that is evaluated"
+            )
+        _refuse_empty(env, search.split, search.num_tasks, f"search.{name}")
+    if {"evaluate", "habits"} & set(config.phases):
+        _refuse_empty(env, config.evaluate.split, config.evaluate.num_tasks, "evaluate")
+    return env
+
+
+def _refuse_empty(env: Environment, split: str, num_tasks: int, section: str) -> None:
+    if not first_tasks(env, split, num_tasks, f"{section}.num_tasks"):
+        raise UserError(f"{section}.split = {split!r}: this split has no task")

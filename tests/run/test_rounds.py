@@ -1,0 +1,132 @@
+"""Several methods and searches in one workdir: what they share on disk, and what each adds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from leafe_jax.main import main
+from leafe_jax.run.presets import find_config
+
+SMALL = """
+from leafe_jax.methods.search import SearchConfig
+from leafe_jax.run.config import to_config_dict
+from leafe_jax.run.presets import load_config
+
+
+def get_config():
+    c = load_config("quickstart", "smoke")
+    c.search.tree.num_tasks = 6
+    c.evaluate.num_tasks = 2
+    c.evaluate.num_samples = 2
+    {more}
+    return c
+"""
+
+
+def call(monkeypatch, directory, more="", *overrides) -> int:
+    config = directory / "config.py"
+    config.write_text(SMALL.format(more=more))
+    arguments = ["main", f"--config={config}", f"--workdir={directory / 'run'}", *overrides]
+    monkeypatch.setattr(sys, "argv", arguments)  # config_flags looks there for overrides
+    return main(arguments)
+
+
+def results(directory) -> dict:
+    return json.loads((directory / "run" / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("rounds")
+    with pytest.MonkeyPatch.context() as patch:
+        assert call(patch, directory) == 0
+    return directory
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    subprocess.run(["cp", "-rp", str(finished / "run"), str(tmp_path)], check=True)
+    return tmp_path
+
+
+def test_a_method_joins_a_finished_run(copy, monkeypatch, capsys):
+    """It takes the trees that are there, and changes nothing of the others."""
+    before = results(copy)
+    trees = copy / "run" / "trees" / "tree" / "0000.jsonl"
+    written = trees.stat().st_mtime_ns
+    chosen = "--config.methods=('base','rft','leafe')"
+    assert call(monkeypatch, copy, "", chosen) == 0
+    assert trees.stat().st_mtime_ns == written
+    after = results(copy)
+    assert list(after["methods"]) == ["base", "rft", "leafe"]
+    for name in ("base", "leafe"):
+        assert after["methods"][name] == before["methods"][name]
+    assert after["fits"]["leafe"] == before["fits"]["leafe"]
+    found = [json.loads(line) for line in trees.read_text().splitlines()]
+    successes = sum(node["success"] for tree in found for node in tree["nodes"])
+    assert after["fits"]["rft"]["examples"] == {"successful sequences": successes}
+    assert f"Method rft: trained on {successes} successful sequences" in capsys.readouterr().out
+    assert call(monkeypatch, copy, "", chosen) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_second_round_explores_with_the_first_ones_agent(copy, monkeypatch, capsys):
+    more = (
+        'c.search.second = to_config_dict(SearchConfig(agent="leafe", num_tasks=3, block_size=3))\n'
+        '    c.rft.start, c.rft.trees, c.methods = "leafe", "second", ("base", "rft")'
+    )
+    assert call(monkeypatch, copy, more) == 0
+    made_of = {
+        name: json.loads((copy / "run" / name / "phase.json").read_text())["made_of"]
+        for name in ("trees/tree", "trees/second", "leafe", "rft")
+    }
+    # The second round explores with the model that the first one has made, and trains on from it.
+    assert made_of["trees/second"]["model"] == made_of["rft"]["model"]
+    assert made_of["trees/second"]["model"] != made_of["trees/tree"]["model"]
+    assert made_of["trees/second"]["tasks"] != made_of["trees/tree"]["tasks"]
+    assert set(results(copy)["searches"]) == {"tree", "second"}
+    # What the first round depends on, the second depends on.
+    capsys.readouterr()
+    assert call(monkeypatch, copy, more, "--config.leafe.beta=0.5") == 2
+    assert "leafe.beta = 0.5, but phase 'leafe'" in capsys.readouterr().err
+
+
+def test_a_method_without_examples_keeps_its_model(copy, monkeypatch, caplog):
+    """No task of this search is solved: the table says so, and the run goes on."""
+    more = (
+        "c.search.short = to_config_dict(SearchConfig(num_tasks=1, block_size=1, max_env_steps=1))\n"
+        '    c.rft.trees, c.methods = "short", ("base", "rft")'
+    )
+    with caplog.at_level("WARNING", logger="leafe_jax"):
+        assert call(monkeypatch, copy, more) == 0
+    found = results(copy)
+    assert found["fits"]["rft"]["examples"] == {"successful sequences": 0}
+    assert found["methods"]["rft"]["families"] == found["methods"]["base"]["families"]
+    assert not (copy / "run" / "rft" / "model").exists()
+
+
+def test_a_config_by_name(tmp_path, monkeypatch, capsys):
+    """In an empty directory, as after installing the wheel."""
+    monkeypatch.chdir(tmp_path)
+    for text, message in (
+        ("quickstart:huge", "the modes are full and smoke"),
+        ("quickfix", "--config=quickfix: must be a file, or one of alfworld, "),
+    ):
+        arguments = ["main", f"--config={text}", "--workdir=run"]
+        monkeypatch.setattr(sys, "argv", arguments)
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    arguments = [
+        "main",
+        "--config=quickstart:smoke",
+        "--workdir=run",
+        "--config.phases=('report',)",
+    ]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert main(arguments) == 2
+    assert "no phase to report is finished (trees/tree, leafe, " in capsys.readouterr().err
+    assert find_config("quickstart").name == "quickstart.py"
