@@ -194,7 +194,7 @@ def test_an_interrupted_call_leaves_the_policy_usable(policy, monkeypatch, error
     [
         (lambda p, d: leafe_jax.load_config("quikstart"), "quikstart.*quickstart"),
         (lambda p, d: leafe_jax.load_config("quickstart:fast"), "fast.*smoke"),
-        (lambda p, d: leafe_jax.load_config("default:smoke"), "has no modes"),
+        (lambda p, d: leafe_jax.load_config("default:smoke"), "default.py:smoke"),
         (lambda p, d: leafe_jax.load_config(str(d / "mine.py")), "mine.py: no such"),
         (lambda p, d: leafe_jax.load_config("default", {"sampler.slots": 3}), "sampler.slots"),
         (lambda p, d: leafe_jax.load_config("default", {"seed": "x"}), "seed|int"),
