@@ -4,9 +4,9 @@
 
     config = leafe_jax.load_config("quickstart:smoke")
     base = leafe_jax.load_policy(config=config)  # the embedded model plays household tasks
-    trees = leafe_jax.explore(base, base.tasks("train", 12))
+    trees = leafe_jax.explore(base, base.tasks("train", 36))
     data = leafe_jax.make_examples("leafe", trees)
-    model = leafe_jax.train(data, "leafe", config=config.method["leafe"].train)
+    model = leafe_jax.train(data, "leafe")  # writes the directory leafe/
     leafe = leafe_jax.load_policy(model, config)
     for name, policy in {"base": base, "leafe": leafe}.items():
         evaluation = leafe_jax.evaluate(policy, policy.tasks("test", 6))

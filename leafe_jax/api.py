@@ -162,18 +162,25 @@ def _check_samples(num_samples: int) -> None:
         raise UserError(f"num_samples = {num_samples!r}: must be an integer of at least 1")
 
 
-def _blocks(
-    policy: LoadedPolicy, tasks: Sequence[Task], size: int
-) -> Iterator[tuple[LMPolicy, Sequence[Task]]]:
-    """Blocks of tasks, each with an empty cache, as a run has them: its tokens depend on the block."""
-    for begin in range(0, len(tasks), size):
-        sampler = policy.fresh()
-        try:
-            yield sampler, tasks[begin : begin + size]
-        finally:
-            # After an error or an interrupt requests may be in flight, and the engine would stay busy.
-            while sampler.collect():
-                pass
+def _blocks(tasks: Sequence[Task], size: int) -> list[Sequence[Task]]:
+    """The tasks in blocks as a run has them. Each begins with an empty cache, so tokens do not depend on
+    what was played before."""
+    return [tasks[begin : begin + size] for begin in range(0, len(tasks), size)]
+
+
+@contextlib.contextmanager
+def _sampler(policy: LoadedPolicy) -> Iterator[LMPolicy]:
+    """A context with the sampler, its cache empty.
+
+    After an error or an interrupt, requests may be in flight. They are waited for: the next call finds the
+    sampler free.
+    """
+    sampler = policy.fresh()
+    try:
+        yield sampler
+    finally:
+        while sampler.collect():
+            pass
 
 
 @_one_error_type()
@@ -213,8 +220,9 @@ def play(
             budgets[task_id].add(episode.budget)
             bar.update(1)
 
-        for sampler, block in _blocks(policy, listed, config.evaluate.block_size):
-            plain.play(sampler, policy.env, policy.prompts, block, num_samples, rollout, keep)
+        for block in _blocks(listed, config.evaluate.block_size):
+            with _sampler(policy) as sampler:
+                plain.play(sampler, policy.env, policy.prompts, block, num_samples, rollout, keep)
     return [
         Tree(
             policy.env.name,
@@ -255,11 +263,12 @@ def evaluate(
     records: list[TaskRecord] = []
     budget = Budget()
     with Progress(len(listed) * number, "episode", "evaluate", shown=progress) as bar:
-        for sampler, block in _blocks(policy, listed, config.evaluate.block_size):
-            part = plain.evaluate(
-                sampler, policy.env, policy.prompts, block, number, config.evaluating(),
-                lambda: bar.update(1),
-            )  # fmt: skip
+        for block in _blocks(listed, config.evaluate.block_size):
+            with _sampler(policy) as sampler:
+                part = plain.evaluate(
+                    sampler, policy.env, policy.prompts, block, number, config.evaluating(),
+                    lambda: bar.update(1),
+                )  # fmt: skip
             records += part.tasks
             budget.add(part.budget)
     return Evaluation(records, budget)
@@ -321,6 +330,7 @@ def explore(
         if "tree" not in settings.search:
             raise UserError("explore: policy.config has no search 'tree': config must be given")
         config = settings.search["tree"]
+    rollout = settings.exploring(config)
     found: dict[str, Tree] = {}
     with Progress(len(listed), "tree", "explore", shown=progress) as bar:
 
@@ -328,10 +338,9 @@ def explore(
             found[tree.task_id] = tree
             bar.update(1)
 
-        for sampler, block in _blocks(policy, listed, config.block_size):
-            search.explore(
-                sampler, policy.env, policy.prompts, block, config, settings.exploring(config), keep
-            )
+        for block in _blocks(listed, config.block_size):
+            with _sampler(policy) as sampler:
+                search.explore(sampler, policy.env, policy.prompts, block, config, rollout, keep)
     return [found[task.task_id] for task in listed]
 
 

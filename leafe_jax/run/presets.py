@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def load_config(name: str, mode: str = "") -> ml_collections.ConfigDict:
       mode: e.g. "smoke"; "" for the file's default.
 
     Raises:
-      UserError: there is no such file, or it has no modes.
+      UserError: there is no such file.
       ValueError: it has no such mode.
     """
     path = Path(name).expanduser() if name.endswith(".py") else find_config(name)
@@ -52,11 +51,7 @@ def load_config(name: str, mode: str = "") -> ml_collections.ConfigDict:
         spec.loader.exec_module(module)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such config file") from error
-    if not mode:
-        return module.get_config()
-    if not inspect.signature(module.get_config).parameters:
-        raise UserError(f"{name}:{mode}: this config has no modes")
-    return module.get_config(mode)
+    return module.get_config(mode) if mode else module.get_config()
 
 
 def set_environment(config: ml_collections.ConfigDict, name: str, **options: Any) -> None:
