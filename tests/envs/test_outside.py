@@ -11,13 +11,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = (ROOT / "docs/ENVIRONMENTS.md").read_text(encoding="utf-8")
-# For a run of the whole method on the game: `outside("-m", "leafe_jax.main", *RUN)`.
 RUN = (
-    "--config=quickstart:smoke",
-    "--config.env.name=guess:Guess",
-    "--config.env.horizon=8",
-    "--workdir=run",
-)
+    "--config=quickstart:smoke", "--workdir=run", "--config.env.name=guess:Guess",
+    "--config.env.horizon=4", "--config.phases=('explore','evaluate','report')",
+    "--config.methods=('base',)", "--config.search.tree.num_tasks=2", "--config.evaluate.num_tasks=2",
+    "--config.evaluate.num_samples=2", "--config.sampler.num_slots=4",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +115,12 @@ def test_the_wheel_has_the_files_of_our_own(outside, name):
     )
     done = outside("-c", code)
     assert done.stdout == "True\n", done.stderr
+
+
+def test_a_run_on_the_game_from_the_wheel(outside):
+    """A config by name, the embedded model and the game, in a directory without a checkout."""
+    done = outside("-m", "leafe_jax.main", *RUN)
+    assert done.returncode == 0, done.stderr
+    assert "Search tree: " in done.stdout and "small" in done.stdout
+    code = "import json; print(*json.load(open('run/results.json'))['searches'])"
+    assert outside("-c", code).stdout == "tree\n"
