@@ -66,7 +66,7 @@ def note_model(model: CheckpointConfig, phase: Phase, path: Path) -> None:
     """Refuses a model or chat template whose content differs from what the phase began with."""
     template = model.chat_template
 
-    def look(_) -> dict[str, str]:
+    def look(_: Any) -> dict[str, str]:
         digests = {"model": fingerprint(path)} if path.is_dir() else {}  # it may have gone since
         if template and Path(template).is_file():
             digests["chat_template"] = checksum(template)
@@ -85,7 +85,7 @@ def trained_model(phase: Phase) -> Path:
     """
     path = phase.directory / "model"
 
-    def look(_) -> None:
+    def look(_: Any) -> None:
         problem = phase.problem("model", check_model) if phase.done else None
         if problem is not None and path.exists():
             raise UserError(f"{problem}; put 'fit' into --config.phases to make it again")
@@ -118,7 +118,9 @@ class Weights:
             str(path), model_config.vocab_size, config.model.chat_template,
             config.model.enable_thinking, agent.prompts.system,
         )  # fmt: skip
-        load_params = functools.partial(hf.load_params, str(path), model_config, config.model.dtype)
+        load_params: Callable[[Any], Any] = functools.partial(
+            hf.load_params, str(path), model_config, config.model.dtype
+        )
         trained = self._trained.pop(path, None)
         if trained is not None:
             with needed_for("handing the trained weights to the sampler", _SMALLER):
