@@ -36,7 +36,7 @@ from leafe_jax.runtime.preemption import signals_left_alone
 from leafe_jax.runtime.progress import Progress
 from leafe_jax.sampling.lm_policy import LMPolicy
 from leafe_jax.training.settings import TrainConfig
-from leafe_jax.training.trainer import Data
+from leafe_jax.training.start import Data
 from leafe_jax.types import Budget, Node, Tree
 
 PathLike: TypeAlias = str | os.PathLike[str]

@@ -24,8 +24,9 @@ from leafe_jax.training.objectives import sft
 from leafe_jax.training.optimizer import make_optimizer
 from leafe_jax.training.packing import Batches
 from leafe_jax.training.settings import TrainConfig
+from leafe_jax.training.start import Data, Start, place
 from leafe_jax.training.step import init_state, make_train_step, step_options
-from leafe_jax.training.trainer import Data, Start, fit, place
+from leafe_jax.training.trainer import fit
 from leafe_jax.types import Example
 
 CONFIG = ModelConfig(

@@ -32,7 +32,8 @@ from leafe_jax.runtime.memory import DIVIDE, needed_for
 from leafe_jax.runtime.progress import Progress
 from leafe_jax.training.objectives import sft
 from leafe_jax.training.records import ExampleFile, write_examples
-from leafe_jax.training.trainer import Data, Start, check, fit, place
+from leafe_jax.training.start import Data, Start, check, place
+from leafe_jax.training.trainer import fit
 
 _ANY_VOCABULARY = 4096  # vocabulary size for checks that run before there is a tokenizer
 

@@ -16,7 +16,7 @@ from leafe_jax.run.depends import closure, flatten, searches
 from leafe_jax.run.phase import Phase
 from leafe_jax.run.weights import base_model_path
 from leafe_jax.runtime import processes, sources
-from leafe_jax.training.trainer import check
+from leafe_jax.training.start import check
 
 
 def agree(config: RunConfig, env: Environment) -> None:

@@ -61,7 +61,7 @@ from leafe_jax.run.workdir import opened
 from leafe_jax.runtime import console, processes
 from leafe_jax.runtime.files import fingerprint, make_directory, to_json, whole, write_json
 from leafe_jax.runtime.metrics import Metrics
-from leafe_jax.training.trainer import Data
+from leafe_jax.training.start import Data
 from leafe_jax.types import Example, Tree
 
 _LOG = logging.getLogger("leafe_jax")

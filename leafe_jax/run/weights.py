@@ -30,7 +30,8 @@ from leafe_jax.sampling.requests import EngineConfig
 from leafe_jax.training.objectives import sft
 from leafe_jax.training.records import ExampleFile, write_examples
 from leafe_jax.training.settings import TrainConfig
-from leafe_jax.training.trainer import Data, Start, fit
+from leafe_jax.training.start import Data, Start
+from leafe_jax.training.trainer import fit
 
 BASE_MODEL = Path(__file__).parents[1] / "assets" / "base"
 _SMALLER = "raise sampler.tensor, set model.dtype = 'bfloat16', or " + DIVIDE

@@ -23,13 +23,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from leafe_jax.errors import UserError
 from leafe_jax.models import lora
-from leafe_jax.models.decoder import ModelConfig, abstract_params
-from leafe_jax.models.sharding import BATCH, shardings_for, train_mesh
+from leafe_jax.models.decoder import abstract_params
+from leafe_jax.models.sharding import BATCH, shardings_for
 from leafe_jax.runtime.memory import DIVIDE, needed_for
 from leafe_jax.runtime.preemption import Preemption
 from leafe_jax.training.checkpoint import Checkpoints
@@ -38,80 +37,20 @@ from leafe_jax.training.optimizer import make_optimizer
 from leafe_jax.training.packing import Batches, mixing_coefficients
 from leafe_jax.training.records import Survey, survey
 from leafe_jax.training.settings import TrainConfig
+from leafe_jax.training.start import Data, Start, agree, check, own_rows
 from leafe_jax.training.step import (
     Measurements,
     Step,
-    StepOptions,
     init_state,
     make_train_step,
     state_shapes,
-    step_options,
 )
 from leafe_jax.types import Example
 
-LoadParams = Callable[[Any, Any], Any]
 Rows = dict[str, np.ndarray]  # a batch, or this process's rows of it; see packing.Batches
 
 _REMEDY = f"{DIVIDE}, or train adapters (train.lora.rank)"
 _STEP_REMEDY = f"raise train.accumulation, set train.remat = 'full', or {_REMEDY}"
-
-
-def place(params: Any) -> LoadParams:
-    """A `Start.load_params` for parameters that are in memory: it gives a copy, cast and placed."""
-
-    def load(dtype: Any, shardings: Any) -> Any:
-        return jax.jit(
-            lambda p: jax.tree.map(lambda x: x.astype(dtype), p), out_shardings=shardings
-        )(jax.tree.map(np.asarray, params))
-
-    return load
-
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """The weights that a training run starts from.
-
-    Attributes:
-      config: the model, without adapters.
-      load_params: load_params(dtype, shardings) gives the weights. It is not called if a checkpoint has
-        them all. The trainer uses their memory.
-    """
-
-    config: ModelConfig
-    load_params: LoadParams
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """Examples of several sources.
-
-    Attributes:
-      examples: training data, e.g. an ExampleFile.
-      weights: name -> weight of each source's loss, in the order of Example.source.
-    """
-
-    examples: Sequence[Example]
-    weights: Mapping[str, float]
-
-
-def check(train: TrainConfig, model_config: ModelConfig) -> tuple[Mesh, ModelConfig, StepOptions]:
-    """What a training config means for a model on these devices.
-
-    Args:
-      train: the settings.
-      model_config: the model, without adapters.
-
-    Returns:
-      (mesh over all devices, model with the adapters of train.lora, options of the step).
-
-    Raises:
-      UserError: a field does not go with the devices or the model.
-    """
-    mesh = train_mesh(train.mesh)
-    model_config = lora.with_adapters(model_config, train.lora)
-    options = step_options(train, model_config, mesh)
-    shardings_for(abstract_params(model_config), mesh)
-    return mesh, model_config, options
 
 
 class Trainer:
@@ -234,7 +173,7 @@ class Trainer:
           UserError: see records.survey; or another process has other examples.
         """
         facts = survey(examples, num_sources, self.config.vocab_size, self.objective.columns)
-        _agree(facts.digest)
+        agree(facts.digest)
         return facts
 
     def pack(
@@ -242,7 +181,7 @@ class Trainer:
     ) -> Batches:
         """This process's rows of the batches of examples whose lengths are known."""
         train = self.train
-        own = _own_rows(self._rows, (train.batch_size, train.seq_len))
+        own = own_rows(self._rows, (train.batch_size, train.seq_len))
         return Batches(
             examples, lengths, train.seq_len, train.batch_size, num_epochs, seed, own,
             self.objective.columns,
@@ -434,23 +373,3 @@ def _steps(
             )
             preemption.leaving()
             raise SystemExit(preemption.code)
-
-
-def _agree(digest: str) -> None:
-    """All processes must train on the same examples: they read the file, each for itself."""
-    own = np.frombuffer(bytes.fromhex(digest), np.uint8)
-    every = multihost_utils.process_allgather(own, tiled=False)
-    other = np.flatnonzero((every != every[0]).any(axis=1))
-    if other.size:
-        raise UserError(
-            f"train: process {other[0]} reads other examples than process 0: all need the same files"
-        )
-
-
-def _own_rows(sharding: NamedSharding, shape: tuple[int, int]) -> list[int]:
-    """Rows of a batch that this process's devices hold, ascending."""
-    rows: set[int] = set()
-    for index in sharding.addressable_devices_indices_map(shape).values():
-        assert index is not None, "every device holds rows"
-        rows |= set(range(*index[0].indices(shape[0])))
-    return sorted(rows)

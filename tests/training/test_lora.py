@@ -16,7 +16,8 @@ from leafe_jax.models.attention import segment_attend
 from leafe_jax.models.settings import TARGETS
 from leafe_jax.run import experiment
 from leafe_jax.training.objectives import sft
-from leafe_jax.training.trainer import Data, Start, fit, place
+from leafe_jax.training.start import Data, Start, place
+from leafe_jax.training.trainer import fit
 
 SETTINGS = dict(rank=3, alpha=12.0, targets=TARGETS)
 

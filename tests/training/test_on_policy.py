@@ -12,7 +12,8 @@ from leafe_jax.errors import UserError
 from leafe_jax.sampling.engine import Engine
 from leafe_jax.sampling.requests import EngineConfig, Request
 from leafe_jax.training.objectives import grpo
-from leafe_jax.training.trainer import Start, Trainer, place
+from leafe_jax.training.start import Start, place
+from leafe_jax.training.trainer import Trainer
 from leafe_jax.types import Example, Sampling
 
 SIZES = EngineConfig(
