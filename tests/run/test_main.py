@@ -270,7 +270,7 @@ def test_a_model_that_misses_the_gate_is_refused_again(tmp_path, capsys, monkeyp
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("sampler.max_len=2048", "sampler.max_len = 2048: must be from 1 to bootstrap.train.seq_len"),
+        ("sampler.max_len=2048", "sampler.max_len = 2048: must be from 1 to"),
         ("bootstrap.model.hidden_size=32", "hidden_size = 32: must be a multiple of num_heads = 6"),
         ("bootstrap.train.schedule=steep", "train.schedule = 'steep': must be"),
     ],

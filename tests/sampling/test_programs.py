@@ -81,7 +81,7 @@ OTHERS = {
 
 def test_engines_that_differ_in_anything_else_do_not_share():
     engines = {"none": changed(), **{name: make() for name, make in OTHERS.items()}}
-    for setting in (jax.default_matmul_precision("float32"), jax.default_device(jax.devices()[0])):
+    for setting in (jax.default_matmul_precision("bfloat16"), jax.default_device(jax.devices()[0])):
         with setting:
             engines[str(setting)] = changed()
     sets = {id(engine.programs._compiled) for engine in engines.values()}

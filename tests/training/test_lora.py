@@ -1,7 +1,6 @@
 """Adapters: the base stays as it is, the merged export and PEFT compute the same."""
 
 import gc
-import types
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,8 @@ from leafe_jax.errors import UserError
 from leafe_jax.models import decoder, hf, lora
 from leafe_jax.models.attention import segment_attend
 from leafe_jax.models.settings import TARGETS
-from leafe_jax.run import experiment
+from leafe_jax.run import weights
+from leafe_jax.run.config import RunConfig
 from leafe_jax.training.objectives import sft
 from leafe_jax.training.start import Data, Start, place
 from leafe_jax.training.trainer import fit
@@ -120,22 +120,12 @@ def test_bad_settings(changes, message):
         trainer.train_config(lora=changes)
 
 
-def run_settings(**changes):
-    """What of a run's config the export looks at."""
-    return types.SimpleNamespace(
-        distill=types.SimpleNamespace(train=trainer.train_config(**changes)),
-        model=types.SimpleNamespace(dtype="bfloat16", chat_template=""),
-        sampler=types.SimpleNamespace(tensor=1),
-        phases=("distill", "evaluate"), evaluate=types.SimpleNamespace(methods=("base", "leafe")),
-    )  # fmt: skip
-
-
 def live_bytes() -> int:
     return sum(x.nbytes for x in jax.live_arrays())
 
 
 def test_the_export_holds_one_kernel_at_a_time(tmp_path, monkeypatch):
-    """And the sampler's weights come from the file: no second copy waits for it."""
+    """No second copy of the weights waits for the sampler."""
     config, base, adapters = trained(tmp_path / "run")
     hf.save(tmp_path / "base", CONFIG, base)
     expected = lora.join(base, adapters)
@@ -144,7 +134,7 @@ def test_the_export_holds_one_kernel_at_a_time(tmp_path, monkeypatch):
     expected = (
         np.asarray(kernel["kernel"], np.float64) + SETTINGS["alpha"] / SETTINGS["rank"] * a @ b
     )
-    settings = run_settings(lora=SETTINGS)
+    train = trainer.train_config(lora=SETTINGS)
     total = sum(x.nbytes for x in jax.tree.leaves(base))
     largest = max(x.nbytes for x in jax.tree.leaves(base))
     shared = base["embed"]["embedding"].nbytes + 5 * base["final_norm"]["scale"].nbytes
@@ -158,10 +148,10 @@ def test_the_export_holds_one_kernel_at_a_time(tmp_path, monkeypatch):
         return to_host(array)
 
     monkeypatch.setattr(hf, "to_host", count)
-    experiment._export(settings, tmp_path, tmp_path / "base", adapters)
+    weights.export(tmp_path, tmp_path / "base", train, adapters)
     # On CPU the tensors that the file has as they are share their memory with the host's array.
     assert 0 < max(peak) <= largest + shared < total / 4
-    assert live_bytes() - before < 0.1 * largest and not experiment._TRAINED
+    assert live_bytes() - before < 0.1 * largest
     found = hf.load_params(tmp_path / "model", CONFIG, "float32")
     np.testing.assert_allclose(
         found["layers"]["1"]["mlp"]["down_proj"]["kernel"], expected, rtol=1e-5, atol=1e-6
@@ -181,11 +171,13 @@ def test_out_of_memory_after_training(tmp_path, monkeypatch, name, doing, fields
 
     base = trainer.params()
     hf.save(tmp_path / "base", CONFIG, base)
-    monkeypatch.setattr(f"leafe_jax.run.experiment.{name}", full)
+    monkeypatch.setattr(f"leafe_jax.run.weights.{name}", full)
     message = f"train: a device is out of memory while {doing}: .*{fields}"
+    handed_over = weights.Weights(RunConfig())
     with pytest.raises(UserError, match=message):
-        experiment._export(run_settings(), tmp_path, tmp_path / "base", base)
-    assert not experiment._TRAINED
+        params = weights.export(tmp_path, tmp_path / "base", trainer.train_config(), base)
+        handed_over.keep(tmp_path / "model", params)
+    assert not handed_over._trained
 
 
 def test_a_base_with_nan_is_not_exported(tmp_path):
@@ -195,5 +187,6 @@ def test_a_base_with_nan_is_not_exported(tmp_path):
     config = lora.with_adapters(CONFIG, trainer.train_config(lora=SETTINGS).lora)
     adapters = lora.init_adapters(config, jax.random.key(0))
     with pytest.raises(UserError, match="NaN or infinity in model.layers.1.mlp.up_proj.weight of"):
-        experiment._export(run_settings(lora=SETTINGS), tmp_path, tmp_path / "base", adapters)
+        train = trainer.train_config(lora=SETTINGS)
+        weights.export(tmp_path, tmp_path / "base", train, adapters)
     assert not (tmp_path / "model").exists()
