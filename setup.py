@@ -53,6 +53,7 @@ setup(
             "pytest-xdist",  # two files at a time: programs compile on one core each
             "hypothesis",  # property tests of the environments and parsers
             "ruff",
+            "mypy",  # types of agent, methods, run and training
             "thefuzz",  # the original's fuzzy comparison: the independent side of WebShop's tests
             "pyarrow",  # the Parquet loader's test
             "torch==2.13.0",  # transformers runs on it: the independent side of the parity tests

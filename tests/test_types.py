@@ -7,7 +7,7 @@ import json
 import pytest
 
 from leafe_jax.errors import UserError
-from leafe_jax.methods.leafe import Config, make_examples
+from leafe_jax.methods.leafe import LeafeConfig, make_examples
 from leafe_jax.training.records import survey
 from leafe_jax.types import Budget, Example, Node, ReflectionRecord, Sampling, Tree, Turn
 
@@ -110,7 +110,7 @@ def test_a_tree_of_thousands_of_branches_in_a_row_is_read_and_distilled():
     nodes[-1].success = True
     found = Tree.from_json(Tree("e", "t", "f", 0, "dialogue", nodes).to_json())
     assert found.path(found.nodes[-1]) == [turn]
-    config = Config(counterfactual_per_task=3, qualify="improve", changed_only=False)
+    config = LeafeConfig(counterfactual_per_task=3, qualify="improve", changed_only=False)
     assert len(make_examples([found], config, 0)) == 4  # three pairs and one that is rehearsed
 
 

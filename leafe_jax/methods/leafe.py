@@ -21,7 +21,7 @@ COUNTERFACTUAL, REHEARSAL = range(2)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(FineTuneConfig):
+class LeafeConfig(FineTuneConfig):
     """Which examples are made, and how they are weighted. Values from the paper are marked (paper).
 
     Raises:
@@ -37,7 +37,7 @@ class Config(FineTuneConfig):
     changed_only: bool = True  # drop pairs whose action is the one that had been taken anyway
     rehearsal_share: float = 0.2  # share of the successful trajectories that is rehearsed (paper)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.qualify not in ("success", "improve"):
             raise UserError(f"leafe.qualify = {self.qualify!r}: must be 'success' or 'improve'")
         if not 0.0 <= self.rehearsal_share <= 1.0:
@@ -55,10 +55,10 @@ class Leafe(FineTuned):
     """LEAFE's second stage: L = counterfactual_weight * L_cf + beta * L_reh."""
 
     name = "leafe"
-    Config = Config
+    Config = LeafeConfig
     sources = ("counterfactual", "rehearsal")
     labels = ("counterfactual pairs", "rehearsed sequences")
-    config: Config
+    config: LeafeConfig
 
     @property
     def weights(self) -> tuple[float, float]:
@@ -88,7 +88,7 @@ def _succeeds(tree: Tree, node: Node) -> bool:
     return any(n.success for n in _subtree(tree, node))
 
 
-def counterfactual_nodes(tree: Tree, config: Config) -> list[Node]:
+def counterfactual_nodes(tree: Tree, config: LeafeConfig) -> list[Node]:
     """Branches of a tree that qualify for D_cf, in order of creation."""
     kept = []
     for node in tree.nodes:
@@ -110,7 +110,7 @@ def counterfactual_nodes(tree: Tree, config: Config) -> list[Node]:
     return kept
 
 
-def make_examples(trees: Iterable[Tree], config: Config, seed: int) -> list[Example]:
+def make_examples(trees: Iterable[Tree], config: LeafeConfig, seed: int) -> list[Example]:
     """D_cf and D_reh of a set of trees.
 
     Args:
@@ -130,9 +130,11 @@ def make_examples(trees: Iterable[Tree], config: Config, seed: int) -> list[Exam
             rng = random.Random(stable_seed(seed, "counterfactual", tree.task_id))
             nodes = sorted(rng.sample(nodes, limit), key=lambda node: node.id)
         for node in nodes:
+            tau = node.branch_step
+            assert tau is not None, "a root is no branch"
             pairs.setdefault(tree.task_id, []).extend(sequence(
-                [t for t in tree.path(node) if t.step <= node.branch_step],
-                {node.branch_step}, tree.mode, config.normalisation, COUNTERFACTUAL,
+                [t for t in tree.path(node) if t.step <= tau], {tau}, tree.mode,
+                config.normalisation, COUNTERFACTUAL,
             ))  # fmt: skip
         successes += [(tree.task_id, node.id) for node in tree.nodes if node.success]
     # The paper rehearses a random share of the successful rollouts; at least one when there are any.

@@ -15,7 +15,7 @@ from leafe_jax.types import Example, Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(FineTuneConfig):
+class RFTConfig(FineTuneConfig):
     """Nothing beyond what all fine-tuned methods have."""
 
 
@@ -23,7 +23,7 @@ class RejectionFineTuning(FineTuned):
     """RFT."""
 
     name = "rft"
-    Config = Config
+    Config = RFTConfig
     sources = ("success",)
     labels = ("successful sequences",)
     weights = (1.0,)

@@ -51,7 +51,7 @@ class SearchConfig:
     max_env_steps: int = 0  # environment steps per task; 0: no limit
     max_generated_tokens: int = 0  # sampled tokens per task; 0: no limit
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, allowed in (("method", METHODS), ("experience_span", SPANS)):
             if getattr(self, name) not in allowed:
                 raise UserError(
@@ -85,7 +85,7 @@ class _Explorer(Hooks):
         policy: Policy,
         prompts: Prompts,
         config: SearchConfig,
-        queue,
+        queue: collections.deque[Episode],
         on_tree: Callable[[Tree], None],
         adviser: Callable[[Episode], str] | None,
     ):
@@ -100,7 +100,9 @@ class _Explorer(Hooks):
         roots = config.max_attempts if config.method == "independent" else config.num_roots
         roots = min(roots, config.max_attempts)
         self._growing[tree.task_id] = _Growth(env.reset(tree.task_id), roots)
-        self.queue.append(self._next(tree))
+        first = self._next(tree)
+        assert first is not None, "there is at least one root"
+        self.queue.append(first)
 
     def _next(self, tree: Tree) -> Episode | None:
         growth = self._growing[tree.task_id]
@@ -123,7 +125,15 @@ class _Explorer(Hooks):
         tree.budget.episodes += 1
         return episode
 
-    def _new_node(self, tree: Tree, parent, branch_step, depth, kind, experience) -> Node:
+    def _new_node(
+        self,
+        tree: Tree,
+        parent: int | None,
+        branch_step: int | None,
+        depth: int,
+        kind: str,
+        experience: str | None,
+    ) -> Node:
         node = Node(len(tree.nodes), parent, branch_step, depth, kind, experience)
         tree.nodes.append(node)
         return node
@@ -174,7 +184,7 @@ class _Explorer(Hooks):
         if parsed.status == "ok":
             record.status = self._judge(episode, parsed.tau, parsed.experience)
         node.reflections.append(record)
-        if record.status != "branched":
+        if record.status != "branched" or parsed.tau is None:
             return True
         tau = 1 if config.method == "refine" else parsed.tau
         experience = parsed.experience if config.show_experience else None
@@ -190,9 +200,9 @@ class _Explorer(Hooks):
         node.stop = node.stop or "branched"
         return False
 
-    def _judge(self, episode: Episode, tau: int, experience: str) -> str:
+    def _judge(self, episode: Episode, tau: int | None, experience: str | None) -> str:
         # tau is never guessed: a step that does not exist drops the reflection.
-        if not 1 <= tau <= len(episode.turns):
+        if tau is None or not 1 <= tau <= len(episode.turns):
             return "out_of_range"
         for earlier in episode.node.reflections:
             if (earlier.status, earlier.tau, earlier.experience) == ("branched", tau, experience):

@@ -6,7 +6,7 @@ import collections
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -96,7 +96,7 @@ class Blocks:
         """The blocks to be made, in all processes. A damaged one is renamed first, not deleted."""
         return processes.together(f"{self.phase.name}: blocks to make", decide=self._look)
 
-    def _look(self, _) -> list[int]:
+    def _look(self, _: Any) -> list[int]:
         if self.phase.is_new and any(file.exists() for file in self.files):
             raise UserError(
                 f"{self.phase.record_path}: missing, but there are blocks beside it, and nothing says"
@@ -136,7 +136,7 @@ class Trees:
       UserError: while it is iterated, names a line that is no tree.
     """
 
-    def __init__(self, paths):
+    def __init__(self, paths: Iterable[Any]):
         self._paths = paths
 
     def __iter__(self) -> Iterator[Tree]:

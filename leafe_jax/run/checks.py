@@ -49,7 +49,7 @@ def agree(config: RunConfig, env: Environment) -> None:
 
 def phases_of(config: RunConfig) -> list[str]:
     """The directories that a run of `config` writes or reads, what is read first standing first."""
-    wanted = [name for name in ("bootstrap", "habits") if name in config.phases]
+    wanted: list[str] = [name for name in ("bootstrap", "habits") if name in config.phases]
     if {"explore", "report"} & set(config.phases):
         wanted += [part for s in config.search for part in closure(config, f"trees/{s}")]
     if {"fit", "evaluate", "report"} & set(config.phases):

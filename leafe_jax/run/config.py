@@ -148,7 +148,7 @@ class RunConfig:
             name: _named("search.", f"search.{name}.", SearchConfig, section)
             for name, section in given.pop("search", {}).items()
         }
-        methods = {
+        methods: dict[str, Any] = {
             name: build(base.find(name).Config, given.pop(name, {}), name) for name in base.REGISTRY
         }
         rest = build(cls, {k: v for k, v in given.items() if k in known}, "")

@@ -319,7 +319,7 @@ class Experiment:
 def _is_untrained(phase: Phase) -> bool:
     """True if the method of `phase` is finished and had no example to train on."""
 
-    def look(_) -> bool:
+    def look(_: Any) -> bool:
         try:
             return (
                 phase.done and read_summary(phase.directory / "summary.json")["target_tokens"] == 0

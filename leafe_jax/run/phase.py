@@ -124,7 +124,7 @@ class Phase:
             Only what has no checksum yet is checked so; then it gets one.
         """
 
-        def look(_) -> bool:
+        def look(_: Any) -> bool:
             before, problems = dict(self.record["files"]), []
             for name, check in outputs.items():
                 problem = self.problem(name, check)
@@ -226,8 +226,8 @@ def read_record(directory: epath.Path) -> dict[str, Any]:
     )
     for field, fits, allowed in rules:
         if not fits:
-            found = repr(record[field])[:100]
-            raise UserError(f"{path}: {field} = {found}: must be {allowed}; {_AWAY}")
+            shown = repr(record[field])[:100]
+            raise UserError(f"{path}: {field} = {shown}: must be {allowed}; {_AWAY}")
     return {field: record[field] for field in known}
 
 

@@ -132,7 +132,7 @@ def run_report(config: RunConfig, env: Environment, workdir: epath.Path) -> bool
     """
     names = _reported(config)
 
-    def look(_) -> dict[str, str]:
+    def look(_: Any) -> dict[str, str]:
         found = {n: checksum(workdir / n / "phase.json") for n in names if finished(workdir / n)}
         if not found:
             raise UserError(

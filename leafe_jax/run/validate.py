@@ -46,7 +46,7 @@ def validate(config: RunConfig) -> Environment:
     Raises:
       UserError: names the first bad field.
     """
-    choices = [
+    choices: list[tuple[str, str, tuple[str, ...]]] = [
         ("context.mode", config.context.mode, ("dialogue", "window")),
         ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
     ]
@@ -59,7 +59,7 @@ def validate(config: RunConfig) -> Environment:
         raise UserError(
             "phases = 'bootstrap': must have a section bootstrap; see configs/bootstrap.py"
         )
-    at_least = [
+    at_least: list[tuple[str, float, int]] = [
         ("evaluate.block_size", config.evaluate.block_size, 1),
         ("evaluate.num_tasks", config.evaluate.num_tasks, 0),
         ("evaluate.num_samples", config.evaluate.num_samples, 1),
@@ -69,9 +69,9 @@ def validate(config: RunConfig) -> Environment:
         ("context.window", config.context.window, 0),
         ("habits.reflect_every", config.habits.reflect_every, 1),
     ]
-    for name, value, least in at_least:
-        if not value >= least:
-            raise UserError(f"{name} = {value!r}: must be at least {least}")
+    for name, number, least in at_least:
+        if not number >= least:
+            raise UserError(f"{name} = {number!r}: must be at least {least}")
     config.sampler.sampling(config.sampler.temperature)
     wanted = searches(config)
     for method in config.methods:

@@ -14,6 +14,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -54,7 +55,7 @@ def locked(workdir: Path, name: str) -> Iterator[None]:
     """
     descriptor: int | None = None
 
-    def take(_) -> None:
+    def take(_: Any) -> None:
         nonlocal descriptor
         descriptor = _take(workdir / LOCK_FILE, name)
 
@@ -91,10 +92,10 @@ def _take(file: Path, name: str) -> int | None:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, (json.dumps(holder) + "\n").encode(), 0)
     except BlockingIOError as error:
-        holder = _holder(descriptor)
+        other = _holder(descriptor)
         os.close(descriptor)
         raise UserError(
-            f"{name}: in use by {holder}; wait until it ends, or use another directory"
+            f"{name}: in use by {other}; wait until it ends, or use another directory"
         ) from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from test_search import grow
 
-from leafe_jax.methods.rft import Config, RejectionFineTuning
+from leafe_jax.methods.rft import RejectionFineTuning, RFTConfig
 
 
 def examples(trees, **changes):
-    return RejectionFineTuning(Config(**changes)).examples(trees, seed=0)
+    return RejectionFineTuning(RFTConfig(**changes)).examples(trees, seed=0)
 
 
 def test_all_successes_and_only_sampled_tokens():

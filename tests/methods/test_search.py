@@ -328,8 +328,8 @@ def test_tree_json_round_trip():
         Tree.from_json({**tree.to_json(), "schema": 99})
 
 
-def leafe_config(**changes) -> leafe.Config:
-    return leafe.Config(**{**dict(counterfactual_per_task=0, rehearsal_share=1.0), **changes})
+def leafe_config(**changes) -> leafe.LeafeConfig:
+    return leafe.LeafeConfig(**{**dict(counterfactual_per_task=0, rehearsal_share=1.0), **changes})
 
 
 def test_distilled_examples_are_token_exact_and_without_experience():

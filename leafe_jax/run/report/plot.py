@@ -29,7 +29,7 @@ def plot_text(text: str) -> str:
     return f"\u200b{shown}" if shown.startswith("_") else shown
 
 
-def _panel(axes, results: dict[str, Any], family: str, label_every: int) -> None:
+def _panel(axes: Any, results: dict[str, Any], family: str, label_every: int) -> None:
     styles = [(line, colour) for line in _LINES for colour in COLOURS]
     shade = 0.18 if len(results["methods"]) <= 3 else 0.08  # overlapping bands get darker
     ticks, tasks = set(), 0
