@@ -99,17 +99,18 @@ def damage_cases(workdir: Path) -> list[tuple[str, str]]:
     cases = []
     for number, file in enumerate(files):
         text = file.endswith((".json", ".jsonl")) and "/model/" not in file
-        if "checkpoints" in file:  # many small files of Orbax's, read together: one damage each
+        # Many small files: Orbax's, which are read together, and the prompt templates, one damage each.
+        if "checkpoints" in file or file.startswith("prompts/"):
             cases.append((file, ("deleted", "empty", "half")[number % 3]))
         else:
             few = ("deleted", "half", "one bit")
             cases += [(file, damage) for damage in (DAMAGES if text else few)]
-    # What the results are made of, where they have to be made again: every other damage.
+    # What the results are made of, where they have to be made again: every third damage.
     made_of = [f for f in files if f.startswith(("trees/", "evaluate/")) or f.endswith("y.json")]
     cases += [
         (file, f"{damage}, no results")
         for number, file in enumerate(made_of)
-        for damage in list(DAMAGES)[number % 2 :: 2]
+        for damage in list(DAMAGES)[number % 3 :: 3]
     ]
     return cases
 
@@ -232,8 +233,8 @@ def test_signals_in_every_phase(number, reference, tmp_path):
     expected = outcome_of(reference)
     counts, lost = collections.Counter(), []
     workdir = tmp_path / "run"
-    # tests/runtime/test_stopping.py has the signals in all phases, too.
-    moments = MOMENTS if number == signal.SIGKILL else MOMENTS[1::2]
+    # Each place gets SIGKILL and one of the others; tests/runtime/test_stopping.py has both in all phases.
+    moments = {signal.SIGINT: MOMENTS[1::2], signal.SIGTERM: MOMENTS[0::2]}.get(number, MOMENTS)
     for moment in moments:
         code, err = stop_at(workdir, moment, number)
         # A phase may be over before the signal comes; then the run may have ended by itself.
