@@ -25,7 +25,7 @@ from envs import replies
 from envs.base import EnvDataError, Environment, Options, State, StepResult
 from envs.workers import START_SECONDS, Reply, Seat, Worker, WorkerDied
 
-_ATTEMPTS = 3  # workers that may die or hang on one request before the run ends
+_ATTEMPTS = 3  # tries of one request, each in a new worker, before the run ends
 _SHOWN = 600  # characters of each text in the mismatch error
 
 

@@ -249,7 +249,7 @@ class Scheduler:
     def _plant_trunks(self, candidates: list[Job]) -> None:
         """Starts computing what several candidates have in common and nobody has computed.
 
-        One at a time on each path: what hangs on another finds it computed in the next round.
+        One at a time on each path: a request that shares the path finds it computed in the next round.
         """
         size = self.tree.page_size
         cached = [self.tree.match(job.ids[:-1]).length for job in candidates]

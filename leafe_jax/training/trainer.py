@@ -230,7 +230,7 @@ class Trainer:
         """Ends the run after train.max_nonfinite skipped steps in a row.
 
         Raises:
-          UserError: so many; the batch is saved beside the checkpoints.
+          UserError: there were that many; the batch is saved beside the checkpoints.
         """
         train, skipped = self.train, int(measurements["nonfinite_in_a_row"])
         if skipped < train.max_nonfinite:

@@ -118,8 +118,9 @@ def test_the_codecontests_layouts_hold_the_same(tmp_path):
 
 
 def test_parquet(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+    from pyarrow import parquet
+
     path = tmp_path / "test-00000-of-00001-abc.parquet"
     parquet.write_table(pyarrow.Table.from_pylist([HUB]), path)
     ((split, problem),) = code_data.load(str(path), "codecontests", 10, 0)
