@@ -39,7 +39,7 @@ def get_config(mode: str = "full"):
     c.search.tree.num_tasks = 0
     c.evaluate.num_tasks = 0
     c.evaluate.num_samples = 128  # (paper)
-    c.evaluate.temperature = 0.7
+    c.evaluate.temperature, c.evaluate.top_p = 0.7, 0.8
     # Rows of about 16 examples (paper: 128 examples a step).
     set_training(c, seq_len=16384, batch_size=8)
     if mode == "smoke":

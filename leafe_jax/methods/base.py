@@ -63,17 +63,19 @@ class Method(abc.ABC):
 
     Args:
       config: the method's own settings, an instance of `Config`.
+      name: of a variant (`config.variants.<name>`); "" keeps the method's own.
 
     Attributes:
       name: in `config.methods`, in tables, and of the directory.
       Config: frozen dataclass of the settings, with defaults and checks.
     """
 
-    name: ClassVar[str]
+    name: str
     Config: ClassVar[type]
 
-    def __init__(self, config: Any):
+    def __init__(self, config: Any, name: str = ""):
         self.config = config
+        self.name = name or self.name
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ def _measure(
     phase.begin()
     table = habits.measure(
         make_policy, env, agent.prompts, tasks, settings.num_samples, config.habits.reflect_every,
-        config.rollout("habits", settings.temperature, config.habits.experience_span),
+        config.rollout("habits", config.evaluate_sampling(), config.habits.experience_span),
         progress_bar,
     )  # fmt: skip
     write_json(phase.directory / "habits.json", table)

@@ -8,6 +8,7 @@ leafe_jax/training/settings.py, of the search in leafe_jax/methods/search.py.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ from leafe_jax.runtime.settings import build
 from leafe_jax.types import Sampling
 
 PHASES = ("bootstrap", "habits", "explore", "fit", "evaluate", "report")
+# Directories of a workdir that no variant can have.
+_TAKEN = {"bootstrap", "habits", "trees", "evaluate", "report", "prompts", "explore", "distill"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +67,9 @@ class SamplerConfig:
     prefill_chunk: int = 32  # prompt tokens per prefill call
     max_action_tokens: int = 8  # sampled tokens per action
     temperature: float = 1.0  # of actions and reflections while exploring
-    # What follows holds in evaluation, too, with evaluate.temperature.
-    top_k: int = 0  # only the k likeliest tokens; 0 keeps all
-    top_p: float = 1.0  # only the likeliest tokens that together have this probability
+    top_k: int = 0  # while exploring: only the k likeliest tokens; 0 keeps all
+    top_p: float = 1.0  # while exploring: only the likeliest tokens with this probability together
+    # What follows holds in evaluation, too.
     min_p: float = 0.0  # only tokens at least this many times as likely as the likeliest
     repetition_penalty: float = 1.0  # on tokens that are in the context; 1 is none
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, value added to its logit) pairs
@@ -77,10 +80,10 @@ class SamplerConfig:
     attention: str = "auto"  # gather (contiguous rows), paged (in place); auto: paged on TPU
     compile_ahead: bool = True  # compile the sampler's programs in the background
 
-    def sampling(self, temperature: float) -> Sampling:
-        """How tokens are drawn at a temperature; UserError names a field out of range."""
+    def sampling(self) -> Sampling:
+        """How actions and reflections are drawn while exploring; UserError names a bad field."""
         return Sampling(
-            temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty,
+            self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty,
             self.logit_bias, self.stop_ids, self.stop_strings,
         )  # fmt: skip
 
@@ -93,7 +96,9 @@ class EvaluateConfig:
     num_tasks: int = 48  # the split's first tasks; 0 takes all
     num_samples: int = 128  # episodes per task: n of Pass@k
     block_size: int = 12  # tasks evaluated together
-    temperature: float = 1.0
+    temperature: float = 1.0  # 0 takes the likeliest token (verl-agent validates at 0.4)
+    top_k: int = 0  # only the k likeliest tokens; 0 keeps all
+    top_p: float = 1.0  # only the likeliest tokens that together have this probability
     num_resamples: int = 2000  # of the bootstrap over tasks
 
 
@@ -106,15 +111,25 @@ class HabitsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Variant:
+    """A method once more, under another name and with settings of its own."""
+
+    method: str  # one of methods.base.REGISTRY
+    settings: Any  # an instance of the method's Config
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """All settings of a run.
 
     Attributes:
       seed: every random choice of the run is derived from it by name.
       phases: what to do, in this order: some of PHASES.
-      methods: what is fitted and evaluated; see methods.base.REGISTRY.
+      methods: what is fitted and evaluated: names of methods.base.REGISTRY and of `variants`.
       search: the searches, by name; methods that name the same one share its trees.
       method: the settings of every registered method, by name: the sections `config.<name>`.
+      variants: further instances of methods, by name: the sections `config.variants.<name>`, each with
+        a field `method` and that method's fields.
     """
 
     seed: int = 0
@@ -134,6 +149,7 @@ class RunConfig:
     method: dict[str, Any] = dataclasses.field(
         default_factory=lambda: {name: base.find(name).Config() for name in base.REGISTRY}
     )
+    variants: dict[str, Variant] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, config: ml_collections.ConfigDict) -> RunConfig:
@@ -143,7 +159,7 @@ class RunConfig:
           UserError: names the first field that is unknown, of the wrong type or out of range.
         """
         given = config.to_dict()
-        known = {field.name for field in dataclasses.fields(cls)} - {"method", "search"}
+        known = {field.name for field in dataclasses.fields(cls)} - {"method", "search", "variants"}
         searches = {
             name: _named("search.", f"search.{name}.", SearchConfig, section)
             for name, section in given.pop("search", {}).items()
@@ -151,37 +167,79 @@ class RunConfig:
         methods: dict[str, Any] = {
             name: build(base.find(name).Config, given.pop(name, {}), name) for name in base.REGISTRY
         }
+        variants = {
+            name: _variant(name, section) for name, section in given.pop("variants", {}).items()
+        }
         rest = build(cls, {k: v for k, v in given.items() if k in known}, "")
         for name in given:
             if name not in known:
                 raise UserError(f"{name}: there is no such field")
-        return dataclasses.replace(rest, search=searches, method=methods)
+        return dataclasses.replace(rest, search=searches, method=methods, variants=variants)
 
     def find(self, name: str) -> base.Method:
-        """A method with its settings."""
+        """A method or variant with its settings.
+
+        Raises:
+          UserError: there is none of this name.
+        """
+        if name in self.variants:
+            variant = self.variants[name]
+            return base.find(variant.method)(variant.settings, name)
+        if name not in self.method:
+            known = ", ".join((*self.method, *self.variants))
+            raise UserError(f"methods = {name!r}: must be one of {known}")
         return base.find(name)(self.method[name])
 
     def exploring(self, search: SearchConfig) -> RolloutConfig:
         """How turns are sampled in a search. All searches share their sampling keys, so that they differ by
         their rules alone."""
-        return self.rollout("explore", self.sampler.temperature, search.experience_span)
+        return self.rollout("explore", self.sampler.sampling(), search.experience_span)
 
     def evaluating(self) -> RolloutConfig:
         """How turns are sampled in an evaluation. All methods share the keys, so that they differ by their
         weights alone."""
-        return self.rollout("evaluate", self.evaluate.temperature, experience_span="branch")
+        return self.rollout("evaluate", self.evaluate_sampling(), experience_span="branch")
 
-    def rollout(self, purpose: str, temperature: float, experience_span: str) -> RolloutConfig:
+    def evaluate_sampling(self) -> Sampling:
+        """How actions are drawn in an evaluation; UserError names a bad field."""
+        own = {name: getattr(self.evaluate, name) for name in ("temperature", "top_k", "top_p")}
+        try:
+            return dataclasses.replace(self.sampler.sampling(), **own)
+        except UserError as error:  # Sampling knows these fields by their names in `sampler`
+            raise UserError(str(error).replace("sampler.", "evaluate.", 1)) from error
+
+    @property
+    def needs_options(self) -> bool:
+        """True if the sampler needs programs that can draw from more than the plain distribution."""
+        return not (self.sampler.sampling().plain and self.evaluate_sampling().plain)
+
+    def rollout(self, purpose: str, sampling: Sampling, experience_span: str) -> RolloutConfig:
         """How turns are rendered and sampled; `purpose` is part of every sampling key's name."""
         return RolloutConfig(
             mode=self.context.mode,
             window=self.context.window,
             experience_span=experience_span,
-            sampling=self.sampler.sampling(temperature),
+            sampling=sampling,
             max_action_tokens=self.sampler.max_action_tokens,
             seed=self.seed,
             purpose=purpose,
         )
+
+
+def _variant(name: str, section: Mapping[str, Any]) -> Variant:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in _TAKEN or name in base.REGISTRY:
+        raise UserError(
+            f"variants.{name}: must be lower-case letters, digits and _, and not the name of a method"
+            f" or of {', '.join(sorted(_TAKEN))}"
+        )
+    fields = dict(section)
+    method = fields.pop("method", None)
+    if method not in base.REGISTRY:
+        raise UserError(
+            f"variants.{name}.method = {method!r}: must be one of {', '.join(base.REGISTRY)}"
+        )
+    kind = base.find(method).Config
+    return Variant(method, _named(f"{method}.", f"variants.{name}.", kind, fields))
 
 
 def _named(said: str, meant: str, kind: type, section: Mapping[str, Any]) -> Any:
@@ -208,6 +266,11 @@ def to_config_dict(settings: Any) -> ml_collections.ConfigDict:
             for name, section in value.items():
                 if dataclasses.fields(section):
                     made[name] = to_config_dict(section)
+        elif isinstance(settings, RunConfig) and field.name == "variants":
+            made[field.name] = ml_collections.ConfigDict()
+            for name, variant in value.items():
+                made[field.name][name] = to_config_dict(variant.settings)
+                made[field.name][name].method = variant.method
         elif value is not None:
             made[field.name] = _plain(value)
     return made
@@ -219,9 +282,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return ml_collections.ConfigDict({k: _plain(v) for k, v in value.items()})
     return value
-
-
-# -- what a result depends on ----------------------------------------------------------------------
-
-
-# -- checks ----------------------------------------------------------------------------------------

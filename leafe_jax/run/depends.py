@@ -84,6 +84,13 @@ def reads(config: RunConfig, name: str) -> tuple[str, ...]:
     return (config.search[search].agent,)
 
 
+def _section(config: RunConfig, name: str) -> str:
+    """The section of the config that has the settings of a method, variant or "trees/<search>"."""
+    if name in config.variants:
+        return f"variants.{name}"
+    return name.replace("trees/", "search.")
+
+
 def relevant(config: RunConfig, phase: str) -> dict[str, Any]:
     """The fields that a phase's result depends on.
 
@@ -97,7 +104,7 @@ def relevant(config: RunConfig, phase: str) -> dict[str, Any]:
     sections = _DEPENDS.get(phase)
     if sections is None:
         evaluated = phase.removeprefix("evaluate/")
-        own = [part.replace("trees/", "search.") for part in closure(config, evaluated)]
+        own = [_section(config, part) for part in closure(config, evaluated)]
         sections = (*_SAMPLING, *own, *(["evaluate"] * (evaluated != phase)))
     return {
         name: value

@@ -12,7 +12,6 @@ from typing import Any
 from etils import epath
 
 from leafe_jax.errors import UserError
-from leafe_jax.methods.base import REGISTRY
 from leafe_jax.run.config import RunConfig
 from leafe_jax.run.depends import relevant
 from leafe_jax.runtime import processes
@@ -42,6 +41,7 @@ class Phase:
     def __init__(self, workdir: epath.Path, name: str, config: RunConfig):
         self.name, self.directory = name, workdir / name
         self.record_path = self.directory / "phase.json"
+        self._is_method = name in config.method or name in config.variants
         own = json.loads(json.dumps(relevant(config, name)))
         self.record: dict[str, Any] = {
             "schema": _SCHEMA, "phase": name, "done": False, "config": own, "seconds": 0.0,
@@ -67,7 +67,7 @@ class Phase:
         needs shows in its first steps (rows that do not fit, memory), so until a method's first
         checkpoint every field may change.
         """
-        if self.name not in REGISTRY:
+        if not self._is_method:
             return True
         checkpoints = self.directory / "checkpoints"
         return processes.together(

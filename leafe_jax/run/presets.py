@@ -68,9 +68,36 @@ def set_environment(config: ml_collections.ConfigDict, name: str, **options: Any
 
 def set_training(config: ml_collections.ConfigDict, **fields: Any) -> None:
     """Sets fields of the `train` section of every method, so that methods are compared as equals."""
-    for name in base.REGISTRY:
-        if name in config and "train" in config[name]:
-            config[name].train.update(fields)
+    sections = [config[name] for name in base.REGISTRY if name in config]
+    for section in (*sections, *config.variants.values()):
+        if "train" in section:
+            section.train.update(fields)
+
+
+def add_variant(config: ml_collections.ConfigDict, name: str, method: str, **fields: Any) -> None:
+    """Adds a method once more: under another name, with the settings it has so far, and other fields.
+
+    The variant is fitted and evaluated like a method of that name, after those that `config.methods`
+    has already.
+    """
+    config.variants[name] = config[method].copy_and_resolve_references()
+    config.variants[name].update(fields)
+    config.variants[name].method = method
+    config.methods = (*config.methods, name)
+
+
+def add_rounds(config: ml_collections.ConfigDict, number: int) -> None:
+    """Adds rounds of both stages of LEAFE until there are `number` of them.
+
+    Round i explores with the model of round i - 1 (`search.tree_i`) and trains on from it (`leafe_i`).
+    """
+    before = "leafe"
+    for i in range(2, number + 1):
+        search = f"tree_{i}"
+        config.search[search] = config.search.tree.copy_and_resolve_references()
+        config.search[search].agent = before
+        add_variant(config, f"leafe_{i}", "leafe", start=before, trees=search)
+        before = f"leafe_{i}"
 
 
 def laptop(name: str, mode: str) -> ml_collections.ConfigDict:

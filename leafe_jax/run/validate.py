@@ -7,7 +7,6 @@ import itertools
 import envs
 from envs.base import Environment, Task
 from leafe_jax.errors import UserError
-from leafe_jax.methods import base
 from leafe_jax.run.config import PHASES, RunConfig
 from leafe_jax.run.depends import closure, searches
 
@@ -51,7 +50,6 @@ def validate(config: RunConfig) -> Environment:
         ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
     ]
     choices += [("phases", phase, PHASES) for phase in config.phases]
-    choices += [("methods", method, tuple(base.REGISTRY)) for method in config.methods]
     for name, value, allowed in choices:
         if value not in allowed:
             raise UserError(f"{name} = {value!r}: must be one of {', '.join(allowed)}")
@@ -64,7 +62,6 @@ def validate(config: RunConfig) -> Environment:
         ("evaluate.num_tasks", config.evaluate.num_tasks, 0),
         ("evaluate.num_samples", config.evaluate.num_samples, 1),
         ("evaluate.num_resamples", config.evaluate.num_resamples, 1),
-        ("evaluate.temperature", config.evaluate.temperature, 0),
         ("sampler.max_action_tokens", config.sampler.max_action_tokens, 1),
         ("context.window", config.context.window, 0),
         ("habits.reflect_every", config.habits.reflect_every, 1),
@@ -72,7 +69,8 @@ def validate(config: RunConfig) -> Environment:
     for name, number, least in at_least:
         if not number >= least:
             raise UserError(f"{name} = {number!r}: must be at least {least}")
-    config.sampler.sampling(config.sampler.temperature)
+    config.sampler.sampling()
+    config.evaluate_sampling()
     wanted = searches(config)
     for method in config.methods:
         closure(config, method)

@@ -138,7 +138,7 @@ class Weights:
             max_new_tokens=max(sampler.max_action_tokens, config.prompts.reflection_tokens),
             stop_ids=chat.stop_ids,
             attention=sampler.attention,
-            options=not sampler.sampling(1.0).plain,
+            options=config.needs_options,
         )
         engine = make_engines(
             model_config, load_params, settings, copies=sampler.copies, tensor=sampler.tensor

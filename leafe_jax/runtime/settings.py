@@ -50,7 +50,13 @@ def build(kind: type[T], values: Any, where: str) -> T:
             found[name] = _convert(hints[name], given[name], _join(where, name))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{_join(where, name)}: missing; must be {_allowed(hints[name])}")
-    return kind(**found)
+    try:
+        return kind(**found)
+    except UserError as error:  # the dataclass knows its fields by the last part of its name only
+        last, text = where.rpartition(".")[2], str(error)
+        if last == where or not text.startswith(f"{last}."):
+            raise
+        raise UserError(where + text.removeprefix(last)) from error
 
 
 def _join(where: str, name: Any) -> str:

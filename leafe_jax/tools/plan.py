@@ -226,7 +226,7 @@ def _engine_config(settings: RunConfig) -> EngineConfig:
         prefill_chunk=s.prefill_chunk,
         max_new_tokens=max(s.max_action_tokens, settings.prompts.reflection_tokens), stop_ids=(0,),
         page_size=s.page_size, num_pages=s.num_pages, attention=s.attention,
-        options=not s.sampling(1.0).plain,
+        options=settings.needs_options,
     )  # fmt: skip
 
 
@@ -387,7 +387,7 @@ def _devices(kind: str, shape: str, count: int):
 
 def _train_settings(settings: RunConfig) -> TrainConfig:
     """Of the first method that trains; of `leafe` if none of the run's methods does."""
-    trained = [settings.method[name] for name in (*settings.methods, "leafe")]
+    trained = [settings.find(name).config for name in (*settings.methods, "leafe")]
     return next(method.train for method in trained if hasattr(method, "train"))
 
 

@@ -10,7 +10,7 @@ from leafe_jax.methods.search import SearchConfig
 from leafe_jax.run import checks
 from leafe_jax.run.config import RunConfig, default_config, to_config_dict
 from leafe_jax.run.depends import closure, flatten, relevant, searches
-from leafe_jax.run.presets import find_config, load_config, set_training
+from leafe_jax.run.presets import add_rounds, add_variant, find_config, load_config, set_training
 
 
 def read(change=lambda c: None) -> RunConfig:
@@ -34,10 +34,12 @@ def test_every_config_file_can_be_read(path, mode):
 
 def test_a_training_preset_reaches_every_method():
     config = default_config()
+    add_variant(config, "other", "leafe")
     set_training(config, num_epochs=9, mesh=dict(fsdp=-1, data=1))
     settings = RunConfig.read(config)
-    trained = [m for m in settings.method.values() if hasattr(m, "train")]
-    assert len(trained) >= 2
+    names = (*settings.method, *settings.variants)
+    trained = [m for m in (settings.find(n).config for n in names) if hasattr(m, "train")]
+    assert len(trained) >= 3
     assert all((m.train.num_epochs, m.train.mesh.fsdp) == (9, -1) for m in trained)
 
 
@@ -83,6 +85,68 @@ def test_a_result_depends_on_what_it_read_and_on_nothing_else():
     assert "rft.train.num_epochs" in relevant(config, "evaluate/rft")
 
 
+def test_a_variant_is_a_method_of_its_own():
+    config = read(lambda c: add_variant(c, "unrehearsed", "leafe", beta=0.0))
+    assert config.methods == ("base", "leafe", "unrehearsed")
+    variant = config.find("unrehearsed")
+    assert type(variant) is base.find("leafe") and variant.name == "unrehearsed"
+    assert (variant.config.beta, config.find("leafe").config.beta) == (0.0, 1.0)
+    fields = relevant(config, "evaluate/unrehearsed")
+    assert fields["variants.unrehearsed.beta"] == 0.0
+    assert fields["variants.unrehearsed.method"] == "leafe"
+    assert not [name for name in fields if name.startswith("leafe.")]
+    assert not [name for name in relevant(config, "leafe") if name.startswith("variants.")]
+
+
+def test_rounds_follow_each_other():
+    config = read(lambda c: add_rounds(c, 3))
+    order = ["base", "trees/tree", "leafe", "trees/tree_2", "leafe_2", "trees/tree_3", "leafe_3"]
+    assert closure(config, "leafe_3") == order
+    assert config.search["tree_3"].agent == config.find("leafe_3").config.start == "leafe_2"
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("two", dict(beta=-1.0), r"^variants\.two\.beta = -1"),
+        ("two", dict(train=dict(schedule="steep")), r"^variants\.two\.train\.schedule = 'steep'"),
+        ("two", dict(method="ppo"), r"^variants\.two\.method = 'ppo': must be one of base, leafe, rft"),
+        ("two", dict(colour=1), r"^variants\.two\.colour: no such field"),
+        ("trees", {}, r"^variants\.trees: must be"),
+        ("rft", {}, r"^variants\.rft: must be"),
+        ("Up", {}, r"^variants\.Up: must be"),
+    ],
+)  # fmt: skip
+def test_a_bad_variant_is_refused(name, fields, message):
+    def change(c):
+        with c.unlocked():
+            c.variants[name] = c.leafe.copy_and_resolve_references()
+            c.variants[name].method = "leafe"
+            c.variants[name].update(fields)
+
+    with pytest.raises(UserError, match=message):
+        read(change)
+
+
+def test_an_evaluation_draws_tokens_in_its_own_way():
+    def change(c):
+        c.sampler.update(temperature=0.7, top_p=0.8, min_p=0.1)
+        c.evaluate.update(temperature=0.4, top_k=5)
+
+    config = read(change)
+    exploring, evaluating = config.sampler.sampling(), config.evaluating().sampling
+    assert (exploring.temperature, exploring.top_k, exploring.top_p) == (0.7, 0, 0.8)
+    assert (evaluating.temperature, evaluating.top_k, evaluating.top_p) == (0.4, 5, 1.0)
+    assert exploring.min_p == evaluating.min_p == 0.1
+    assert config.exploring(config.search["tree"]).sampling == exploring
+    assert not read().needs_options
+    assert read(lambda c: c.evaluate.update(top_p=0.9)).needs_options
+    with pytest.raises(UserError, match=r"^evaluate\.top_p = 1\.5: must be"):
+        read(lambda c: c.evaluate.update(top_p=1.5)).evaluate_sampling()
+    with pytest.raises(UserError, match=r"^evaluate\.temperature = -1\.0: must be"):
+        read(lambda c: c.evaluate.update(temperature=-1.0)).evaluate_sampling()
+
+
 def endless(c):
     c.leafe.start, c.rft.start = "rft", "leafe"
 
@@ -107,7 +171,7 @@ def test_what_cannot_be_ordered_is_refused(change, message):
         (lambda c: c.search.tree.update(method="mcts"), r"^search\.tree\.method = 'mcts': must be one of tree"),
         (lambda c: c.leafe.update(beta=-1.0), r"^leafe\.beta = -1"),
         (lambda c: c.leafe.update(qualify="often"), r"^leafe\.qualify = 'often'"),
-        (lambda c: c.leafe.train.update(schedule="steep"), r"train\.schedule = 'steep'"),
+        (lambda c: c.leafe.train.update(schedule="steep"), r"^leafe\.train\.schedule = 'steep'"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_named_in_full(change, message):

@@ -13,7 +13,7 @@ from leafe_jax.run.presets import find_config
 SMALL = """
 from leafe_jax.methods.search import SearchConfig
 from leafe_jax.run.config import to_config_dict
-from leafe_jax.run.presets import load_config
+from leafe_jax.run.presets import add_rounds, load_config
 
 
 def get_config():
@@ -74,20 +74,19 @@ def test_a_method_joins_a_finished_run(copy, monkeypatch, capsys):
 
 
 def test_a_second_round_explores_with_the_first_ones_agent(copy, monkeypatch, capsys):
-    more = (
-        'c.search.second = to_config_dict(SearchConfig(agent="leafe", num_tasks=3, block_size=3))\n'
-        '    c.rft.start, c.rft.trees, c.methods = "leafe", "second", ("base", "rft")'
-    )
+    more = "add_rounds(c, 2)\n    c.search.tree_2.num_tasks = c.search.tree_2.block_size = 3"
     assert call(monkeypatch, copy, more) == 0
     made_of = {
         name: json.loads((copy / "run" / name / "phase.json").read_text())["made_of"]
-        for name in ("trees/tree", "trees/second", "leafe", "rft")
+        for name in ("trees/tree", "trees/tree_2", "leafe", "leafe_2")
     }
     # The second round explores with the model that the first one has made, and trains on from it.
-    assert made_of["trees/second"]["model"] == made_of["rft"]["model"]
-    assert made_of["trees/second"]["model"] != made_of["trees/tree"]["model"]
-    assert made_of["trees/second"]["tasks"] != made_of["trees/tree"]["tasks"]
-    assert set(results(copy)["searches"]) == {"tree", "second"}
+    assert made_of["trees/tree_2"]["model"] == made_of["leafe_2"]["model"]
+    assert made_of["trees/tree_2"]["model"] != made_of["trees/tree"]["model"]
+    assert made_of["trees/tree_2"]["tasks"] != made_of["trees/tree"]["tasks"]
+    assert set(results(copy)["searches"]) == {"tree", "tree_2"}
+    assert list(results(copy)["methods"]) == ["base", "leafe", "leafe_2"]
+    assert (copy / "run" / "leafe_2" / "model").is_dir()
     # What the first round depends on, the second depends on.
     capsys.readouterr()
     assert call(monkeypatch, copy, more, "--config.leafe.beta=0.5") == 2
