@@ -1,4 +1,4 @@
-"""The blocks that a phase's work is cut into: their plan, who makes them, and the one way to read them."""
+"""Blocks: a phase's work in portions of tasks. Plans them, makes them, and reads them back."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _LOG = logging.getLogger("leafe_jax")
 
 
 class Blocks:
-    """The blocks of a phase, as its config and its tasks want them; other files do not count.
+    """The blocks that a phase should have, by its config and tasks. Other files are ignored.
 
     Args:
       phase: the phase.
       tasks: all its tasks, in order.
-      size: tasks of a block.
-      file_name: of a block's file in the phase's directory, e.g. "{:04d}.jsonl".
-      task_ids: task_ids(file) reads a block and gives its tasks' ids, in any order; UserError when the
-        file is no block.
+      size: tasks per block.
+      file_name: pattern of a block's file name, e.g. "{:04d}.jsonl".
+      task_ids: task_ids(file) reads a block and returns the ids of its tasks, in any order. It raises
+        UserError if the file is not a block.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Blocks:
             yield file
 
     def problem(self, number: int) -> str | None:
-        """What is wrong with a block, or None."""
+        """Why a block cannot be used, or None."""
 
         def check(file: epath.Path) -> None:
             wanted = collections.Counter(task.task_id for task in self.tasks[number])
@@ -85,7 +85,7 @@ class Blocks:
         return self.phase.problem(self.names[number], check)
 
     def digest(self) -> str | None:
-        """Of the content of all blocks, by their checksums; None when one is not there."""
+        """A hash of the checksums of all blocks; None if a block is missing."""
         files = self.phase.record["files"]
         for number, name in enumerate(self.names):
             if name not in files and self.problem(number) is not None:
@@ -93,7 +93,7 @@ class Blocks:
         return hashlib.sha256("\n".join(files[n] for n in self.names).encode()).hexdigest()
 
     def missing(self) -> list[int]:
-        """The blocks to be made, in all processes. A damaged one is renamed first, not deleted."""
+        """Numbers of the blocks to make, the same in all processes; renames damaged files."""
         return processes.together(f"{self.phase.name}: blocks to make", decide=self._look)
 
     def _look(self, _: Any) -> list[int]:
@@ -213,15 +213,15 @@ def run_blocks(
     units: int,
     log: Callable[[int, epath.Path], None],
 ) -> None:
-    """Makes the blocks that are missing; several processes divide them.
+    """Makes the missing blocks; several processes divide them. Returns when all blocks exist.
 
-    Each takes every n-th of those: no clock decides. A block's content does not depend on who makes it,
-    and a restart may have another number of processes. Returns when all blocks are there.
+    Of n processes, each takes every n-th missing block. A block's content does not depend on which process
+    makes it, and a restart may have a different number of processes.
 
     Args:
       blocks, missing: the blocks, and `blocks.missing()`.
-      work: work(tasks of the block, file) makes the file; it appears when it is complete.
-      bar: counts `units` a task. `work` counts its own.
+      work: work(tasks of the block, file) writes the file, which appears when it is complete.
+      bar: counts `units` per task of blocks that exist or that others make. `work` counts its own.
       log: log(number, file), in order, in the first process, for every block.
     """
     phase, files = blocks.phase, blocks.files
@@ -230,7 +230,7 @@ def run_blocks(
     logged = 0
 
     def look() -> None:
-        """In the first process: counts what the others have finished, and logs what is next."""
+        """In the first process: counts blocks that others have finished, and logs blocks in order."""
         nonlocal logged
         for number in set(missing) - set(own) - done:
             if files[number].exists():
@@ -268,11 +268,13 @@ def run_blocks(
 
 
 def _await_files(files: Sequence[epath.Path], seconds: float = 60) -> None:
-    """Waits until the listing has files that other processes have made: network file systems keep
-    listings for a while, and a block that is overlooked would be missing from the results.
+    """Waits until the directory lists files that other processes have made.
+
+    Network file systems cache listings for a while, and a block that is not listed would be missing from the
+    results.
 
     Raises:
-      UserError: it does not come to have them.
+      UserError: a file is not listed within `seconds`.
     """
     deadline = time.monotonic() + seconds
     while files:

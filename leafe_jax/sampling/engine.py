@@ -1,14 +1,13 @@
 """The sampler: token sessions that fork and rewind over one pool of KV pages, batched continuously.
 
-A session is a list of token ids and nothing else. What has been computed lies in pages that a prefix tree
-over token ids finds again (`leafe_jax.sampling.prefix_tree`): forks, branches from an earlier step, the
-reflection call, samples of one task and prompts that are rebuilt every step share what they have in
-common, whoever computed it. What is not there is computed, so running out of pages costs time, never
-correctness. The engine knows token ids only; text is `leafe_jax.agent.chat`'s and
-`leafe_jax.sampling.lm_policy`'s business.
+A session is a list of token ids and nothing else. Keys and values are stored in pages, which a prefix tree
+over token ids indexes (`leafe_jax.sampling.prefix_tree`). So forks, branches from an earlier step,
+reflection calls, samples of one task and prompts that are rebuilt every step share their common prefixes. A
+prefix that is not cached is computed again, so running out of pages costs time but never changes a result.
+The engine knows token ids only; `leafe_jax.agent.chat` and `leafe_jax.sampling.lm_policy` handle text.
 
 Requests enter at any time (`submit`) and leave when they have stopped (`collect`). `scheduler.Scheduler`
-decides who runs next; `Engine` lays rows out in compiled programs and dispatches them.
+decides which run next; `Engine` lays rows out in compiled programs and dispatches them.
 """
 
 from __future__ import annotations
@@ -33,9 +32,11 @@ from leafe_jax.sampling.shapes import Layout, Shapes
 from leafe_jax.types import Sampling
 
 _BURST = 64  # most tokens of a burst
-_MIN_BURST = 16  # steps before a burst leaves rows behind: to regroup costs about as much
+_MIN_BURST = (
+    16  # least steps before a burst ends with rows unfinished: regrouping costs about as much
+)
 _LEAVE = 4  # after _MIN_BURST steps, a burst ends once 1/_LEAVE of its rows have stopped
-_PREFILLS = 8  # chunks between two bursts while rows wait to go on decoding
+_PREFILLS = 8  # most prefill calls between two bursts while rows wait to decode
 
 
 class Engine(Scheduler):
@@ -65,17 +66,17 @@ class Engine(Scheduler):
         self._pool = jax.tree.map(
             lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), pool
         )
-        # Turns in flight: where the rows stand, the rows, and what will come of it.
+        # Turns in flight: layout, rows, and results that are still on the device.
         self._flight: list[tuple[Layout, list[Job], list[Any]]] = []
 
     # -- weights -------------------------------------------------------------------------------
     def swap(self, params: Any) -> None:
-        """Takes new weights, e.g. a trainer's, on the device; nothing passes through the host.
+        """Replaces the weights, e.g. by a trainer's, on the device; nothing passes through the host.
 
         They are copied, cast to the sampler's dtype and resharded. They share no memory with `params`, so
-        training may go on. No program of the sampler is compiled. What is cached was computed with the old
-        weights and is dropped. Live sessions keep their ids and are computed again, with the new weights,
-        when they are next used. In a run of several processes all call it.
+        training may continue. No program of the sampler is compiled. The cache was computed with the old
+        weights and is dropped. Live sessions keep their ids; they are computed again with the new weights
+        when they are next used. In a run of several processes all of them call it.
 
         Args:
           params: the same tree as the engine's, of any dtype, on all devices of a training mesh.
@@ -88,7 +89,7 @@ class Engine(Scheduler):
         self.load_weights(self.copies_of(params))
 
     def drop_weights(self, following: Any) -> None:
-        """Frees weights and cache for others; the first part of `swap`, which raises the same."""
+        """Frees weights and cache. It is the first part of `swap` and raises the same errors."""
         self.refuse_busy()
         if jax.tree.map(np.shape, following) != jax.tree.map(lambda x: x.shape, self._weights):
             raise ValueError("swap: parameters of another model: names or shapes differ")
@@ -101,12 +102,12 @@ class Engine(Scheduler):
         return hand_over(params, self._tensor, dtype, copy=True)
 
     def load_weights(self, load_params: Callable[[Any], Any]) -> None:
-        """Takes the weights that load_params(shardings) gives; the last part of `swap`."""
+        """Takes the weights that load_params(shardings) returns. It is the last part of `swap`."""
         self.params = load_params(jax.tree.map(lambda x: x.sharding, self._weights))
 
     # -- requests ------------------------------------------------------------------------------
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Serves requests and returns their results in the same order; nothing else may be in flight."""
+        """Serves requests and returns their results in order; nothing else may be in flight."""
         tickets = [self.submit(request) for request in requests]
         results: dict[int, Generation] = {}
         while len(results) < len(tickets):
@@ -114,7 +115,7 @@ class Engine(Scheduler):
         return [results[ticket] for ticket in tickets]
 
     def collect(self) -> list[tuple[int, Generation]]:
-        """(ticket, result) of requests that have ended, at least one; [] when nothing is queued."""
+        """(ticket, result) of requests that have ended: at least one, or [] if nothing is queued."""
         while not self._done:
             self.launch()
             if not self._flight:
@@ -137,7 +138,7 @@ class Engine(Scheduler):
 
     # -- device --------------------------------------------------------------------------------
     def _prefill(self, jobs: list[Job]) -> None:
-        """One chunk of each prompt; finished trunks leave."""
+        """Computes one chunk of each prompt; finished trunks leave."""
         for layout in self.shapes.lay_out_prefill(jobs):
             chunk = layout.program.tokens
             pages = self.shapes.tables(layout, jobs, chunk)
@@ -155,7 +156,7 @@ class Engine(Scheduler):
                 self._leave(job)
 
     def _start_burst(self, jobs: list[Job]) -> None:
-        """Dispatches turns; `land` takes their results."""
+        """Dispatches turns; `land` collects their results."""
         chunk = 1 if all(j.rest == 1 for j in jobs) else self.settings.turn_chunk
         chunk = chunk if chunk in self.shapes.turns else self.settings.turn_chunk
         burst = self.shapes.burst
@@ -165,7 +166,7 @@ class Engine(Scheduler):
         self._flight = [(layout, jobs, self._dispatch(layout, jobs)) for layout in layouts]
 
     def _dispatch(self, layout: Layout, jobs: list[Job]) -> list[Any]:
-        """Starts one program; returns its results, still on the device."""
+        """Starts one program and returns its results, which are still on the device."""
         width, chunk = layout.program.rows, layout.program.tokens
         tokens = np.zeros((width, chunk), np.int32)
         num_tokens = np.zeros(width, np.int32)
@@ -191,7 +192,7 @@ class Engine(Scheduler):
         return results
 
     def land(self) -> None:
-        """Waits for the burst in flight, if any; rows that have stopped leave."""
+        """Waits for the burst in flight, if any, and finishes rows that have stopped."""
         flights, self._flight = self._flight, []
         for layout, jobs, results in flights:
             ids, logprobs, count = jax.device_get(results)
@@ -255,9 +256,9 @@ def plan_programs(
 
 
 def _costs(config: ModelConfig, params: Any) -> dict[str, float]:
-    """Shapes' weight_positions, by bytes, and token_positions, by multiplications.
+    """Shapes' weight_positions, estimated by bytes, and token_positions, estimated by multiplications.
 
-    A position counts twice: attention is further from the machine's speed than the projections are.
+    A position counts twice, because attention uses less of the machine's speed than projections do.
     """
     size = sum(x.size for x in jax.tree.leaves(params))
     position = 2 * config.num_layers * config.head_dim
@@ -268,7 +269,7 @@ def _costs(config: ModelConfig, params: Any) -> dict[str, float]:
 
 
 def make_storage(attention: str, config: ModelConfig, mesh: Mesh | None) -> Gathered | Paged:
-    """How pages are read and written.
+    """The object that reads and writes pages.
 
     Args:
       attention: "auto", "gather" or "paged".

@@ -116,9 +116,6 @@ class PageTree:
             self._evict(count - len(self.free))
         return [self.free.pop() for _ in range(count)]
 
-    def give_back(self, pages: Sequence[int]) -> None:
-        self.free.extend(pages)
-
     def insert(self, ids: Sequence[int], pages: dict[int, int]) -> None:
         """Adds computed positions to the tree.
 

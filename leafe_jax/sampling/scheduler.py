@@ -1,10 +1,10 @@
-"""Which requests run next, and with which pages: the host's half of the sampler.
+"""Decides which requests run next, and with which pages. This is the sampler's work on the host.
 
-Requests wait in the order of arrival. Between two bursts of decoding the scheduler gives every running row
-the pages that its next tokens may need, admits what waits, and sorts the rows into those that can decode
-and those whose prompts come first. When pages run out, the youngest row gives its place up; what it has
-computed stays in the tree as long as there is room, and the rest is computed again later. Nothing here
-looks at a clock, so the same requests take the same course.
+Requests wait in order of arrival. Between two bursts the scheduler gives every running row the pages that
+its next tokens may need. It admits waiting requests and separates rows that can decode from rows that still
+need prefill. When pages run out, the youngest row is preempted. What it has computed stays in the tree while
+there is room; the rest is computed again later. No decision depends on time, so the same requests always
+take the same course.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Job(Row):
 
     Attributes:
       ticket: order of arrival.
-      asked: None for a trunk, a prefix that several waiting requests have in common and that is
+      asked: the request; None for a trunk, a prefix that several waiting requests share and that is
         computed once for all of them.
-      prompt: length of session and prompt.
+      prompt: length of session and prompt, in tokens.
       logprobs, sampled_logprobs: of the tokens sampled so far.
       prefilled, cached: see Generation.
     """
@@ -53,18 +53,18 @@ class Job(Row):
 
     @property
     def request(self) -> Request:
-        """What a row was asked for; a trunk has none."""
+        """The row's request; a trunk has none."""
         assert self.asked is not None
         return self.asked
 
     @property
     def end(self) -> int:
-        """Positions it may come to have; max_len is the turn program's to watch."""
+        """Most positions that it may reach. The turn program enforces max_len."""
         return self.prompt + (self.asked.max_new_tokens if self.asked else 0)
 
 
 class Scheduler:
-    """Sessions, requests and pages; knows no array.
+    """Sessions, requests and pages; it holds no arrays.
 
     Args:
       config: the model.
@@ -73,7 +73,7 @@ class Scheduler:
 
     Attributes:
       tree: which tokens' keys and values lie in which page.
-      num_preemptions: how often a row has given its place up.
+      num_preemptions: how often a row was preempted.
     """
 
     def __init__(self, config: ModelConfig, settings: EngineConfig, shapes: Shapes):
@@ -89,7 +89,7 @@ class Scheduler:
         self._busy: set[int] = set()  # ids of sessions with a request in flight
 
     def clear(self) -> None:
-        """Forgets what is cached; programs and pool stay. Nothing may be in flight.
+        """Drops everything that is cached; programs and pool stay. Nothing may be in flight.
 
         Raises:
           RuntimeError: requests are in flight.
@@ -116,7 +116,7 @@ class Scheduler:
         return Session(ids=session.ids[:length])
 
     def rewind(self, session: Session, length: int) -> None:
-        """Forgets everything after the first `length` ids."""
+        """Drops everything after the first `length` ids."""
         if not 0 <= length <= len(session):
             raise ValueError(f"rewind length {length}: the session has {len(session)} tokens")
         del session.ids[length:]
@@ -133,12 +133,12 @@ class Scheduler:
         session.ids.extend(new)
 
     def release(self, session: Session) -> None:
-        """Ends a session; its pages stay until room is needed."""
+        """Ends a session; its pages stay cached until the room is needed."""
         session.ids.clear()
 
     # -- requests ------------------------------------------------------------------------------
     def submit(self, request: Request) -> int:
-        """Queues a request and returns its ticket; what is wrong with it comes back as its result."""
+        """Queues a request and returns its ticket. If it is invalid, its result holds the error."""
         ticket = self._next
         self._next += 1
         ids = request.session.ids + list(request.new_ids)
@@ -154,7 +154,7 @@ class Scheduler:
         return ticket
 
     def _refusal(self, request: Request, ids: list[int]) -> str:
-        """What is wrong with a request, or ""."""
+        """The error of an invalid request, or ""."""
         if id(request.session) in self._busy:
             return "the session has a request in flight already"
         if error := refusal(request, ids, self.settings, self.config.vocab_size):
@@ -166,25 +166,25 @@ class Scheduler:
         return ""
 
     def take_done(self) -> list[tuple[int, Generation]]:
-        """Results that are there already."""
+        """The results that are ready; each is returned once."""
         done, self._done = self._done, []
         return done
 
     @property
     def num_queued(self) -> int:
-        """Requests that have not ended."""
+        """Number of requests that have not ended."""
         return len(self._busy)
 
     # -- pages ---------------------------------------------------------------------------------
     def _reach(self, job: Job) -> int:
-        """Positions that the next burst may write."""
+        """End of the positions that the next burst may write."""
         burst = self.shapes.burst if job.asked else 0
         return min(len(job.ids) + burst, job.end, self.max_len)
 
     def _take(self, job: Job) -> bool:
-        """Pages for the next burst; False when there are not enough."""
+        """Takes the pages for the next burst; False if there are not enough."""
         size = self.tree.page_size
-        first = max(job.match.length, job.done - 1) // size  # what lies before has its pages
+        first = max(job.match.length, job.done - 1) // size  # earlier positions have their pages
         missing = [i for i in range(first, -(-self._reach(job) // size)) if i not in job.pages]
         taken = self.tree.take(len(missing))
         if taken is None:
@@ -193,7 +193,7 @@ class Scheduler:
         return True
 
     def _grow(self) -> None:
-        """Pages for every running row, oldest first; the youngest give way."""
+        """Takes pages for every running row, oldest first, and preempts the youngest if need be."""
         for job in sorted(self._running):
             while job in self._running and not self._take(job):
                 self._preempt(max(self._running))
@@ -202,19 +202,19 @@ class Scheduler:
         self.num_preemptions += 1
         self._running.remove(job)
         if job.asked is None:
-            self._charged[job.ticket] -= job.rest - 1  # what it was to compute and has not
+            self._charged[job.ticket] -= job.rest - 1  # the part that it has not computed
         else:
             heapq.heappush(self._waiting, job)
         self._leave(job)
 
     def _leave(self, job: Job) -> None:
-        """The tree takes over what has been computed; the rest of the pages are free again."""
+        """Gives computed pages to the tree and frees the others."""
         self.tree.unpin(job.match.nodes)
         self.tree.insert(job.ids[: job.done], job.pages)
         job.pages, job.match, job.done = {}, Match((), 0), 0
 
     def _admit_waiting(self) -> None:
-        """Admits in the order of arrival, as far as there are places and pages."""
+        """Admits requests in order of arrival, while there are slots and pages."""
         room = self.num_slots - sum(job.asked is not None for job in self._running)
         if not room or not self._waiting:
             return
@@ -222,7 +222,7 @@ class Scheduler:
         self._plant_trunks(candidates)
         trunks = [job.ids for job in self._running if job.asked is None]
         for job in candidates:
-            # Its prefix is being computed; younger ones may well go ahead meanwhile.
+            # Its prefix is being computed as a trunk. Meanwhile younger requests may be admitted.
             if any(job.ids[: len(t) - 1] == t[:-1] for t in trunks):
                 continue
             if not self._admit(job):
@@ -231,7 +231,7 @@ class Scheduler:
         heapq.heapify(self._waiting)
 
     def _admit(self, job: Job) -> bool:
-        # The last token is always computed anew, since its hidden state is needed to sample.
+        # The last token is always computed again, because sampling needs its hidden state.
         match = self.tree.match(job.ids[:-1])
         self.tree.pin(match.nodes)
         job.match, job.done = match, match.length
@@ -242,14 +242,14 @@ class Scheduler:
         self._running.append(job)
         charged = self._charged.pop(job.ticket, 0)
         job.prefilled += len(job.ids) - match.length + charged
-        if len(job.ids) == job.prompt:  # not again after a preemption
+        if len(job.ids) == job.prompt:  # counted once, also after a preemption
             job.cached = max(match.length - charged, 0)
         return True
 
     def _plant_trunks(self, candidates: list[Job]) -> None:
-        """Starts computing what several candidates have in common and nobody has computed.
+        """Starts computing prefixes that several candidates share and that are not cached.
 
-        One at a time on each path: a request that shares the path finds it computed in the next round.
+        Only one trunk per path is computed at a time. The next round finds its pages in the tree.
         """
         size = self.tree.page_size
         cached = [self.tree.match(job.ids[:-1]).length for job in candidates]
@@ -265,10 +265,10 @@ class Scheduler:
         for ids, job in sorted(shared.items(), key=lambda item: len(item[0])):
             if any(ids[: len(other)] == other or other[: len(ids)] == ids for other in growing):
                 continue
-            # The token after it is never computed.
+            # The last token is a placeholder that is never computed.
             trunk = Job([*ids, 0], Match((), 0), {}, 0, job.ticket, None, len(ids))
             if not self._admit_trunk(trunk, job):
-                return  # no room: every request computes its own
+                return  # no room: every request computes its own prefix
             growing.append(ids)
 
     def _admit_trunk(self, trunk: Job, job: Job) -> bool:
@@ -285,12 +285,12 @@ class Scheduler:
 
     # -- rows ----------------------------------------------------------------------------------
     def _sort(self) -> tuple[list[Job], list[Job]]:
-        """(rows that can decode, rows whose prompts come first), each oldest first."""
+        """(rows that can decode, rows that need prefill first), each oldest first."""
         jobs = sorted(self._running)
         behind = [j for j in jobs if j.asked is None or j.rest > self.settings.turn_chunk]
         ready = [j for j in jobs if j.asked is not None and j.rest <= self.settings.turn_chunk]
         fresh = [j for j in ready if j.rest > 1]
-        # A prompt that rides along makes every row as wide as it: worth it when most have one.
+        # A prompt in the batch makes every row as wide as the prompt, which pays off if most have one.
         if 1 in self.shapes.turns and 2 * len(fresh) < len(ready):
             behind = sorted([*behind, *fresh])
             ready = [j for j in ready if j.rest == 1]
@@ -299,7 +299,7 @@ class Scheduler:
     def _take_in(
         self, job: Job, new: list[int], logprobs: list[float], sampled_logprobs: list[float]
     ) -> None:
-        """What a burst sampled for a row; it leaves if it has stopped."""
+        """Takes in what a burst sampled for a row, and finishes the row if it has stopped."""
         # The last sampled token has not been through the model yet.
         job.done = len(job.ids) + len(new) - 1
         job.ids = job.ids + new
@@ -311,7 +311,7 @@ class Scheduler:
             self._finish(job, reason)
 
     def _reason(self, job: Job) -> str:
-        """Why a row has stopped, or "" if it goes on; cuts off what lies behind a stop."""
+        """Why a row has stopped, or "" if it continues; cuts off tokens after a stop."""
         new = job.ids[job.prompt :]
         kept = job.request.stop(new) if job.request.stop is not None else None
         extra = job.request.sampling.stop_ids

@@ -96,7 +96,7 @@ def test_pinned_pages_stay_and_the_oldest_are_evicted_first():
         pool.compute(ids)
     pages = pool.tree.take(4)  # two were free
     assert pool.tree.match(old).length < 4 and pool.tree.match(young).length == 4
-    pool.tree.give_back(pages)
+    pool.tree.free.extend(pages)
     pool.check_no_leak()
 
 
