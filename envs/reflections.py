@@ -2,8 +2,9 @@
 
 There are two forms. `from_line`: the reply is one line, `[3] open it` or `no mistake`; the embedded
 base model speaks it. `after_reasoning`: the reply reasons first, and its last line is
-`Answer: [3] open it` or `Answer: no mistake`. Nothing is guessed: a number in the reasoning is never
-taken for tau.
+`Answer: [3] open it` or `Answer: no mistake`. Nothing is guessed: a number in prose is never taken for
+tau. Both read the answer alike. Unparsable are a number that cannot be a step's (1.5, 10**9), several
+steps (1-3, [1][2]), and advice without a letter or digit.
 """
 
 from __future__ import annotations
@@ -43,41 +44,10 @@ _MORE_STEPS = re.compile(
 )
 # The same if no bracket ends the number: 1 - 3, 3 or 5.
 _MORE_BARE = re.compile(r"\s*[\-\u2010-\u2015]\s*\d")
+# Prose about several steps: "Step 1: that was fine, but step 4 was wrong".
+_OTHER_STEP = re.compile(r"\bstep\s*\[?\d", re.IGNORECASE)
 
-
-# -- one line --------------------------------------------------------------------------------------
-_LINE = re.compile(r"(?:step)?\s*\[?(\d{1,9})(\]?)(\s*[:.)\-]?\s*(.*))", re.IGNORECASE | re.DOTALL)
-_LINE_NO_MISTAKE = re.compile(r"no mistake\b", re.IGNORECASE)
-
-
-def from_line(reply: str, cut: bool = False) -> Reflection:
-    """(tau, e) out of a reply that is the answer.
-
-    Unparsable are: a number that cannot be a step's (1.5, 10**9), several steps (1-3, [1][2]), and
-    advice without a letter or digit.
-
-    Args:
-      reply: what the model said.
-      cut: the token limit ended it.
-    """
-    text = reply.rpartition("</think>")[2].strip()
-    if _LINE_NO_MISTAKE.match(text):
-        return Reflection("no_mistake")
-    found = _LINE.match(text)
-    if found is None:
-        return Reflection("unparsable", cut=cut)
-    number, bracket, rest, advice = found.groups()
-    if bracket:
-        broken = bool(_MORE_STEPS.match(rest))
-    else:
-        # The bracket holds more than the number: [1-3], [1 or 2].
-        inside, ends, _ = rest.partition("]")
-        broken = bool(_MORE_NUMBER.match(rest) or (ends and "[" not in inside))
-        broken = broken or bool(_MORE_STEPS.match(rest) or _MORE_BARE.match(rest))
-    return Reflection("unparsable", cut=cut) if broken else _advice(number, advice, cut)
-
-
-# -- reasoning, then a line ------------------------------------------------------------------------
+# -- the answer -----------------------------------------------------------------------------------
 _MARKS = r"(?:[\s*_`~#>|\u2022]|-\s)*"  # Markdown before words
 _STEP = r"(?:step\s*)?"
 _HEADING = re.compile(
@@ -111,6 +81,24 @@ _NO_MISTAKE = re.compile(
 _BETWEEN = re.compile(r"[*_`]*\s*[:\uff1a.)\-\u2013\u2014]*(?:[*_`]+(?=\s))?\s*")
 
 
+def from_line(reply: str, cut: bool = False) -> Reflection:
+    """(tau, e) out of a reply that begins with the answer.
+
+    That is a step in brackets with its advice, or "no mistake"; in a reply of one line also a step and
+    a mark (`Step 3: open it`). The advice may follow on the next line. A heading `Answer:` is read as
+    in `after_reasoning`; Markdown around any of these is ignored.
+
+    Args:
+      reply: what the model said; a thought in tags is left out.
+      cut: the token limit ended it.
+    """
+    lines = _lines(reply)
+    headed = _headed(lines, cut)
+    if headed is not None or not lines:
+        return headed or Reflection("unparsable", cut=cut)
+    return _answer(lines, cut, bare=len(lines) == 1)
+
+
 def after_reasoning(reply: str, cut: bool = False) -> Reflection:
     """(tau, e) out of the last line of a reply that reasons first.
 
@@ -124,21 +112,34 @@ def after_reasoning(reply: str, cut: bool = False) -> Reflection:
       cut: the token limit ended it. Then its last line is no answer unless it has the heading: it
         may be a line of the history that the reasoning quotes.
     """
+    lines = _lines(reply)
+    headed = _headed(lines, cut)
+    if headed is not None:
+        return headed
+    if not lines or (cut and len(lines) > 1):
+        return Reflection("unparsable", cut=cut)
+    if len(lines) > 1 and _SQUARE.fullmatch(lines[-2].rstrip(" \t*_`:")):
+        return _answer(lines[-2:], cut, bare=False)
+    return _answer(lines[-1:], cut, bare=len(lines) == 1)
+
+
+def _lines(reply: str) -> list[str]:
+    """The lines of a reply after its thought; none if the thought never came to an end."""
     _, closes, text = reply.rpartition("</think>")
     if not closes and "<think>" in text:
-        return Reflection("unparsable", cut=cut)  # it never came to an end
-    lines = [line for line in text.splitlines() if line.strip()]
+        return []
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _headed(lines: Sequence[str], cut: bool) -> Reflection | None:
+    """The answer after the last heading; None without a heading."""
     for number in range(len(lines) - 1, -1, -1):
         line = lines[number]
         within = list(_HEADING_WITHIN.finditer(line))
         heading = within[-1] if within else _HEADING.match(line)
         if heading is not None:
             return _answer([line[heading.end() :], *lines[number + 1 :]], cut, bare=True)
-    if not lines or (cut and len(lines) > 1):
-        return Reflection("unparsable", cut=cut)
-    if len(lines) > 1 and _SQUARE.fullmatch(lines[-2].rstrip(" \t*_`:")):
-        return _answer(lines[-2:], cut, bare=False)
-    return _answer(lines[-1:], cut, bare=len(lines) == 1)
+    return None
 
 
 def _answer(lines: Sequence[str], cut: bool, bare: bool) -> Reflection:
@@ -170,6 +171,7 @@ def _answer(lines: Sequence[str], cut: bool, bare: bool) -> Reflection:
     broken = none or _MORE_STEPS.match(rest)
     if text[found.end() - 1].isdigit():  # no bracket says where the number ends
         broken = broken or _MORE_NUMBER.match(rest) or _MORE_BARE.match(rest)
+        broken = broken or _OTHER_STEP.search(rest)
     if broken:
         return Reflection("unparsable", cut=cut)
     return _advice(number, _without_marks(advice), cut)
