@@ -22,7 +22,7 @@ from leafe_jax.models.sharding import make_mesh
 from leafe_jax.runtime.settings import build
 from leafe_jax.training.objectives import sft
 from leafe_jax.training.optimizer import make_optimizer
-from leafe_jax.training.packing import Batches
+from leafe_jax.training.packing import Batches, make_plan
 from leafe_jax.training.settings import TrainConfig
 from leafe_jax.training.start import Data, Start, place
 from leafe_jax.training.step import init_state, make_train_step, step_options
@@ -57,9 +57,22 @@ def examples(count: int = 30, seed: int = 0) -> list[Example]:
     return made
 
 
-def batches(made, batch_size=4, num_epochs=1, seed=0, seq_len=24, own=None) -> Batches:
-    lengths = [len(e.ids) - 1 for e in made]
-    return Batches(made, lengths, seq_len, batch_size, num_epochs, seed, own)
+def uneven(count: int = 23, seed: int = 0) -> list[Example]:
+    """Pairs of one action, and sequences of two to five: a fifth of them."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for index in range(count):
+        actions = 1 if index % 5 else 2 + index % 4
+        ids = rng.integers(1, 40, 3 * actions + int(rng.integers(1, 6))).astype(np.int32)
+        spans = [(len(ids) - 3 * n - 2, len(ids) - 3 * n) for n in range(actions)]
+        made.append(Example(ids, action_mass(len(ids), spans, "example"), int(actions > 1)))
+    return made
+
+
+def batches(made, seed=0, own=None, multiple=1, columns=(), **changes) -> Batches:
+    settings = train_config(**{"num_epochs": 1, **changes})
+    plan = make_plan([len(e.ids) - 1 for e in made], settings, seed, multiple)
+    return Batches(made, plan, settings.seq_len, own, columns)
 
 
 def params(config=CONFIG, seed=0):

@@ -137,7 +137,7 @@ class BenchTrain(Engine):
         tx = make_optimizer(settings, 10**9)
         self.state = init_state(params, tx, mesh)
         self._step = make_train_step(
-            self.config, tx, objective=sft(), sources={"sft": 1.0}, options=options,
+            self.config, tx, objective=sft(rows * (seq - 1.0)), sources={"sft": 1.0}, options=options,
             state=self.state, frozen={},
         )  # fmt: skip
         self.batch = jax.device_put(_packed(self.ids), NamedSharding(mesh, BATCH))

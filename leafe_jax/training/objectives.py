@@ -45,9 +45,8 @@ class Objective:
       token_loss: (columns, logprobs) -> losses float32 [R, T], already times the mass. `logprobs` are the
         targets' log-probabilities under the model that is trained, at temperature 1.
       columns: names of the columns that token_loss reads beside `mass`.
-      denominator: the batch's sum is divided by this constant of the run, so no example's weight depends
-        on its neighbours in the batch. None divides by the batch's total mass instead: `sft` does, and
-        published results depend on it to the last digit, so it has to stay.
+      denominator: the batch's sum is divided by this constant of the run. It must not depend on the
+        batch: an example's weight would depend on its neighbours.
       measurements: name -> quantity of each token, float32 [R, T]; logged as the mean over the batch,
         weighted by the mass.
 
@@ -57,19 +56,23 @@ class Objective:
 
     token_loss: TokenFunction
     columns: tuple[str, ...] = ()
-    denominator: float | None = None
+    denominator: float = 1.0
     measurements: Mapping[str, TokenFunction] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.denominator is not None and not 0 < self.denominator < math.inf:
+        if not 0 < self.denominator < math.inf:
             raise UserError(
                 f"objective: denominator = {self.denominator}: must be finite and above 0"
             )
 
 
-def sft() -> Objective:
-    """Negative log-likelihood of the targets, divided by the batch's mass."""
-    return Objective(lambda columns, logprobs: columns["mass"] * -logprobs)
+def sft(denominator: float = 1.0) -> Objective:
+    """Negative log-likelihood of the targets.
+
+    Args:
+      denominator: see Objective; 1 for `trainer.fit`, whose coefficients make a mean of the sum.
+    """
+    return Objective(lambda columns, logprobs: columns["mass"] * -logprobs, (), denominator)
 
 
 def grpo(

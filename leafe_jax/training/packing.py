@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
 
 from leafe_jax.errors import UserError
+from leafe_jax.training.settings import TrainConfig
 from leafe_jax.types import Example
 
 
-def mixing_coefficients(masses: Sequence[float], weights: Sequence[float]) -> np.ndarray:
-    """Coefficients that make the batch loss an estimate of sum_s weights[s] * L_s.
+def mixing_coefficients(
+    masses: Sequence[float], weights: Sequence[float], num_batches: float
+) -> np.ndarray:
+    """Coefficients with which the batch losses of an epoch have the mean sum_s weights[s] * L_s.
 
     L_s is the mass-weighted mean over all of source s (the paper: L = L_cf + beta * L_reh, each an
-    expectation over its own data set). The batch loss is sum(coeff[source] * mass * nll) / sum(mass)
-    over examples drawn uniformly from the union, so with M the total mass and M_s that of source s,
-    coeff[s] = weights[s] * M / M_s: whatever the sizes of the two sets, their losses enter in the
-    ratio 1 : beta.
+    expectation over its own data set). The loss of a batch is sum(coeff[source] * mass * nll) over its
+    tokens. With M_s the mass of source s, coeff[s] = weights[s] * num_batches / M_s. These are
+    constants: an example weighs the same in every batch, full or not, and beside every neighbour.
 
     Args:
       masses: total mass of each source.
       weights: of their losses.
+      num_batches: batches of an epoch; a fraction if a batch may hold the end of one and the beginning
+        of the next.
 
     Returns:
       float32 [sources]; 0 for a source without examples.
@@ -31,7 +36,7 @@ def mixing_coefficients(masses: Sequence[float], weights: Sequence[float]) -> np
     totals = np.asarray(masses, np.float64)
     coefficients = np.zeros(len(weights), np.float32)
     present = totals > 0
-    coefficients[present] = np.asarray(weights)[present] * totals.sum() / totals[present]
+    coefficients[present] = np.asarray(weights)[present] * num_batches / totals[present]
     return coefficients
 
 
@@ -70,6 +75,79 @@ def _order(count: int, seed: int, epoch: int) -> list[int]:
     return [int(shuffled[i]) for i in range(count)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which examples share a row, and which rows a batch.
+
+    Attributes:
+      rows: indices of the examples in every row of the run, batch after batch; () is an empty row.
+      batch_rows: rows of a batch.
+      padding: share of the rows' places that hold no token.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    batch_rows: int
+    padding: float
+
+    @property
+    def num_steps(self) -> int:
+        """Batches of the run."""
+        return len(self.rows) // self.batch_rows
+
+
+def make_plan(lengths: Sequence[int], train: TrainConfig, seed: int, multiple: int = 1) -> Plan:
+    """The plan of a run, settled from the lengths and `seed`: the same in every process.
+
+    With train.batch_examples = 0 the rows of an epoch are packed, shuffled and cut into batches of
+    train.batch_size rows. Otherwise the examples are shuffled and cut into batches of
+    train.batch_examples, and each batch is packed by itself. All batches get the rows that the fullest
+    needs. Either way a batch may hold the end of an epoch and the beginning of the next, and only the
+    last one of the run is not full.
+
+    Args:
+      lengths: tokens of each example in a row.
+      train: seq_len, batch_size, batch_examples and num_epochs.
+      seed: 32 bits, of the shuffling.
+      multiple: rows of a batch are a multiple of it; what the mesh needs.
+
+    Raises:
+      UserError: an example is longer than a row, or batch_examples need more rows than batch_size.
+    """
+    seq_len = train.seq_len
+    if max(lengths) > seq_len:
+        raise UserError(f"train.seq_len = {seq_len}: the longest example needs {max(lengths)}")
+    rows: list[tuple[int, ...]] = []
+    if train.batch_examples:
+        order = [i for e in range(train.num_epochs) for i in _order(len(lengths), seed, 2 * e)]
+        size = train.batch_examples
+        batches = [
+            _pack(order[at : at + size], lengths, seq_len) for at in range(0, len(order), size)
+        ]
+        batch_rows = max(map(len, batches))
+        batch_rows += -batch_rows % multiple
+        if batch_rows > train.batch_size:
+            raise UserError(
+                f"train.batch_size = {train.batch_size}: must be at least {batch_rows}, the rows that"
+                f" batches of train.batch_examples = {size} need with train.seq_len = {seq_len}"
+            )
+        for batch in batches:
+            rows += [*batch, *[()] * (batch_rows - len(batch))]
+    else:
+        batch_rows = train.batch_size
+        for epoch in range(train.num_epochs):
+            packed = _pack(_order(len(lengths), seed, 2 * epoch), lengths, seq_len)
+            rows += [packed[i] for i in _order(len(packed), seed, 2 * epoch + 1)]
+        rows += [()] * (-len(rows) % batch_rows)
+    padding = 1 - train.num_epochs * sum(lengths) / (len(rows) * seq_len)
+    return Plan(tuple(rows), batch_rows, padding)
+
+
+def _pack(order: Sequence[int], lengths: Sequence[int], seq_len: int) -> list[tuple[int, ...]]:
+    """Rows of the examples `order`, by best fit."""
+    rows = best_fit([lengths[i] for i in order], seq_len)
+    return [tuple(order[i] for i in row) for row in rows]
+
+
 class _Steps:
     """The batches of a run as a Grain source: of each, the rows of one process.
 
@@ -78,32 +156,32 @@ class _Steps:
 
     Args:
       examples: the data.
-      plan: example indices of every row of the run; () is an empty row.
+      plan: where they go.
+      seq_len: tokens of a row.
       own: places within a batch of the rows that are wanted, ascending.
-      batch_size, seq_len: rows of a batch, tokens of a row.
       columns: names of the columns to pack.
     """
 
     def __init__(
         self,
         examples: Sequence[Example],
-        plan: Sequence[tuple[int, ...]],
-        own: Sequence[int],
-        batch_size: int,
+        plan: Plan,
         seq_len: int,
+        own: Sequence[int],
         columns: Sequence[str],
     ):
         self._examples, self._plan, self._own = examples, plan, own
-        self._batch_size, self._seq_len, self._columns = batch_size, seq_len, columns
+        self._seq_len, self._columns = seq_len, columns
 
     def __len__(self) -> int:
-        return len(self._plan) // self._batch_size
+        return self._plan.num_steps
 
     def __repr__(self) -> str:  # Grain wants one that is the same in every process
         return f"_Steps({len(self)})"
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        rows = [self._row(self._plan[step * self._batch_size + place]) for place in self._own]
+        first = step * self._plan.batch_rows
+        rows = [self._row(self._plan.rows[first + place]) for place in self._own]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _row(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
@@ -127,59 +205,35 @@ class _Steps:
 
 
 class Batches:
-    """Packed batches of the examples, for a number of epochs.
+    """Packed batches of the examples, by a plan.
 
     Iterating gives dicts of [rows, seq_len]: tokens, targets, positions, segment_ids (0 is padding) and
-    source (int32), mass and the columns (float32). Which examples share a row, and the order of the
-    rows, is settled beforehand from the lengths and `seed`, epoch by epoch, and is the same in every
-    process; each reads only its own rows. `get_state` and `set_state` of the iterator resume it exactly.
+    source (int32), mass and the columns (float32). Each process reads only its own rows of the one plan.
+    `get_state` and `set_state` of the iterator resume it exactly.
 
     Args:
       examples: at least one.
-      lengths: from `survey`.
+      plan: from `make_plan`, for their lengths.
       seq_len: tokens per row.
-      batch_size: rows per batch, over all processes; the last batch is filled up with empty rows.
-      num_epochs: passes over the examples.
-      seed: 32 bits, of the shuffling.
       own: places within a batch of the rows to give, ascending; None gives all.
       columns: names of the examples' columns to pack.
 
     Attributes:
       num_steps: number of batches.
       padding: share of the rows' places that hold no token.
-
-    Raises:
-      UserError: an example is longer than a row, or a number is out of range.
     """
 
     def __init__(
         self,
         examples: Sequence[Example],
-        lengths: Sequence[int],
+        plan: Plan,
         seq_len: int,
-        batch_size: int,
-        num_epochs: int,
-        seed: int,
         own: Sequence[int] | None = None,
         columns: Sequence[str] = (),
     ):
-        if batch_size < 1 or num_epochs < 1:
-            raise UserError(
-                f"train.batch_size = {batch_size}, train.num_epochs = {num_epochs}: must be >= 1"
-            )
-        if max(lengths) > seq_len:
-            raise UserError(f"train.seq_len = {seq_len}: the longest example needs {max(lengths)}")
-        plan: list[tuple[int, ...]] = []
-        for epoch in range(num_epochs):
-            order = _order(len(lengths), seed, 2 * epoch)
-            rows = best_fit([lengths[i] for i in order], seq_len)
-            for row in _order(len(rows), seed, 2 * epoch + 1):
-                plan.append(tuple(order[i] for i in rows[row]))
-        plan += [()] * (-len(plan) % batch_size)
-        self.num_steps = len(plan) // batch_size
-        self.padding = 1 - num_epochs * sum(lengths) / (len(plan) * seq_len)
-        own = range(batch_size) if own is None else own
-        steps = _Steps(examples, plan, own, batch_size, seq_len, columns)
+        self.num_steps, self.padding = plan.num_steps, plan.padding
+        own = range(plan.batch_rows) if own is None else own
+        steps = _Steps(examples, plan, seq_len, own, columns)
         ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         self._dataset = grain.MapDataset.source(steps).to_iter_dataset(ahead)
 

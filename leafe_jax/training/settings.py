@@ -24,7 +24,9 @@ class TrainConfig:
 
     Attributes:
       seq_len: tokens of a packed row.
-      batch_size: rows of an optimizer step.
+      batch_size: rows of an optimizer step; with batch_examples, the most rows that it may take.
+      batch_examples: examples of an optimizer step (paper: 128), packed into as few rows as they fit in;
+        0 takes as many as the rows of batch_size hold.
       accumulation: parts that a batch is computed in, one after the other; more of them take less memory
         and more time.
       num_epochs: passes over the examples (paper: 2 to 3).
@@ -54,6 +56,7 @@ class TrainConfig:
 
     seq_len: int = 384
     batch_size: int = 8
+    batch_examples: int = 0
     accumulation: int = 1
     num_epochs: int = 5
     learning_rate: float = 1e-3
@@ -84,7 +87,7 @@ class TrainConfig:
                 raise UserError(
                     f"train.{name} = {getattr(self, name)!r}: must be one of {', '.join(allowed)}"
                 )
-        for names, least in ((_AT_LEAST_ONE, 1), (("warmup_steps",), 0)):
+        for names, least in ((_AT_LEAST_ONE, 1), (("warmup_steps", "batch_examples"), 0)):
             for name in names:
                 if getattr(self, name) < least:
                     raise UserError(

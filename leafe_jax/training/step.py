@@ -52,6 +52,11 @@ class StepOptions:
     attention: str
     mesh: Mesh
 
+    @property
+    def row_multiple(self) -> int:
+        """The rows of a batch are a multiple of this: every device has as many in every part."""
+        return self.accumulation * self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
 
 def step_options(train: TrainConfig, config: ModelConfig, mesh: Mesh) -> StepOptions:
     """The options of a training config on a mesh.
@@ -60,17 +65,17 @@ def step_options(train: TrainConfig, config: ModelConfig, mesh: Mesh) -> StepOpt
       UserError: the mesh does not divide the heads or the rows, or the attention does not run on it.
     """
     check_mesh(config, mesh)
-    rows = train.accumulation * mesh.shape["data"] * mesh.shape["fsdp"]
-    if train.batch_size % rows:
-        raise UserError(
-            f"train.batch_size = {train.batch_size}: must be a multiple of {rows}, the devices along"
-            f" data and fsdp times train.accumulation = {train.accumulation}"
-        )
     backend = choose_backend(train.attention, config, train.compute_dtype, mesh)
-    return StepOptions(
+    options = StepOptions(
         train.compute_dtype, train.accumulation, train.remat, train.scan_layers, train.loss_chunk,
         backend, mesh,
     )  # fmt: skip
+    if train.batch_size % options.row_multiple:
+        raise UserError(
+            f"train.batch_size = {train.batch_size}: must be a multiple of {options.row_multiple}, the"
+            f" devices along data and fsdp times train.accumulation = {train.accumulation}"
+        )
+    return options
 
 
 def state_shapes(params: Any, tx: optax.GradientTransformation) -> dict[str, Any]:
@@ -149,14 +154,10 @@ def _gradients(
 ) -> tuple[Array, dict[str, Any], Any]:
     """(loss, sums as of loss_sums, float32 gradients of `trained`) of a whole batch.
 
-    The loss is sum(coefficients[source] * loss) / denominator, over the whole batch also if it is
-    computed in parts: accumulation is no mean of means.
+    The loss is sum(coefficients[source] * loss) / denominator. That is a sum over examples: it is the same
+    if the batch is computed in parts.
     """
-    total: Array | float
-    if objective.denominator is None:
-        total = jnp.maximum(batch["mass"].sum(), 1e-9)  # only padding: 0, not nan
-    else:
-        total = objective.denominator
+    total = objective.denominator
     cast = jax.tree.map(lambda x: x.astype(options.compute_dtype), trained)
 
     def part(rows: Batch) -> tuple[Array, dict[str, Any], Any]:

@@ -34,7 +34,7 @@ from leafe_jax.runtime.preemption import Preemption
 from leafe_jax.training.checkpoint import Checkpoints
 from leafe_jax.training.objectives import Objective
 from leafe_jax.training.optimizer import make_optimizer
-from leafe_jax.training.packing import Batches, mixing_coefficients
+from leafe_jax.training.packing import Batches, make_plan, mixing_coefficients
 from leafe_jax.training.records import Survey, survey
 from leafe_jax.training.settings import TrainConfig
 from leafe_jax.training.start import Data, Start, agree, check, own_rows
@@ -132,7 +132,8 @@ class Trainer:
         """What has to be the same for a checkpoint to be this run's."""
         model = {f"model.{k}": v for k, v in dataclasses.asdict(self.config).items()}
         settings: dict[str, Any] = {
-            f"train.{k}": getattr(self.train, k) for k in ("seq_len", "batch_size", "num_epochs")
+            f"train.{k}": getattr(self.train, k)
+            for k in ("seq_len", "batch_size", "batch_examples", "num_epochs")
         }
         if self.train.weight_decay and self.config.lora is None:  # adapters are matrices only
             settings["train.decayed"] = "matrices"  # before 2026-11: all weights, and no such entry
@@ -180,12 +181,10 @@ class Trainer:
         self, examples: Sequence[Example], lengths: Sequence[int], num_epochs: int, seed: int
     ) -> Batches:
         """This process's rows of the batches of examples whose lengths are known."""
-        train = self.train
-        own = own_rows(self._rows, (train.batch_size, train.seq_len))
-        return Batches(
-            examples, lengths, train.seq_len, train.batch_size, num_epochs, seed, own,
-            self.objective.columns,
-        )  # fmt: skip
+        train = dataclasses.replace(self.train, num_epochs=num_epochs)
+        plan = make_plan(lengths, train, seed, self.options.row_multiple)
+        own = own_rows(self._rows, (plan.batch_rows, train.seq_len))
+        return Batches(examples, plan, train.seq_len, own, self.objective.columns)
 
     def batches(self, examples: Sequence[Example], *, num_epochs: int, seed: int) -> Batches:
         """Fresh examples as batches for `step`; in a run of several processes all have the same.
@@ -204,7 +203,11 @@ class Trainer:
     # -- steps ---------------------------------------------------------------------------------
     def put(self, rows: Rows) -> dict[str, jax.Array]:
         """A batch on the devices; `rows` are this process's."""
-        shape = (self.train.batch_size, self.train.seq_len)
+        # With train.batch_examples the plan has the number of rows. Here it follows from this process's
+        # share of them.
+        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        own = len(own_rows(self._rows, (parts, self.train.seq_len)))
+        shape = (len(rows["tokens"]) * parts // own, self.train.seq_len)
         make = jax.make_array_from_process_local_data
         return {name: make(self._rows, values, shape) for name, values in rows.items()}
 
@@ -292,7 +295,7 @@ def fit(
       start: model, and weights to start from.
       data: examples and sources.
       train: settings.
-      objective: what is minimised.
+      objective: what is minimised; see packing.mixing_coefficients for what the sources are weighted by.
       directory: of the checkpoints.
       seed: of the data order and of the adapters.
       log: log(step, measurements), every `log_every` steps, at the end, and for a skipped step.
@@ -308,11 +311,13 @@ def fit(
     trainer = Trainer(start, train, objective, directory, seed=seed)
     facts = trainer.survey(data.examples, len(data.weights))
     batches = trainer.pack(data.examples, facts.lengths, train.num_epochs, seed)
-    coefficients = mixing_coefficients(facts.masses, list(data.weights.values()))
+    coefficients = mixing_coefficients(
+        facts.masses, list(data.weights.values()), batches.num_steps / train.num_epochs
+    ).tolist()
     data_state = trainer.restore(
-        dict(zip(data.weights, coefficients.tolist(), strict=True)),
+        dict(zip(data.weights, coefficients, strict=True)),
         batches.num_steps,
-        {"data": facts.digest, "data order": seed},
+        {"data": facts.digest, "data order": seed, "weights of the sources": coefficients},
     )
     iterator: Any = iter(batches)
     if data_state is not None:

@@ -71,7 +71,7 @@ def test_loss_curve_is_torchs(tmp_path, model_type):
     mesh, tx = trainer.one_device(), make_optimizer(settings, STEPS)
     state = init_state(jax.tree.map(jax.numpy.array, start), tx, mesh)
     step = make_train_step(
-        config, tx, objective=sft(), sources=trainer.sources(),
+        config, tx, objective=sft(float(sum(e.mass.sum() for e in made))), sources=trainer.sources(),
         options=trainer.options(config, **changes), state=state, frozen={},
     )  # fmt: skip
     ours = []

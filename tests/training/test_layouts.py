@@ -125,6 +125,17 @@ def test_two_processes(tmp_path, one_device):
     assert_same_training(lines, tmp_path / "two.npz", expected, path / "one.npz")
 
 
+def test_two_processes_with_batches_of_examples(tmp_path):
+    """The mesh asks for a multiple of four rows, one device for none; the batches are the same."""
+    settings = {**SETTINGS, "batch_examples": 9, "batch_size": 12}
+    first, second = two_processes(tmp_path, "two", mesh=mesh((2, 2, 1)), **settings)
+    lines = finish(first)
+    assert finish(second) == []
+    expected = finish(child(tmp_path, "one", **settings))
+    assert len(expected) == 14  # 120 examples
+    assert_same_training(lines, tmp_path / "two.npz", expected, tmp_path / "one.npz")
+
+
 def test_one_of_two_processes_is_told_to_stop(tmp_path, one_device):
     """Both save at the same step; one alone goes on from there, with their parameters."""
     path, expected = one_device

@@ -164,10 +164,7 @@ def group(advantages=(1.0, -1.0), behaviour=-3.7) -> list[Example]:
 
 
 def packed(made, objective):
-    from leafe_jax.training.packing import Batches
-
-    lengths = [len(e.ids) - 1 for e in made]
-    return next(iter(Batches(made, lengths, 24, 4, 1, 0, None, objective.columns)))
+    return next(iter(trainer.batches(made, columns=objective.columns)))
 
 
 def test_a_group_of_opposite_advantages_takes_a_step():

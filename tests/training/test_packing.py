@@ -10,7 +10,7 @@ import trainer
 from leafe_jax.errors import UserError
 from leafe_jax.methods.examples import action_mass
 from leafe_jax.training import records
-from leafe_jax.training.packing import Batches, best_fit, mixing_coefficients
+from leafe_jax.training.packing import best_fit, mixing_coefficients
 from leafe_jax.training.records import ExampleFile, survey, write_examples
 from leafe_jax.types import Example
 
@@ -28,14 +28,14 @@ def test_action_mass_by_hand():
 
 
 def test_mixing_coefficients_by_hand():
-    """Source 0 has mass 1, source 1 mass 3: M = 4, so 1 * 4 / 1 and 0.5 * 4 / 3."""
+    """Source 0 has mass 1, source 1 mass 3, an epoch 1.5 batches: 1 * 1.5 / 1 and 0.5 * 1.5 / 3."""
     made = [
         Example(np.arange(3, dtype=np.int32), np.array([0, 1, 0], np.float32), 0),
         Example(np.arange(4, dtype=np.int32), np.array([0, 1, 1, 1], np.float32), 1),
     ]
     masses = survey(made, 2, 40).masses
-    np.testing.assert_allclose(mixing_coefficients(masses, (1.0, 0.5)), [4.0, 2.0 / 3.0])
-    assert mixing_coefficients((1.0, 0.0), (1.0, 0.5)).tolist() == [1.0, 0.0]
+    np.testing.assert_allclose(mixing_coefficients(masses, (1.0, 0.5), 1.5), [1.5, 0.25])
+    assert mixing_coefficients((2.0, 0.0), (1.0, 0.5), 3).tolist() == [1.5, 0.0]
 
 
 def test_records_come_back(tmp_path):
@@ -93,8 +93,7 @@ def test_records_with_columns_come_back(tmp_path):
 def test_columns_are_packed_as_the_mass_is():
     """Each value stands where its token is the target."""
     made = with_columns()
-    lengths = [len(e.ids) - 1 for e in made]
-    for batch in Batches(made, lengths, 24, 4, 1, 0, None, ("advantage",)):
+    for batch in trainer.batches(made, columns=("advantage",)):
         assert "b_2" not in batch and batch["advantage"].dtype == np.float32
         assert not batch["advantage"][batch["segment_ids"] == 0].any()
         for row in range(4):
@@ -202,7 +201,9 @@ def test_batches_hold_every_example_once_an_epoch():
 
 def test_the_order_is_the_same_on_every_machine():
     made = [Example(np.full(6, i, np.int32), np.r_[0, np.ones(5)].astype(np.float32), 0) for i in range(8)]  # fmt: skip
-    first = [b["tokens"][:, ::5].tolist() for b in trainer.batches(made, 2, 1, 7, seq_len=10)]
+    first = [
+        b["tokens"][:, ::5].tolist() for b in trainer.batches(made, 7, batch_size=2, seq_len=10)
+    ]
     assert first == PINNED
 
 
@@ -241,11 +242,70 @@ def test_a_position_means_the_same_for_any_number_of_processes():
     assert all(np.array_equal(left[k], right[k][:2]) for k in left)
 
 
+@pytest.mark.parametrize(("count", "num_epochs"), [(7, 1), (7, 3), (1, 2), (23, 1), (30, 1)])
+def test_batches_of_so_many_examples(count, num_epochs):
+    """Every batch but the last has exactly `count`; all have the same rows, as few as the mesh allows."""
+    made = trainer.examples(23)
+    batches = trainer.batches(
+        made, seed=1, multiple=2, batch_examples=count, batch_size=30, num_epochs=num_epochs
+    )
+    seen, rows = [], set()
+    for batch in batches:
+        rows.add(batch["tokens"].shape)
+        found = []
+        for segments, targets, tokens in zip(
+            batch["segment_ids"], batch["targets"], batch["tokens"], strict=True
+        ):
+            for segment in range(1, segments.max() + 1):
+                at = segments == segment
+                found.append((tokens[at][0], *targets[at]))
+        seen.append(found)
+    total = 23 * num_epochs
+    assert [len(found) for found in seen] == [
+        min(count, total - begin) for begin in range(0, total, count)
+    ]
+    assert len(seen) == batches.num_steps
+    every = sorted(example for found in seen for example in found)
+    assert every == sorted(tuple(e.ids.tolist()) for e in made for _ in range(num_epochs))
+    lengths = [sum(len(example) - 1 for example in found) for found in seen]
+    ((number, seq_len),) = rows
+    assert number % 2 == 0 and seq_len == 24 and number * 24 >= max(lengths)
+    if count == 1:
+        assert number == 2
+    held = sum(lengths) / (len(seen) * number * seq_len)
+    assert batches.padding == pytest.approx(1 - held)
+
+
+def test_batches_of_so_many_examples_need_rows():
+    made = trainer.examples(23)
+    with pytest.raises(UserError) as error:
+        trainer.batches(made, multiple=4, batch_examples=23, batch_size=4)
+    message = "train.batch_size = 4: must be at least 12, the rows that batches of"
+    assert str(error.value).startswith(message) and "train.batch_examples = 23" in str(error.value)
+    with pytest.raises(UserError, match="train.batch_examples = -1: must be at least 0"):
+        trainer.batches(made, batch_examples=-1)
+
+
+@pytest.mark.parametrize("changes", [{}, {"batch_examples": 7, "batch_size": 8}])
+def test_the_sources_stand_one_to_beta_over_an_epoch(changes):
+    """18 pairs of mass 1 and 5 sequences of mass 2 to 5: their weights add up to 1 : beta exactly."""
+    made = trainer.uneven(23)
+    masses = survey(made, 2, 40).masses
+    batches = trainer.batches(made, **changes)
+    coefficients = mixing_coefficients(masses, (1.0, 0.5), batches.num_steps)
+    weights = np.zeros(2)
+    for batch in batches:
+        for source in (0, 1):
+            own = np.where(batch["source"] == source, batch["mass"], 0)
+            weights[source] += coefficients[source] * own.sum(dtype=np.float64)
+    np.testing.assert_allclose(weights / batches.num_steps, [1.0, 0.5], rtol=1e-6)
+
+
 def test_bad_data_settings():
     made = trainer.examples()
     with pytest.raises(UserError, match="train.seq_len = 5: the longest example needs 1"):
         trainer.batches(made, seq_len=5)
     with pytest.raises(UserError, match="train.batch_size = 0"):
-        Batches(made, [3] * 30, 24, 0, 1, 0)
+        trainer.batches(made, batch_size=0)
     with pytest.raises(ValueError):
         Example(np.arange(3, dtype=np.int32), np.ones(3, np.float32), 0)

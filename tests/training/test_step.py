@@ -19,7 +19,7 @@ from leafe_jax.training.objectives import sft
 from leafe_jax.training.optimizer import make_optimizer
 from leafe_jax.training.packing import mixing_coefficients
 from leafe_jax.training.records import survey
-from leafe_jax.training.step import loss_sums, state_shapes
+from leafe_jax.training.step import _gradients, loss_sums, state_shapes
 
 
 def batch_loss(params, batch, coefficients=(1.0, 1.0)):
@@ -28,11 +28,9 @@ def batch_loss(params, batch, coefficients=(1.0, 1.0)):
     return value / jnp.maximum(batch["mass"].sum(), 1e-9)
 
 
-def test_the_whole_data_in_one_batch_gives_the_papers_loss():
-    """L_cf + beta * L_reh, each the mean of its own pairs, computed pair by pair."""
-    made, beta = trainer.examples(9), 0.5
-    params = trainer.params(seed=1)
-    losses = {0: [], 1: []}
+def source_losses(params, made) -> list[float]:
+    """L_s of the two sources: means over their mass, computed example by example without packing."""
+    sums, masses = np.zeros(2), np.zeros(2)
 
     @jax.jit
     def log_probabilities(tokens):  # padded at the end, which a causal model does not see
@@ -44,18 +42,67 @@ def test_the_whole_data_in_one_batch_gives_the_papers_loss():
         tokens = np.zeros((1, 24), np.int32)
         tokens[0, : len(example.ids)] = example.ids
         table = np.asarray(log_probabilities(tokens))
-        trained = np.flatnonzero(example.mass)
-        losses[example.source].append(-np.mean([table[i - 1, example.ids[i]] for i in trained]))
-    expected = np.mean(losses[0]) + beta * np.mean(losses[1])
+        for i in np.flatnonzero(example.mass):
+            sums[example.source] -= example.mass[i] * table[i - 1, example.ids[i]]
+        masses[example.source] += example.mass.sum()
+    return (sums / masses).tolist()
+
+
+def test_the_whole_data_in_one_batch_gives_the_papers_loss():
+    """L_cf + beta * L_reh, each the mean of its own pairs, computed pair by pair."""
+    made, beta = trainer.examples(9), 0.5
+    params = trainer.params(seed=1)
+    losses = source_losses(params, made)
     batch = next(iter(trainer.batches(made, batch_size=12)))
-    coefficients = mixing_coefficients(survey(made, 2, 40).masses, (1.0, beta))
+    coefficients = mixing_coefficients(survey(made, 2, 40).masses, (1.0, beta), 1)
     step, state = make_step(params, batch_size=12, coefficients=coefficients, accumulation=3)
     _, measured = step(state, batch)
-    np.testing.assert_allclose(measured["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(measured["loss"], losses[0] + beta * losses[1], rtol=1e-5)
     for index, name in enumerate(trainer.SOURCES):
-        np.testing.assert_allclose(measured[f"loss_{name}"], np.mean(losses[index]), rtol=1e-5)
+        np.testing.assert_allclose(measured[f"loss_{name}"], losses[index], rtol=1e-5)
         # The last three tokens of each example.
-        assert float(measured[f"tokens_{name}"]) == 3 * len(losses[index])
+        count = sum(example.source == index for example in made)
+        assert float(measured[f"tokens_{name}"]) == 3 * count
+
+
+PACKINGS = [{"batch_size": 2}, {"batch_size": 4}, {"batch_size": 8, "batch_examples": 7}]
+
+
+@pytest.mark.parametrize("changes", PACKINGS)
+def test_the_losses_of_an_epoch_are_the_papers_however_it_is_packed(tmp_path, changes):
+    """Trained at learning rate 0; the last batch is not full."""
+    made, losses = trainer.uneven(), []
+    trainer.run_fit(
+        tmp_path, made, log=lambda step, measured: losses.append(measured["loss"]),
+        learning_rate=0.0, num_epochs=1, **changes,
+    )  # fmt: skip
+    assert len(losses) > 1
+    own = source_losses(trainer.params(), made)
+    np.testing.assert_allclose(np.mean(losses), own[0] + 0.5 * own[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("changes", PACKINGS)
+def test_the_gradients_of_an_epoch_are_the_papers_however_it_is_packed(changes):
+    """Every example pulls with the same weight, whatever stands in its batch."""
+    made, weights = trainer.uneven(), (1.0, 0.5)
+    params, masses = trainer.params(), survey(made, 2, 40).masses
+
+    def direct(params):  # a row for each example, and the paper's weights
+        alone = [next(iter(trainer.batches([e], batch_size=1))) for e in made]
+        rows = {name: jnp.concatenate([a[name] for a in alone]) for name in alone[0]}
+        of_sources = jnp.asarray(weights) / jnp.asarray(masses)
+        return loss_sums(CONFIG, params, rows, of_sources, sft(), trainer.options())[0]
+
+    packed = trainer.batches(made, **changes)
+    coefficients = jnp.asarray(mixing_coefficients(masses, weights, packed.num_steps))
+    options = trainer.options(**changes)
+    total = jax.tree.map(jnp.zeros_like, params)
+    for batch in packed:
+        *_, gradients = _gradients(CONFIG, params, {}, batch, coefficients, sft(), options)
+        total = jax.tree.map(jnp.add, total, gradients)
+    expected = jax.grad(direct)(params)
+    for a, b in zip(jax.tree.leaves(total), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a / packed.num_steps, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -231,8 +278,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_reported():
 
 def test_a_source_that_a_batch_lacks_has_no_loss():
     """And it does not touch the other one's, nor the step."""
-    step, state = make_step()
     batch = next(iter(trainer.batches(trainer.examples(4))))
+    step, state = make_step(objective=sft(float(batch["mass"].sum())))
     both = np.bincount(np.asarray(batch["source"])[np.asarray(batch["mass"]) > 0], minlength=2)
     assert all(both)
     lacking = dict(batch, source=np.zeros_like(batch["source"]))

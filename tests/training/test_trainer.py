@@ -82,6 +82,19 @@ def whole_file(tmp_path_factory):
     return directory / "whole.npz"
 
 
+def test_interrupted_training_ends_with_the_same_bits_also_with_batches_of_examples(tmp_path):
+    settings = dict(batch_examples=7, batch_size=8)
+    whole = run_fit(tmp_path / "whole", **settings)
+    with pytest.raises(Killed):
+        run_fit(tmp_path / "cut", progress=stop_at(5), **settings)
+    steps = []
+    resumed = run_fit(tmp_path / "cut", log=lambda step, _: steps.append(step), **settings)
+    assert steps[0] in (3, 5) and steps[-1] == 9  # 60 examples
+    assert equal(whole, resumed)
+    with pytest.raises(UserError, match="train.batch_examples = 7, here 8"):
+        run_fit(tmp_path / "cut", batch_examples=8, batch_size=8)
+
+
 def test_interrupted_training_ends_with_the_same_bits(tmp_path, whole):
     with pytest.raises(Killed):
         run_fit(tmp_path / "cut", progress=stop_at(5))
