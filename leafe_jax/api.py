@@ -399,7 +399,7 @@ def make_examples(method: str, trees: Iterable[Tree], config: Any = None, *, see
         )
     made = kind(settings)
     several = trees if isinstance(trees, Trees) else list(trees)  # iterated more than once
-    return Data(made.training_examples(several, seed), made.named_weights)
+    return Data(made.training_examples(several, seed).examples, made.named_weights)
 
 
 def train(

@@ -10,7 +10,7 @@ import numpy as np
 
 from leafe_jax.errors import UserError
 
-TREE_SCHEMA = 1
+TREE_SCHEMA = 2
 
 # Arrays of a packed batch, beside the columns that an objective asks for.
 PACKED = ("tokens", "targets", "positions", "segment_ids", "source", "mass")
@@ -140,6 +140,7 @@ class ReflectionRecord:
       tau: 1-based step to go back to, when parsed.
       experience: e, when parsed.
       child: id of the node it opened, or None.
+      cut: the answer is incomplete: the token limit ended it, or e was longer than allowed.
     """
 
     step: int
@@ -151,6 +152,7 @@ class ReflectionRecord:
     tau: int | None = None
     experience: str | None = None
     child: int | None = None
+    cut: bool = False
     sampled_logprobs: list[float] | None = None
 
 

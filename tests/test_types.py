@@ -47,6 +47,12 @@ DAMAGE = [
     (("nodes", 0, "return"), "1", "node 0: return = '1': must be a finite number"),
     (("nodes", 0, "turns"), {}, "node 0: turns = '{}': must be a list"),
     (("nodes", 0, "reflections", 0, "tau"), "2", "reflection 0: tau = '2'"),
+    (
+        ("nodes", 0, "reflections", 0, "cut"),
+        None,
+        "reflection 0: cut = 'None': must be true or false",
+    ),
+    (("nodes", 0, "reflections", 0, "cut"), ..., "reflection 0: cut: missing"),
     (("nodes", 0), [], "node 0: expected an object, found list"),
     (("budget", "episodes"), 0.5, "budget: episodes = '0.5'"),
     (("nodes", 0, "kind"), ..., "node 0: kind: missing"),
@@ -111,7 +117,8 @@ def test_a_tree_of_thousands_of_branches_in_a_row_is_read_and_distilled():
     found = Tree.from_json(Tree("e", "t", "f", 0, "dialogue", nodes).to_json())
     assert found.path(found.nodes[-1]) == [turn]
     config = LeafeConfig(counterfactual_per_task=3, qualify="improve", changed_only=False)
-    assert len(make_examples([found], config, 0)) == 4  # three pairs and one that is rehearsed
+    # Each takes back the one before: only the last one's own turn leads to success, and it is rehearsed.
+    assert len(make_examples([found], config, 0).examples) == 2
 
 
 def test_log_probabilities_of_another_distribution():

@@ -111,6 +111,19 @@ class Base(Method):
 
 
 @dataclasses.dataclass(frozen=True)
+class Made:
+    """What a method makes of trees.
+
+    Attributes:
+      examples: to train on.
+      duplicates: exact duplicates that were left out of them.
+    """
+
+    examples: list[Example]
+    duplicates: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class FineTuneConfig:
     """The settings that all methods share which fine-tune a model on trees."""
 
@@ -142,7 +155,7 @@ class FineTuned(Method):
         """Loss weight of each source; examples of a source with weight 0 are not trained on."""
 
     @abc.abstractmethod
-    def examples(self, trees: Iterable[Tree], seed: int) -> list[Example]:
+    def examples(self, trees: Iterable[Tree], seed: int) -> Made:
         """Training examples; `trees` may be iterated several times."""
 
     @property
@@ -150,9 +163,11 @@ class FineTuned(Method):
         """Source -> loss weight, in the order of `sources`."""
         return dict(zip(self.sources, self.weights, strict=True))
 
-    def training_examples(self, trees: Iterable[Tree], seed: int) -> list[Example]:
+    def training_examples(self, trees: Iterable[Tree], seed: int) -> Made:
         """`examples`, without those of a source with weight 0."""
-        return [e for e in self.examples(trees, seed) if self.weights[e.source] > 0]
+        made = self.examples(trees, seed)
+        kept = [e for e in made.examples if self.weights[e.source] > 0]
+        return dataclasses.replace(made, examples=kept)
 
     def fit(self, run: Run) -> bool:
         return run.fine_tune(self)

@@ -32,14 +32,15 @@ def action_mass(length: int, spans: Sequence[tuple[int, int]], normalisation: st
     return mass
 
 
-def _plain_prompt(turn: Turn) -> list[int]:
-    return turn.prompt_ids if turn.plain_prompt_ids is None else turn.plain_prompt_ids
-
-
 def sequence(
-    turns: Sequence[Turn], trained: set[int], mode: str, normalisation: str, source: int
+    turns: Sequence[Turn],
+    trained: set[int],
+    mode: str,
+    normalisation: str,
+    source: int,
+    with_experience: bool = False,
 ) -> list[Example]:
-    """Training sequences of a trajectory, rendered without experience.
+    """Training sequences of a trajectory.
 
     Args:
       turns: the path, step 1 first.
@@ -47,19 +48,30 @@ def sequence(
       mode: "dialogue" gives one sequence that ends with the last trained action (the pairs share
         their context); "window" gives one sequence a trained step.
       normalisation: see `action_mass`.
-      source: index into SOURCES.
+      source: index into the method's sources.
+      with_experience: prompts as they were sampled from, with e where the turn showed it; False renders
+        every turn without e. In a dialogue an e stays in the history of the steps that follow, also if
+        experience_span = "step" had taken it out there.
     """
     if mode == "window":
-        return [_example([t], {t.step}, normalisation, source) for t in turns if t.step in trained]
-    last = max(trained)
-    return [_example([t for t in turns if t.step <= last], trained, normalisation, source)]
+        parts = [([t], {t.step}) for t in turns if t.step in trained]
+    else:
+        parts = [([t for t in turns if t.step <= max(trained)], trained)]
+    return [_example(*part, normalisation, source, with_experience) for part in parts]
 
 
-def _example(turns: Sequence[Turn], trained: set[int], normalisation: str, source: int) -> Example:
+def _example(
+    turns: Sequence[Turn],
+    trained: set[int],
+    normalisation: str,
+    source: int,
+    with_experience: bool,
+) -> Example:
     ids: list[int] = []
     spans = []
     for turn in turns:
-        ids += _plain_prompt(turn)
+        plain = None if with_experience else turn.plain_prompt_ids
+        ids += turn.prompt_ids if plain is None else plain
         if turn.step in trained:
             spans.append((len(ids), len(ids) + len(turn.action_ids)))
         ids += turn.action_ids

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from leafe_jax.methods.base import FineTuneConfig, FineTuned
+from leafe_jax.methods.base import FineTuneConfig, FineTuned, Made
 from leafe_jax.methods.examples import sequence
 from leafe_jax.types import Example, Tree
 
@@ -28,7 +28,7 @@ class RejectionFineTuning(FineTuned):
     labels = ("successful sequences",)
     weights = (1.0,)
 
-    def examples(self, trees: Iterable[Tree], seed: int) -> list[Example]:
+    def examples(self, trees: Iterable[Tree], seed: int) -> Made:
         found: dict[str, list[Example]] = {}
         for tree in trees:
             for node in tree.nodes:
@@ -37,4 +37,4 @@ class RejectionFineTuning(FineTuned):
                     steps = {turn.step for turn in turns}
                     made = sequence(turns, steps, tree.mode, self.config.normalisation, source=0)
                     found.setdefault(tree.task_id, []).extend(made)
-        return [example for task in sorted(found) for example in found[task]]
+        return Made([example for task in sorted(found) for example in found[task]])

@@ -177,6 +177,7 @@ class _Explorer(Hooks):
             status=parsed.status,
             tau=parsed.tau,
             experience=parsed.experience,
+            cut=parsed.cut,
             sampled_logprobs=(
                 None if completion.sampled_logprobs is None else list(completion.sampled_logprobs)
             ),

@@ -30,7 +30,7 @@ from envs.base import Environment, Task
 from envs.prompts import Prompts
 from leafe_jax.agent.evaluate import evaluate
 from leafe_jax.errors import UserError
-from leafe_jax.methods.base import Agent, FineTuned
+from leafe_jax.methods.base import Agent, FineTuned, Made
 from leafe_jax.methods.search import explore
 from leafe_jax.run import base_model, checks
 from leafe_jax.run.base_model import progress_bar
@@ -182,16 +182,15 @@ class Experiment:
             phase.made_of("trees", trees, f"trees/{settings.trees}")
         if intact:
             return False
-        examples: list[Example] = []  # in the first process; the others read the file
+        parts: list[Made] = []  # in the first process; the others read the file
         processes.together(
             f"{name}: examples",
-            decide=lambda _: examples.extend(
-                method.training_examples(Trees(list(blocks)), self.seed)
-            ),
+            decide=lambda _: parts.append(method.training_examples(Trees(list(blocks)), self.seed)),
         )
-        trained = processes.together(f"{name}: any", decide=lambda _: len(examples) > 0)
+        made = parts[0] if parts else Made([])
+        trained = processes.together(f"{name}: any", decide=lambda _: len(made.examples) > 0)
         if trained:
-            self._train(method, phase, start, examples)
+            self._train(method, phase, start, made.examples)
         else:
             phase.begin()
             _LOG.warning(
@@ -199,7 +198,7 @@ class Experiment:
                 name, settings.trees, settings.start,
             )  # fmt: skip
         if processes.first():
-            write_json(phase.directory / "summary.json", _summary(method, examples))
+            write_json(phase.directory / "summary.json", _summary(method, made))
         for output in _outputs(method, trained):
             phase.keep(output)
         phase.add_seconds(time.monotonic() - begin)
@@ -340,11 +339,12 @@ def _outputs(method: FineTuned, trained: bool) -> dict[str, Callable[[epath.Path
     return outputs
 
 
-def _summary(method: FineTuned, examples: list[Example]) -> dict[str, Any]:
-    counts = [sum(e.source == s for e in examples) for s in range(len(method.sources))]
+def _summary(method: FineTuned, made: Made) -> dict[str, Any]:
+    counts = [sum(e.source == s for e in made.examples) for s in range(len(method.sources))]
     return {
         "examples": dict(zip(method.labels, counts, strict=True)),
-        "target_tokens": int(sum((e.mass > 0).sum() for e in examples)),
+        "duplicates": made.duplicates,
+        "target_tokens": int(sum((e.mass > 0).sum() for e in made.examples)),
     }
 
 

@@ -66,6 +66,10 @@ def _search_result(blocks: Blocks) -> dict[str, Any]:
             count["branches_successful"] += node.parent is not None and node.success
             count["out_of_context"] += node.stop == "context"
             statuses.update(reflection.status for reflection in node.reflections)
+            count["experiences_cut"] += sum(
+                reflection.cut and reflection.experience is not None
+                for reflection in node.reflections
+            )
     return {
         "tasks": count["tasks"],
         "solved_tasks": count["solved_tasks"],
@@ -73,6 +77,7 @@ def _search_result(blocks: Blocks) -> dict[str, Any]:
         "success_episodes": count["success_episodes"],
         "out_of_context": count["out_of_context"],
         "reflections": dict(sorted(statuses.items())),
+        "experiences_cut": count["experiences_cut"],
         "branches": count["branches"],
         "branches_successful": count["branches_successful"],
         "budget": dataclasses.asdict(budget),
@@ -81,7 +86,7 @@ def _search_result(blocks: Blocks) -> dict[str, Any]:
 
 
 def read_summary(path: epath.Path) -> dict[str, Any]:
-    """A method's summary.json: {"examples": {label: number}, "target_tokens": number}.
+    """A method's summary.json: {"examples": {label: number}, "duplicates", "target_tokens": number}.
 
     Raises:
       UserError: it cannot be read, or a count is missing.
@@ -90,7 +95,8 @@ def read_summary(path: epath.Path) -> dict[str, Any]:
     examples = summary.get("examples")
     if not isinstance(examples, dict):
         raise UserError(f"{path}: examples = {examples!r}: must be an object of counts")
-    for field, value in {**examples, "target_tokens": summary.get("target_tokens")}.items():
+    counts = {name: summary.get(name) for name in ("duplicates", "target_tokens")}
+    for field, value in {**examples, **counts}.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise UserError(f"{path}: {field} = {value!r}: must be a whole number, 0 or more")
     return summary

@@ -8,7 +8,7 @@ from leafe_jax.methods.rft import RejectionFineTuning, RFTConfig
 
 
 def examples(trees, **changes):
-    return RejectionFineTuning(RFTConfig(**changes)).examples(trees, seed=0)
+    return RejectionFineTuning(RFTConfig(**changes)).examples(trees, seed=0).examples
 
 
 def test_all_successes_and_only_sampled_tokens():

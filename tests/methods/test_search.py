@@ -12,10 +12,8 @@ from envs.prompts import Prompts, PromptsConfig
 from leafe_jax.agent.policy import Completion
 from leafe_jax.agent.rollout import RolloutConfig
 from leafe_jax.errors import UserError
-from leafe_jax.methods import leafe
-from leafe_jax.methods.leafe import counterfactual_nodes, make_examples
 from leafe_jax.methods.search import SearchConfig, explore
-from leafe_jax.types import Node, Sampling, Tree, Turn
+from leafe_jax.types import Sampling, Tree
 
 ENV = Household(horizon=20)
 PROMPTS = Prompts(ENV)
@@ -195,6 +193,20 @@ def test_bad_reflections_are_counted_and_dropped(text, status):
     assert tree.budget.reflections == 3 and tree.budget.env_steps == 20
 
 
+def test_an_experience_that_is_cut_says_so():
+    """It is longer than allowed, and opens a branch as it is."""
+
+    def reply(turns, text, seed):
+        return "[1] " + "x" * 500 if "Reflect" in text else "look"
+
+    tree, _ = grow("test/pick/0003", config=search(max_attempts=2), reply=reply)
+    (record,) = tree.nodes[0].reflections
+    assert (record.status, record.experience, record.cut) == ("branched", "x" * 400, True)
+    assert tree.nodes[1].experience == record.experience
+    short, _ = grow("test/clean/0003")
+    assert not any(r.cut for n in short.nodes for r in n.reflections)
+
+
 def test_limits():
     def always(turns, user, seed):
         return f"[{len(turns)}] again {seed}." if "Reflect" in user else "look"
@@ -326,73 +338,6 @@ def test_tree_json_round_trip():
     assert Tree.from_json(json.loads(json.dumps(tree.to_json()))) == tree
     with pytest.raises(ValueError, match="schema"):
         Tree.from_json({**tree.to_json(), "schema": 99})
-
-
-def leafe_config(**changes) -> leafe.LeafeConfig:
-    return leafe.LeafeConfig(**{**dict(counterfactual_per_task=0, rehearsal_share=1.0), **changes})
-
-
-def test_distilled_examples_are_token_exact_and_without_experience():
-    tree, policy = grow("test/clean/0003")
-    examples = make_examples([tree], leafe_config(), seed=0)
-    pairs = [e for e in examples if e.source == 0]
-    rehearsed = [e for e in examples if e.source == 1]
-    successes = [n for n in tree.nodes if n.success]
-    assert len(pairs) == 2 and len(rehearsed) == len(successes) == 1
-    for example in examples:
-        assert "Experience" not in policy.text(example.ids)
-    # The pair: context h_tau, loss on a'_tau alone, exactly the ids that were sampled.
-    for example, node in zip(pairs, tree.nodes[1:], strict=True):
-        turn = node.turns[0]
-        assert list(example.ids[-1:]) == turn.action_ids
-        assert example.mass.tolist() == [0.0] * (len(example.ids) - 1) + [1.0]
-        before = [i for t in tree.path(node) if t.step < node.branch_step
-                  for i in [*(t.plain_prompt_ids or t.prompt_ids), *t.action_ids]]  # fmt: skip
-        assert example.ids.tolist() == [*before, *turn.plain_prompt_ids, *turn.action_ids]
-    # Rehearsal: every action of the path carries loss, no prompt does.
-    path = tree.path(successes[0])
-    assert rehearsed[0].mass.tolist() == [0.0, 1.0] * len(path)
-
-
-def test_distill_rules():
-    tree, _ = grow("test/clean/0003")
-    one = make_examples([tree], leafe_config(counterfactual_per_task=1), seed=0)
-    assert sum(e.source == 0 for e in one) == 1
-    none = make_examples([tree], leafe_config(rehearsal_share=0.0), seed=0)
-    assert all(e.source == 0 for e in none)
-    failed, _ = grow("test/clean/0003", config=search(max_attempts=2))
-    assert make_examples([failed], leafe_config(), seed=0) == []
-    with pytest.raises(UserError, match="leafe.rehearsal_share = 1.5"):
-        leafe_config(rehearsal_share=1.5)
-    # A branch that took the same action again teaches nothing new.
-    tree.nodes[1].turns[0].action = tree.nodes[0].turns[tree.nodes[1].branch_step - 1].action
-    changed = make_examples([tree], leafe_config(rehearsal_share=0.0), seed=0)
-    assert len(changed) == 1
-    assert len(make_examples([tree], leafe_config(changed_only=False, rehearsal_share=0.0), 0)) == 2
-
-
-def test_improvement_counts_up_to_where_the_parent_was_left():
-    def node(number, parent, branch_step, rewards, stop, first=1):
-        turns = [
-            Turn(first + i, "", None, [1], None, [2], [0.0], str(number), str(number), True, reward)
-            for i, reward in enumerate(rewards)
-        ]
-        made = Node(number, parent, branch_step, number, "root", None, turns)
-        made.stop, made.return_ = stop, sum(rewards)
-        return made
-
-    def kept(parent_rewards, stop, branch_rewards):
-        parent = node(0, None, None, parent_rewards, stop)
-        branch = node(1, 0, 2, branch_rewards, "failure", first=2)
-        tree = Tree("household", "t", "f", 0, "dialogue", [parent, branch])
-        improve = leafe_config(qualify="improve")
-        return [n.id for n in counterfactual_nodes(tree, improve)]
-
-    # Left after three steps with 1 in hand: what the branch brings in its fifth does not count ...
-    assert kept([1, 0, 0], "branched", [0, 0, 0, 9]) == []
-    assert kept([1, 0, 0], "branched", [0, 1]) == [1]
-    # ... and does beside a trajectory that came to its own end.
-    assert kept([1, 0, 0], "failure", [0, 0, 0, 9]) == [1]
 
 
 def test_parsers_are_total():

@@ -44,11 +44,11 @@ def make_workdir(tmp_path, trees=3):
         "methods": {m: {"families": families, "budget": budget, "seconds": 1.0} for m in ("base", "leafe")},
         "searches": {"tree": {
             "tasks": 3, "solved_tasks": 3, "episodes": 6, "success_episodes": 3,
-            "reflections": {"branched": 3}, "branches": 3, "branches_successful": 3,
+            "reflections": {"branched": 3}, "experiences_cut": 0, "branches": 3, "branches_successful": 3,
             "budget": budget, "seconds": 1.0,
         }},
         "fits": {"leafe": {
-            "examples": {"counterfactual": 1, "rehearsal": 2}, "target_tokens": 3,
+            "examples": {"counterfactual": 1, "rehearsal": 2}, "duplicates": 0, "target_tokens": 3,
         }},
     }  # fmt: skip
     (tmp_path / "results.json").write_text(json.dumps(results))

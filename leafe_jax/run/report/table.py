@@ -128,11 +128,15 @@ def search_sentence(name: str, search: dict[str, Any]) -> str:
     return (
         f"Search {name}: {search['solved_tasks']} of {search['tasks']} tasks solved in"
         f" {search['episodes']} trajectories; {search['branches_successful']} of"
-        f" {search['branches']} branches succeeded. Reflections: {reflections or 'none'}."
+        f" {search['branches']} branches succeeded. Reflections: {reflections or 'none'};"
+        f" {search['experiences_cut']} experiences cut."
     )
 
 
 def fit_sentence(method: str, fit: dict[str, Any]) -> str:
     """A sentence that says what a method was trained on."""
     examples = ", ".join(f"{number} {label}" for label, number in fit["examples"].items())
-    return f"Method {method}: trained on {examples}; {fit['target_tokens']} target tokens."
+    return (
+        f"Method {method}: trained on {examples}; {fit['target_tokens']} target tokens;"
+        f" {fit['duplicates']} exact duplicates left out."
+    )
