@@ -146,7 +146,8 @@ def _rehearsed(tree: Tree, node: Node, config: LeafeConfig) -> list[Example]:
     turns = tree.path(node)
     steps = {t.step for t in turns}
     if config.rehearse == "without_branch_step":
-        aided = [n.turns[0] for n in tree.nodes if n.turns and n.experience is not None]
+        first = [n.turns[0] for n in tree.nodes if n.parent is not None and n.turns]
+        aided = [t for t in first if t.plain_prompt_ids is not None]
         steps -= {t.step for t in turns if any(t is a for a in aided)}
     if not steps:
         return []

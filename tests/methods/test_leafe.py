@@ -263,7 +263,9 @@ def test_what_is_rehearsed_in_window_mode():
 def test_branch_steps_without_experience_are_rehearsed_and_empty_trajectories_left_out():
     """show_experience = False: the a'_tau was sampled as any other action."""
     unaided = family()
-    unaided.nodes[2].experience = unaided.nodes[3].experience = None
+    for node in unaided.nodes[2:]:
+        node.turns[0].plain_prompt_ids = None
+        node.turns[0].prompt_ids.remove(1000)
     ids = [11, 10, 21, 7, 31, 8, 41, 40]
     assert rehearsed(unaided, rehearse="without_branch_step")[1] == (ids, [10, 7, 8, 40])
     # A trajectory that is nothing but a branch step.
