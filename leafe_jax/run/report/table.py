@@ -8,10 +8,11 @@ from typing import Any
 from leafe_jax.errors import UserError
 from leafe_jax.runtime.files import read_json
 
-# 2 (since 2026-12): `searches` and `fits` instead of `explore` and `distill`.
-RESULTS_SCHEMA = 2
+# 3 (since 2026-12): budgets have `replayed_steps`.
+RESULTS_SCHEMA = 3
 _BUDGET = (
     ("env_steps", "environment steps"),
+    ("replayed_steps", "replayed steps"),
     ("generated_tokens", "generated tokens"),
     ("prefilled_tokens", "prefilled tokens"),
     ("cached_tokens", "cached tokens"),
@@ -128,8 +129,20 @@ def search_sentence(name: str, search: dict[str, Any]) -> str:
     return (
         f"Search {name}: {search['solved_tasks']} of {search['tasks']} tasks solved in"
         f" {search['episodes']} trajectories; {search['branches_successful']} of"
-        f" {search['branches']} branches succeeded. Reflections: {reflections or 'none'};"
+        f" {search['branches']} branches succeeded. {spent_sentence(search)} Reflections:"
+        f" {reflections or 'none'};"
         f" {search['experiences_cut']} experiences cut."
+    )
+
+
+def spent_sentence(search: dict[str, Any]) -> str:
+    """A sentence that says what a search spent on a task, in the units of its budget."""
+    spent, tasks = search["budget"], max(1, search["tasks"])
+    steps = spent["env_steps"] + spent["replayed_steps"]
+    replayed = " (replayed ones included)" if spent["replayed_steps"] else ""
+    return (
+        f"A task took {steps / tasks:,.1f} environment steps{replayed} and"
+        f" {spent['generated_tokens'] / tasks:,.1f} generated tokens."
     )
 
 
