@@ -35,7 +35,10 @@ def test_the_distribution_function_against_drawn_weights(tasks):
 
 
 def test_several_samples_at_once_equal_one_by_one():
-    points, counts = np.array([0.0, 0.2, 1.0]), np.array([[5, 3, 1], [0, 8, 1], [500, 0, 1], [0, 0, 1]])
+    points, counts = (
+        np.array([0.0, 0.2, 1.0]),
+        np.array([[5, 3, 1], [0, 8, 1], [500, 0, 1], [0, 0, 1]]),
+    )
     together = weighted_mean_cdf(points, counts, 0.25)
     alone = [float(weighted_mean_cdf(points, row, 0.25)) for row in counts]
     assert together.tolist() == pytest.approx(alone, abs=1e-10) and together[3] == 0.0

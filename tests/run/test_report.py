@@ -140,7 +140,9 @@ def test_text_in_results_json_never_becomes_markup(tmp_path):
         results["protocol"][field] = MARKUP
     for field in ("versions", "options", "prompts"):
         results["protocol"][field] = {MARKUP: MARKUP}
-    results["protocol"]["searches"] = {MARKUP: results["protocol"]["searches"]["tree"] | {MARKUP: MARKUP}}
+    results["protocol"]["searches"] = {
+        MARKUP: results["protocol"]["searches"]["tree"] | {MARKUP: MARKUP}
+    }
     results["differences"][0] |= {"method": MARKUP, "minus": MARKUP}
     results["versions"] = {MARKUP: "@DATA@ $x {x}"}
     results["searches"]["tree"]["reflections"] = {MARKUP: 3}
