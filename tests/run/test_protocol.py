@@ -20,7 +20,7 @@ def card(**changes):
 
 def test_it_has_what_a_reader_needs_to_compare():
     made, env = card(
-        **{"evaluate.temperature": 0.4, "sampler.top_k": 50, "sampler.top_p": 0.9, "seed": 3}
+        **{"evaluate.temperature": 0.4, "evaluate.top_k": 50, "evaluate.top_p": 0.9, "seed": 3}
     )
     expected = {
         "environment": "household", "horizon": env.horizon, "split": "test",
@@ -42,7 +42,7 @@ def test_every_field_that_changes_the_evaluation_changes_the_card():
     plain, _ = card()
     for field, value in {
         "evaluate.temperature": 0.4, "evaluate.num_samples": 4, "evaluate.num_tasks": 4, "env.horizon": 9,
-        "context.mode": "window", "sampler.top_p": 0.5, "sampler.top_k": 9, "sampler.max_action_tokens": 4,
+        "context.mode": "window", "evaluate.top_p": 0.5, "evaluate.top_k": 9, "sampler.max_action_tokens": 4,
         "seed": 1, "evaluate.split": "valid", "search.tree.max_env_steps": 99,
     }.items():  # fmt: skip
         changed, _ = card(**{field: value})
