@@ -422,7 +422,7 @@ def test_a_page_made_in_another_checkout_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "code", lambda: OTHER)
     parsed(tmp_path)
     page = (tmp_path / "report" / "index.html").read_text()
-    assert "evaluate/base, report by aaaaaaaaaaaa; this page by bbbbbbbbbbbb." in page
+    assert "evaluate/base, report by aaaaaaaaaaaa; this output by bbbbbbbbbbbb." in page
 
 
 def test_the_protocol_is_with_the_table(tmp_path):

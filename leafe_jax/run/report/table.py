@@ -157,11 +157,11 @@ def stars_sentence(rows: list[list[str]]) -> str:
 
 
 def provenance_sentence(results: dict[str, Any], writer: sources.Code) -> str:
-    """A caution if the results, and the page that `writer` makes of them, are not of one clean commit; else
+    """A caution if the results, and what `writer` prints of them, are not of one clean commit; else
     ""."""
     parts = {name: list(codes) for name, codes in results["made_by"].items()}
     if writer not in parts.get("report", []):
-        parts["this page"] = [writer]
+        parts["this output"] = [writer]
     names: dict[str, list[str]] = {}  # code in words -> what it has made
     for name, codes in parts.items():
         for code in codes:
