@@ -10,7 +10,6 @@ import leafe_jax
 from envs.base import Environment
 from leafe_jax.run.config import RunConfig
 from leafe_jax.run.depends import flatten
-from leafe_jax.run.validate import first_tasks
 
 
 def card(config: RunConfig, env: Environment, prompts: Mapping[str, str]) -> dict[str, Any]:
@@ -23,6 +22,7 @@ def card(config: RunConfig, env: Environment, prompts: Mapping[str, str]) -> dic
     """
     settings, rollout = config.evaluate, config.evaluating()
     drawn = rollout.sampling
+    available = len(env.list_tasks(settings.split))
     return {
         "environment": config.env.name,
         "versions": versions(env),
@@ -30,7 +30,7 @@ def card(config: RunConfig, env: Environment, prompts: Mapping[str, str]) -> dic
         "horizon": env.horizon,
         "split": settings.split,
         "split_hash": env.split_hash(settings.split),
-        "tasks": len(first_tasks(env, settings.split, settings.num_tasks, "evaluate.num_tasks")),
+        "tasks": min(settings.num_tasks or available, available),
         "samples": settings.num_samples,
         "temperature": drawn.temperature,
         "top_p": drawn.top_p,
@@ -66,14 +66,16 @@ def sentence(protocol: Mapping[str, Any]) -> str:
     p = protocol
     made = ", ".join(f"{name} {version}" for name, version in p["versions"].items())
     options = ", ".join(f"{k.removeprefix('env.options.')}={v}" for k, v in p["options"].items())
-    prompts = " ".join(dict.fromkeys(p["prompts"].values())) or "none"
+    prompts = " ".join(dict.fromkeys(p["prompts"].values()))
     context = "dialogue" if p["window"] is None else f"window of {p['window']}"
+    evaluated = (
+        f"split {p['split']} ({p['split_hash']}), {p['tasks']} tasks, {p['samples']} samples a task;"
+        f" temperature {p['temperature']:g}, top_p {p['top_p']:g}, top_k {p['top_k']}; prompts {prompts}"
+    )
     lines = [
         f"Protocol: {p['environment']} ({made or 'of no package'}; {options or 'no options'}), horizon"
-        f" {p['horizon']}; split {p['split']} ({p['split_hash']}), {p['tasks']} tasks, {p['samples']}"
-        f" samples a task; temperature {p['temperature']:g}, top_p {p['top_p']:g}, top_k {p['top_k']};"
-        f" context {context}, prompts {prompts}, at most {p['max_action_tokens']} tokens an action;"
-        f" seed {p['seed']}."
+        f" {p['horizon']}; {evaluated if prompts else 'nothing evaluated'}; context {context}; at most"
+        f" {p['max_action_tokens']} tokens an action; seed {p['seed']}."
     ]
     for name, search in p["searches"].items():
         budget = ", ".join(f"{k} {v}" for k, v in search.items() if k.startswith("max_"))

