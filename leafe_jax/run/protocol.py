@@ -81,7 +81,7 @@ def sentence(protocol: Mapping[str, Any]) -> str:
         budget = ", ".join(f"{k} {v}" for k, v in search.items() if k.startswith("max_"))
         lines.append(
             f"Search {name}: {search['method']} on {search['split']}, {search['num_tasks'] or 'all'}"
-            f" tasks; {budget} (0: no limit)."
+            f" tasks; {budget}."
         )
     return "\n".join(lines)
 

@@ -18,7 +18,7 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from leafe_jax.run.protocol import sentence
 from leafe_jax.run.report.plot import COLOURS, plot_text
 from leafe_jax.run.report.table import (
     misses_sentence,
+    points,
     provenance_sentence,
     read_results,
     text_table,
@@ -229,7 +230,7 @@ def tables(rows: dict[str, Any], methods: Sequence[str], ks: Sequence[int]) -> s
     parts = [text_table(header, lines), misses_sentence(lines)]
     if rows["differences"]:
         lines = [
-            [label, *[_cell(curve[k], "+") for k in shown]]
+            [label, *[_cell(curve[k], points) for k in shown]]
             for label, curve in rows["differences"].items()
         ]
         number = len(lines) * len(shown)
@@ -241,8 +242,12 @@ def tables(rows: dict[str, Any], methods: Sequence[str], ks: Sequence[int]) -> s
     return "\n\n".join(parts)
 
 
-def _cell(value: dict[str, Any], sign: str = "") -> str:
-    mean, low, high = (f"{100 * value[name]:{sign}.1f}" for name in ("value", "low", "high"))
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _cell(value: dict[str, Any], shown: Callable[[float], str] = _percent) -> str:
+    mean, low, high = (shown(value[name]) for name in ("value", "low", "high"))
     return f"{mean} [{low}, {high}]{'*' * value.get('distinct_at_once', False)}"
 
 

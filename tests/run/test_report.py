@@ -437,7 +437,7 @@ def test_the_protocol_is_with_the_table(tmp_path):
         "temperature 0.4", "top_p 1", "top_k 0", "dialogue", "prompts 1122", "8 tokens an action", "seed 7",
     ):  # fmt: skip
         assert fact in line, fact
-    assert "Search tree: tree on train, all tasks; max_attempts 11 (0: no limit)." in shown
+    assert "Search tree: tree on train, all tasks; max_attempts 11." in shown
     assert line in (tmp_path / "report" / "index.html").read_text()
 
 
@@ -462,6 +462,7 @@ def test_stars_hold_for_a_whole_table():
 
     assert cells(["all"]) == ["+50.0 [+10.0, +80.0]*"]  # p is at most 5%
     assert [c[-1] for c in cells(["all", "x", "y"])] == ["]", "]", "*"]  # at most 5% / 3
+    assert table.points(-0.0) == table.points(-0.0004) == "+0.0"
     back = table.turned(pair)
     assert table.difference_rows(results, [back], ["all"])[1] == [
         ["all", "a - b", "9", "-50.0 [-80.0, -10.0]*"]

@@ -134,8 +134,13 @@ def difference_cell(value: dict[str, float] | None, limit: float) -> str:
     """A difference in percentage points; a star if its p is at most `limit`."""
     if value is None:
         return "-"
-    low, high = (f"{100 * value[end]:+.1f}" for end in ("low", "high"))
-    return f"{100 * value['value']:+.1f} [{low}, {high}]{'*' * (value['p'] <= limit)}"
+    mean, low, high = (points(value[name]) for name in ("value", "low", "high"))
+    return f"{mean} [{low}, {high}]{'*' * (value['p'] <= limit)}"
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, with its sign; zero is "+0.0"."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
 def misses_sentence(rows: list[list[str]]) -> str:
