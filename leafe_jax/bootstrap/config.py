@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from leafe_jax.errors import UserError
 from leafe_jax.training.settings import TrainConfig
 
 
@@ -27,10 +28,10 @@ class GameConfig:
 class ShapeConfig:
     """The shape of a model that is made from scratch."""
 
-    hidden_size: int = 192
-    intermediate_size: int = 512
+    hidden_size: int = 256
+    intermediate_size: int = 704
     num_layers: int = 4
-    num_heads: int = 6
+    num_heads: int = 8
     num_kv_heads: int = 2
     head_dim: int = 32
     rope_theta: float = 10000.0
@@ -38,7 +39,11 @@ class ShapeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BootstrapConfig:
-    """Corpus, tokenizer, model and gate."""
+    """Corpus, tokenizer, model and gate.
+
+    Raises:
+      UserError: a value is not allowed.
+    """
 
     from_scratch: bool = True  # False continues training from model.path, with its tokenizer
     games: dict[str, GameConfig] = dataclasses.field(default_factory=dict)
@@ -50,7 +55,14 @@ class BootstrapConfig:
     tail: int = 6  # steps of a failed episode that may follow its first repeated action
     observation_mass: float = 0.2  # weight in the loss of tokens that are not replies
     rate_scale: float = 1.0  # multiplies all unaided rates (configs/unaided_sweep.py)
+    dtype: str = (
+        "bfloat16"  # in which the model is written: bfloat16, or float32 for twice the size
+    )
     model: ShapeConfig = ShapeConfig()
     train: TrainConfig = TrainConfig()
     # Minimum rates per family, measured by the phase habits; a model below them is refused.
     gate: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("bfloat16", "float32"):
+            raise UserError(f"bootstrap.dtype = {self.dtype!r}: must be bfloat16 or float32")

@@ -26,6 +26,7 @@ from leafe_jax.bootstrap.vocabulary import build_tokenizer
 from leafe_jax.errors import UserError
 from leafe_jax.models import hf
 from leafe_jax.models.decoder import ModelConfig, init_params
+from leafe_jax.models.sharding import cast
 from leafe_jax.runtime import processes
 from leafe_jax.runtime.files import read_json_lines, whole
 from leafe_jax.runtime.memory import DIVIDE, needed_for
@@ -175,4 +176,4 @@ def run(
     if start is not None:
         files = {"source": start.path, "chat_template": start.chat_template}
     with needed_for("writing the trained model", DIVIDE):
-        hf.save(directory / "model", model_config, params, **files)
+        hf.save(directory / "model", model_config, cast(params, config.dtype), **files)

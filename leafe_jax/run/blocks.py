@@ -270,8 +270,8 @@ def run_blocks(
 def _await_files(files: Sequence[epath.Path], seconds: float = 60) -> None:
     """Waits until the directory lists files that other processes have made.
 
-    Network file systems cache listings for a while, and a block that is not listed would be missing from the
-    results.
+    Network file systems cache listings for a while, and a block that is not listed would be missing from
+    the results.
 
     Raises:
       UserError: a file is not listed within `seconds`.

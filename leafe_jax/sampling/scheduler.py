@@ -2,9 +2,9 @@
 
 Requests wait in order of arrival. Between two bursts the scheduler gives every running row the pages that
 its next tokens may need. It admits waiting requests and separates rows that can decode from rows that still
-need prefill. When pages run out, the youngest row is preempted. What it has computed stays in the tree while
-there is room; the rest is computed again later. No decision depends on time, so the same requests always
-take the same course.
+need prefill. When pages run out, the youngest row is preempted. What it has computed stays in the tree
+while there is room; the rest is computed again later. No decision depends on time, so the same requests
+always take the same course.
 """
 
 from __future__ import annotations

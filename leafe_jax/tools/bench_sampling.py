@@ -27,7 +27,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -336,43 +336,73 @@ def measure(engines: Sequence[Engine], x: Inputs, repeats: int, log: Callable) -
     return records
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command and returns its exit code."""
+def bench_parser(
+    program: str, description: str | None, engines: Iterable[str], repeats: int
+) -> argparse.ArgumentParser:
+    """The flags that all benchmarks share: --model, --engine, --dtype and --repeats.
+
+    Args:
+      program: the module's name.
+      description: the text of --help.
+      engines: names that --engine takes.
+      repeats: default of --repeats.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m leafe_jax.tools.bench_sampling",
-        description=__doc__,
+        prog=f"python -m {program}",
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--workload", choices=[*WORKLOADS, "step"], required=True)
     parser.add_argument("--model", required=True, help="Hugging Face directory")
     parser.add_argument(
         "--engine",
         default="leafe_jax",
-        help=f"one or more of {', '.join(ENGINES)}, comma-separated",
+        help=f"one or more of {', '.join(engines)}, comma-separated",
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--repeats", type=int, default=3, help="runs after the first")
-    parser.add_argument("--trees", default="", help="directory of recorded trees, for leafe")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the ragged workload")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--repeats", type=int, default=repeats, help="runs after the first")
+    return parser
+
+
+def chosen_engines(arguments: argparse.Namespace, engines: Mapping[str, Any]) -> list[Any]:
+    """The values of `engines` that --engine names.
+
+    Raises:
+      UserError: --engine has another name, or --repeats is below 1.
+    """
+    names = arguments.engine.split(",")
+    if not all(name in engines for name in names) or arguments.repeats < 1:
+        raise UserError(
+            f"--engine={arguments.engine} --repeats={arguments.repeats}: engines must be among"
+            f" {', '.join(engines)}, and repeats at least 1"
+        )
+    return [engines[name] for name in names]
+
+
+def start_benchmark() -> None:
+    """Chooses the platform and the allocator as a run does."""
     if prefer_cpu():
         import jax
 
         jax.config.update("jax_platforms", "cpu")
     keep_freed_memory()
 
-    def log(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
 
+def log(text: str) -> None:
+    """Prints to stderr, so that stdout has JSON lines only."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command and returns its exit code."""
+    parser = bench_parser("leafe_jax.tools.bench_sampling", __doc__, ENGINES, repeats=3)
+    parser.add_argument("--workload", choices=[*WORKLOADS, "step"], required=True)
+    parser.add_argument("--trees", default="", help="directory of recorded trees, for leafe")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the ragged workload")
+    arguments = parser.parse_args(argv)
+    start_benchmark()
     common = {"workload": arguments.workload, "model": arguments.model, "dtype": arguments.dtype}
     try:
-        names = arguments.engine.split(",")
-        unknown = [name for name in names if name not in ENGINES]
-        if unknown or arguments.repeats < 1:
-            raise UserError(
-                f"--engine={arguments.engine} --repeats={arguments.repeats}: engines must be among"
-                f" {', '.join(ENGINES)}, and repeats at least 1"
-            )
+        kinds = chosen_engines(arguments, ENGINES)
         if arguments.workload == "step":
             from leafe_jax.tools.bench_step import decode_step
 
@@ -380,9 +410,9 @@ def main(argv: Sequence[str]) -> int:
             record = decode_step(engine.sampler, 128, 512, arguments.repeats)
             print(json.dumps({**common, "engine": engine.name, **rounded(record)}), flush=True)
             return 0
-        kind = WORKLOADS[arguments.workload]
-        w = kind(seed=arguments.seed) if kind is Ragged else kind()
-        engines = [ENGINES[name](arguments.model, arguments.dtype, w) for name in names]
+        workload = WORKLOADS[arguments.workload]
+        w = workload(seed=arguments.seed) if workload is Ragged else workload()
+        engines = [kind(arguments.model, arguments.dtype, w) for kind in kinds]
         from leafe_jax.models import hf
 
         x = Inputs(w, hf.read_config(arguments.model).vocab_size, arguments.trees)

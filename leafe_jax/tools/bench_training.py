@@ -22,7 +22,6 @@ batch, seq); `step` returns the loss.
 from __future__ import annotations
 
 import abc
-import argparse
 import json
 import statistics
 import sys
@@ -32,8 +31,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from leafe_jax.errors import UserError
-from leafe_jax.runtime.startup import keep_freed_memory, prefer_cpu
-from leafe_jax.tools.bench_sampling import find_checkpoint, load_tunix, peak_bytes, rounded
+from leafe_jax.tools.bench_sampling import (
+    bench_parser,
+    chosen_engines,
+    find_checkpoint,
+    load_tunix,
+    log,
+    peak_bytes,
+    rounded,
+    start_benchmark,
+)
 from leafe_jax.tools.hardware import CHIPS, matmul_flops
 from leafe_jax.training.settings import REMAT, MeshConfig, TrainConfig
 
@@ -270,47 +277,22 @@ def measure(engines: Sequence[Engine], repeats: int, log: Callable[[str], None])
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m leafe_jax.tools.bench_training",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model", required=True, help="Hugging Face directory")
-    parser.add_argument(
-        "--engine",
-        default="leafe_jax",
-        help=f"one or more of {', '.join(ENGINES)}, comma-separated",
-    )
+    parser = bench_parser("leafe_jax.tools.bench_training", __doc__, ENGINES, repeats=5)
     parser.add_argument("--batch", type=int, default=32, help="rows per batch")
     parser.add_argument("--seq", type=int, default=256, help="tokens per row")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--remat", choices=REMAT, default="none", help="train.remat")
     parser.add_argument("--scan_layers", action="store_true", help="train.scan_layers")
-    parser.add_argument("--repeats", type=int, default=5, help="steps after the first")
     arguments = parser.parse_args(argv)
-    if prefer_cpu():
-        import jax
-
-        jax.config.update("jax_platforms", "cpu")
-    keep_freed_memory()
-
-    def log(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
+    start_benchmark()
     names = ("model", "batch", "seq", "dtype", "remat", "scan_layers")
     common = {name: getattr(arguments, name) for name in names}
     try:
-        names = arguments.engine.split(",")
-        if not all(name in ENGINES for name in names) or arguments.repeats < 1:
-            raise UserError(
-                f"--engine={arguments.engine} --repeats={arguments.repeats}: engines must be among"
-                f" {', '.join(ENGINES)}, and repeats at least 1"
-            )
+        kinds = chosen_engines(arguments, ENGINES)
         if arguments.batch < 1 or arguments.seq < 2:
             raise UserError(
                 f"--batch={arguments.batch} --seq={arguments.seq}: must be at least 1 and 2"
             )
-        engines = [ENGINES[name](*common.values()) for name in names]
+        engines = [kind(*common.values()) for kind in kinds]
         for record in measure(engines, arguments.repeats, log):
             print(json.dumps({**common, **rounded(record)}), flush=True)
     except UserError as error:

@@ -308,7 +308,8 @@ def test_a_model_that_misses_the_gate_is_refused_again(tmp_path, capsys, monkeyp
     ("override", "message"),
     [
         ("sampler.max_len=2048", "sampler.max_len = 2048: must be from 1 to"),
-        ("bootstrap.model.hidden_size=32", "hidden_size = 32: must be a multiple of num_heads = 6"),
+        ("bootstrap.model.hidden_size=36", "hidden_size = 36: must be a multiple of num_heads = 8"),
+        ("bootstrap.dtype=float16", "bootstrap.dtype = 'float16': must be bfloat16 or float32"),
         ("bootstrap.train.schedule=steep", "train.schedule = 'steep': must be"),
     ],
 )
