@@ -29,6 +29,7 @@ setup(
         # -- beyond these, each with its reason --
         "absl-py",  # command-line flags; ml_collections' config flags are built on it
         "numpy",  # host-side arrays
+        "scipy",  # special functions and root finding of the intervals; jax brings it
         "ml_dtypes",  # bfloat16 for NumPy, which jax brings
         "etils[epath]",  # paths, which orbax brings
         "tokenizers",  # makes the embedded model's tokenizer; transformers brings it

@@ -100,6 +100,7 @@ class Environment(abc.ABC):
       player: its scripted player, "module:Class" (envs/player.py); "" if it has none.
       has_workers: steps are played in worker processes, so they take time.
       replays: going back to a state takes a reset and its actions again. Such steps are booked.
+      packages: distributions beside the environment's own whose version decides how it plays.
 
     Args:
       horizon: most environment steps per episode, at least 1; None takes the class's.
@@ -122,6 +123,7 @@ class Environment(abc.ABC):
     player: str = ""
     has_workers: bool = False
     replays: bool = False
+    packages: tuple[str, ...] = ()
 
     def __init__(self, horizon: int | None = None, options: Options | None = None):
         if not self.name:

@@ -30,7 +30,7 @@ _EXPORTS = {
     "leafe_jax.agent.evaluate": ("Evaluation", "TaskRecord"),
     "leafe_jax.api": (
         "Data", "LoadedPolicy", "evaluate", "explore", "load_config", "load_policy", "make_examples",
-        "pass_at_k", "play", "read_trees", "train",
+        "pass_at_k", "pass_at_k_difference", "play", "read_trees", "train",
     ),
     "leafe_jax.errors": ("UserError",),
     "leafe_jax.methods.search": ("SearchConfig",),

@@ -21,13 +21,12 @@ from envs.prompts import Prompts
 from leafe_jax.agent import evaluate as plain
 from leafe_jax.agent.evaluate import Evaluation, TaskRecord
 from leafe_jax.agent.rollout import Episode
-from leafe_jax.agent.seeds import seed_for
 from leafe_jax.errors import UserError
 from leafe_jax.methods import base, search
 from leafe_jax.methods.search import SearchConfig
 from leafe_jax.run import passk, presets, weights
 from leafe_jax.run.blocks import Trees
-from leafe_jax.run.config import EvaluateConfig, RunConfig
+from leafe_jax.run.config import RunConfig
 from leafe_jax.run.phase import read_record
 from leafe_jax.run.validate import first_tasks, validate
 from leafe_jax.run.workdir import locked
@@ -274,30 +273,49 @@ def evaluate(
     return Evaluation(records, budget)
 
 
-def pass_at_k(
-    evaluation: Evaluation, *, num_resamples: int = EvaluateConfig.num_resamples, seed: int = 0
-) -> dict[str, passk.FamilySummary]:
-    """Pass@k with 95% bootstrap intervals over tasks: for all tasks ("all") and for each family.
+def pass_at_k(evaluation: Evaluation) -> dict[str, passk.FamilySummary]:
+    """Pass@k with 95% intervals over tasks: for all tasks ("all") and for each family.
 
         pass_at_k(evaluation)["all"]["pass_at_k"]["8"]  # {"value": 0.61, "low": 0.5, "high": 0.72}
 
     Args:
       evaluation: from `evaluate`.
-      num_resamples: of the bootstrap.
-      seed: of the bootstrap; that of a run gives the run's intervals.
 
     Raises:
-      UserError: num_resamples is below 1, or the evaluation has no tasks.
+      UserError: the evaluation has no tasks.
     """
     try:
         return passk.summarise(
             {r["task_id"]: r["successes"] for r in evaluation.tasks},
             {r["task_id"]: r["family"] for r in evaluation.tasks},
-            num_resamples,
-            seed_for(seed, "bootstrap-interval"),
         )
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"pass_at_k: {error}") from error
+
+
+def pass_at_k_difference(
+    evaluation: Evaluation, minus: Evaluation
+) -> dict[str, passk.FamilyDifference]:
+    """Pass@k of one evaluation minus that of another, paired by task, with 95% intervals: for all tasks
+    ("all") and for each family.
+
+        pass_at_k_difference(after, before)["all"]["pass_at_k"]["8"]
+        # {"value": 0.31, "low": 0.2, "high": 0.4, "p": 1e-6}
+
+    Args:
+      evaluation, minus: from `evaluate`, on the same tasks.
+
+    Raises:
+      UserError: they have no tasks, or not the same ones.
+    """
+    try:
+        return passk.differences(
+            {r["task_id"]: r["successes"] for r in evaluation.tasks},
+            {r["task_id"]: r["successes"] for r in minus.tasks},
+            {r["task_id"]: r["family"] for r in evaluation.tasks},
+        )
+    except ValueError as error:
+        raise UserError(f"pass_at_k_difference: {error}") from error
 
 
 # -- trees and what is learned from them -----------------------------------------------------------

@@ -68,9 +68,11 @@ def test_an_evaluation_gives_the_numbers_of_a_run(policy, workdir):
     parts = [json.loads(file.read_text()) for file in files]
     assert [record for part in parts for record in part["tasks"]] == evaluation.tasks
     assert results["budget"] == dataclasses.asdict(evaluation.budget)
-    assert results["families"] == leafe_jax.pass_at_k(
-        evaluation, num_resamples=policy.config.evaluate.num_resamples
-    )
+    assert results["families"] == leafe_jax.pass_at_k(evaluation)
+    counts = {r["task_id"]: sum(r["successes"]) for r in evaluation.tasks}
+    assert {task: entry["successes"] for task, entry in results["tasks"].items()} == counts
+    same = leafe_jax.pass_at_k_difference(evaluation, evaluation)["all"]["pass_at_k"]["1"]
+    assert same["value"] == 0 and same["low"] == -same["high"] < 0 and same["p"] == 1
 
 
 def test_play_returns_what_evaluate_counts(policy):
@@ -212,7 +214,13 @@ def test_an_interrupted_call_leaves_the_policy_usable(policy, monkeypatch, error
         (lambda p, d: leafe_jax.train(leafe_jax.make_examples("rft", []), d), "no example"),
         (
             lambda p, d: leafe_jax.pass_at_k(leafe_jax.Evaluation([], leafe_jax.Budget())),
-            "number of samples",
+            "pass_at_k: every task needs the same number of samples",
+        ),
+        (
+            lambda p, d: leafe_jax.pass_at_k_difference(
+                leafe_jax.evaluate(p, p.tasks("test", 2), 1), leafe_jax.evaluate(p, p.tasks("test", 1), 1)
+            ),
+            "pass_at_k_difference: needs the same tasks: 1 were played by one",
         ),
     ],
 )  # fmt: skip

@@ -47,7 +47,7 @@ def outcome_of(workdir: Path) -> dict:
     parts = [*results["methods"].values(), *results["searches"].values(), *results["fits"].values()]
     for part in parts:
         part.pop("seconds")
-    names = ("methods", "searches", "fits", "config_hash", "split_hash")
+    names = ("methods", "differences", "searches", "fits", "config_hash", "protocol", "made_by")
     weights = (workdir / "leafe" / "model" / "model.safetensors").read_bytes()
     pages = ("report/index.html", "report/pass_at_k.png")
     assert all((workdir / page).stat().st_size > 1000 for page in pages)

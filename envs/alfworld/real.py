@@ -42,6 +42,7 @@ class AlfworldReal(Alfworld):
     """
 
     name = "alfworld_real"
+    packages = ("alfworld", "textworld")
     player = ""  # Alfworld's player reads the state of our own engine
 
     def __init__(self, horizon: int | None = None, options: AlfworldOptions | None = None):

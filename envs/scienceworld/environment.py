@@ -261,6 +261,7 @@ class ScienceWorld(ReplayEnvironment):
     # Only EPO's fork of verl-agent has this environment (agent_system/environments, sciworld).
     form = Form("scienceworld", fallback_chars=20, keeps_case=True, latin_only=True)
     factory = "envs.scienceworld.environment:ScienceWorldSimulator"
+    packages = ("scienceworld",)
     description = (
         "You act in a house with a yard, a workshop and a foundry, and do elementary science there"
         " through text commands. OBJ stands for an object that you see or the name of a place: look"

@@ -99,7 +99,6 @@ class EvaluateConfig:
     temperature: float = 1.0  # 0 takes the likeliest token (verl-agent validates at 0.4)
     top_k: int = 0  # only the k likeliest tokens; 0 keeps all
     top_p: float = 1.0  # only the likeliest tokens that together have this probability
-    num_resamples: int = 2000  # of the bootstrap over tasks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,6 +115,20 @@ def relevant(config: RunConfig, phase: str) -> dict[str, Any]:
     }
 
 
+def without_seed(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a flattened config that decide a run's numbers, its seed apart: runs that agree on them
+    are runs of one experiment with several seeds.
+
+    Args:
+      flat: field -> value, as `flatten` and results.json have it.
+    """
+    return {
+        name: value
+        for name, value in flat.items()
+        if name not in ("seed", "phases", "methods") and not _CHANGEABLE_FIELD.search(name)
+    }
+
+
 def searches(config: RunConfig) -> list[str]:
     """The searches that this run grows or reads, what is read first standing first."""
     wanted: list[str] = []

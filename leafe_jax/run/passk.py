@@ -1,4 +1,4 @@
-"""Pass@k: the unbiased estimator of Chen et al. 2021, and bootstrap intervals over tasks."""
+"""Pass@k: the unbiased estimator of Chen et al. 2021, its intervals over tasks, and paired differences."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
+
+from leafe_jax.run.intervals import SIGNED, mean_interval, zero_p_value
 
 
 def pass_at_k(n: int, c: int | Sequence[int] | np.ndarray, k: int) -> float | np.ndarray:
@@ -42,42 +44,18 @@ def ks_up_to(n: int) -> list[int]:
     return [2**i for i in range(n.bit_length()) if 2**i <= n]
 
 
-def bootstrap_interval(
-    per_task: Sequence[float], num_resamples: int, seed: int, level: float = 0.95
-) -> tuple[float, float]:
-    """(low, high): percentile bootstrap interval of the mean over tasks.
-
-    Tasks are resampled, not samples, because samples of one task say nothing about another task. If all
-    tasks have the same value (all 0 or all 1), all resamples are equal and the interval is a point. This is
-    a blind spot of the bootstrap, not certainty: if m of m tasks fail, a true rate of up to about 3 / m is
-    still compatible with that (the rule of three).
-
-    Args:
-      per_task: one value per task.
-      num_resamples, seed: of the bootstrap.
-      level: coverage.
-
-    Raises:
-      ValueError: there is no task or no resample, or the level is outside (0, 1).
-    """
-    values = np.asarray(per_task, float)
-    if values.ndim != 1 or not len(values) or num_resamples < 1 or not 0 < level < 1:
-        raise ValueError(
-            f"bootstrap_interval: values of shape {values.shape}, num_resamples={num_resamples},"
-            f" level={level}: needs one value per task, num_resamples >= 1 and 0 < level < 1"
-        )
-    draws = np.random.default_rng(seed).integers(0, len(values), (num_resamples, len(values)))
-    means = values[draws].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 class Estimate(TypedDict):
-    """Pass@k, and its 95% bootstrap interval over tasks."""
+    """A mean over tasks, and its 95% interval (leafe_jax/run/intervals.py)."""
 
     value: float
     low: float
     high: float
+
+
+class Difference(Estimate):
+    """A mean of paired differences; `p` is that of no difference, two-sided."""
+
+    p: float
 
 
 class FamilySummary(TypedDict):
@@ -88,37 +66,90 @@ class FamilySummary(TypedDict):
     pass_at_k: dict[str, Estimate]  # k, as text -> Pass@k, for the powers of two up to n
 
 
-def summarise(
-    successes: Mapping[str, Sequence[bool]],
-    families: Mapping[str, str],
-    num_resamples: int,
-    seed: int,
-) -> dict[str, FamilySummary]:
-    """Pass@k with intervals for all tasks ("all") and for each family, in the format of results.json
-    (docs/FORMATS.md).
+class FamilyDifference(TypedDict):
+    """Pass@k of one method minus that of another, on the same tasks."""
 
-    Args:
-      successes: task -> its n outcomes.
-      families: task -> its family.
-      num_resamples, seed: of the bootstrap.
+    tasks: int
+    pass_at_k: dict[str, Difference]
+
+
+Outcomes = Mapping[str, Sequence[bool]]  # task -> its n outcomes
+
+
+def number_of_samples(successes: Outcomes) -> int:
+    """n, the same for all tasks.
 
     Raises:
       ValueError: there is no task, or tasks have different numbers of samples.
     """
     sizes = {len(outcomes) for outcomes in successes.values()}
     if len(sizes) != 1:
-        raise ValueError(f"summarise: every task needs the same number of samples: {sorted(sizes)}")
-    (n,) = sizes
-    groups = {"all": sorted(successes)}
-    for family in sorted({families[task] for task in successes} - {"all"}):
+        raise ValueError(f"every task needs the same number of samples: {sorted(sizes)}")
+    return sizes.pop()
+
+
+def values_of(successes: Outcomes, tasks: Sequence[str], k: int) -> np.ndarray:
+    """[tasks] Pass@k of each task."""
+    counts = [sum(map(bool, successes[task])) for task in tasks]
+    return np.atleast_1d(pass_at_k(number_of_samples(successes), counts, k))
+
+
+def groups_of(families: Mapping[str, str]) -> dict[str, list[str]]:
+    """Family -> its tasks, sorted; first "all", with all tasks."""
+    groups = {"all": sorted(families)}
+    for family in sorted(set(families.values()) - {"all"}):
         groups[family] = [task for task in groups["all"] if families[task] == family]
+    return groups
+
+
+def summarise(successes: Outcomes, families: Mapping[str, str]) -> dict[str, FamilySummary]:
+    """Pass@k with intervals for all tasks ("all") and for each family, in the format of results.json
+    (docs/FORMATS.md).
+
+    Args:
+      successes: task -> its n outcomes.
+      families: task -> its family, of the same tasks.
+
+    Raises:
+      ValueError: there is no task, or tasks have different numbers of samples.
+    """
+    n = number_of_samples(successes)
     summary: dict[str, FamilySummary] = {}
-    for name, tasks in groups.items():
-        counts = [sum(map(bool, successes[task])) for task in tasks]
+    for name, tasks in groups_of(families).items():
         curve: dict[str, Estimate] = {}
         for k in ks_up_to(n):
-            values = np.atleast_1d(pass_at_k(n, counts, k))
-            low, high = bootstrap_interval(values.tolist(), num_resamples, seed)
+            values = values_of(successes, tasks, k)
+            low, high = mean_interval(values)
             curve[str(k)] = {"value": float(np.mean(values)), "low": low, "high": high}
-        summary[name] = {"tasks": len(counts), "samples": n, "pass_at_k": curve}
+        summary[name] = {"tasks": len(tasks), "samples": n, "pass_at_k": curve}
     return summary
+
+
+def differences(
+    successes: Outcomes, minus: Outcomes, families: Mapping[str, str]
+) -> dict[str, FamilyDifference]:
+    """Pass@k of one method minus that of another, task by task, with intervals: "all" and each family.
+
+    Args:
+      successes, minus: task -> its outcomes, of the two methods.
+      families: task -> its family, of the same tasks.
+
+    Raises:
+      ValueError: there is no task, or the methods were not evaluated on the same ones.
+    """
+    if not successes.keys() == minus.keys() == families.keys():
+        odd = sorted(successes.keys() ^ minus.keys())
+        raise ValueError(f"needs the same tasks: {len(odd)} were played by one of the two only")
+    ks = ks_up_to(min(number_of_samples(successes), number_of_samples(minus)))
+    found: dict[str, FamilyDifference] = {}
+    for name, tasks in groups_of(families).items():
+        curve: dict[str, Difference] = {}
+        for k in ks:
+            values = values_of(successes, tasks, k) - values_of(minus, tasks, k)
+            low, high = mean_interval(values, SIGNED)
+            curve[str(k)] = {
+                "value": float(np.mean(values)), "low": low, "high": high,
+                "p": zero_p_value(values),
+            }  # fmt: skip
+        found[name] = {"tasks": len(tasks), "pass_at_k": curve}
+    return found

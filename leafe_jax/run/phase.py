@@ -14,11 +14,11 @@ from etils import epath
 from leafe_jax.errors import UserError
 from leafe_jax.run.config import RunConfig
 from leafe_jax.run.depends import relevant
-from leafe_jax.runtime import processes
+from leafe_jax.runtime import processes, sources
 from leafe_jax.runtime.files import checksum, fingerprint, make_directory, read_json, write_json
 
 _LOG = logging.getLogger("leafe_jax")
-_SCHEMA = 3  # 3 (since 2026-12): fields of `config` are named search.<name> and <method>
+_SCHEMA = 4  # 4 (since 2026-12): `made_by`
 _AWAY = "restore the file, or move the phase's directory away to make it again"
 
 
@@ -45,20 +45,24 @@ class Phase:
         own = json.loads(json.dumps(relevant(config, name)))
         self.record: dict[str, Any] = {
             "schema": _SCHEMA, "phase": name, "done": False, "config": own, "seconds": 0.0,
-            "files": {}, "made_of": {},
+            "files": {}, "made_of": {}, "made_by": [],
         }  # fmt: skip
+        self._code = sources.code()  # now: the files may be others by the time that work begins
         found = processes.together(name, decide=lambda _: self._read())
         self.is_new = found is None
         if found is not None:
             if found["done"] or self._claimed():
                 self._refuse_changes(own, found)
             else:  # what it was going to be made of may be changed, too
-                found |= {"files": {}, "made_of": {}}
+                found |= {"files": {}, "made_of": {}, "made_by": []}
             self.record |= {**found, "schema": _SCHEMA, "config": own}
 
     def begin(self) -> None:
-        """Claims the directory for this config; called once everything it needs has been loaded."""
+        """Claims the directory for this config, and notes which code works in it from now on; called once
+        everything it needs has been loaded."""
         make_directory(self.directory)
+        if self._code not in self.record["made_by"]:
+            self.record["made_by"].append(self._code)
         self.record["done"] = False  # True if what it had left was lost
         self._write()
 
@@ -200,7 +204,7 @@ def read_record(directory: epath.Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{error}; {_AWAY}") from error
     record = dict(found)
-    known = ("schema", "phase", "done", "config", "seconds", "files", "made_of")
+    known = ("schema", "phase", "done", "config", "seconds", "files", "made_of", "made_by")
     for field in known:
         if field not in record:
             raise UserError(f"{path}: field {field!r} is missing; {_AWAY}")
@@ -223,6 +227,7 @@ def read_record(directory: epath.Path) -> dict[str, Any]:
         ),
         ("files", _all_texts(record["files"]), "an object of texts"),
         ("made_of", _all_texts(record["made_of"]), "an object of texts"),
+        ("made_by", sources.all_code(record["made_by"]), "a list of versions of the code"),
     )
     for field, fits, allowed in rules:
         if not fits:

@@ -6,10 +6,10 @@ import collections
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,16 @@ from etils import epath
 
 from envs.base import Environment
 from leafe_jax.agent.evaluate import merge_budgets
-from leafe_jax.agent.seeds import seed_for
 from leafe_jax.errors import UserError
-from leafe_jax.run import passk
+from leafe_jax.run import passk, protocol
 from leafe_jax.run.blocks import Blocks, Trees, evaluation_blocks, read_evaluation, tree_blocks
+from leafe_jax.run.checks import phases_of
 from leafe_jax.run.config import RunConfig
 from leafe_jax.run.depends import flatten
 from leafe_jax.run.phase import finished, read_record
 from leafe_jax.run.report import table
 from leafe_jax.run.report.write import write_report
-from leafe_jax.runtime import console, processes
+from leafe_jax.runtime import console, processes, sources
 from leafe_jax.runtime.files import checksum, read_json, write_json
 from leafe_jax.types import Budget
 
@@ -39,17 +39,46 @@ def method_result(config: RunConfig, blocks: Blocks) -> dict[str, Any]:
     """What results.json says of a method; `blocks` are those of its evaluation."""
     parts = [read_evaluation(file, config.evaluate.num_samples) for file in blocks]
     records = [record for part in parts for record in part["tasks"]]
+    successes, families = _outcomes(records)
     return {
-        "families": passk.summarise(
-            {r["task_id"]: r["successes"] for r in records},
-            {r["task_id"]: r["family"] for r in records},
-            config.evaluate.num_resamples,
-            seed_for(config.seed, "bootstrap-interval"),
-        ),
+        "families": passk.summarise(successes, families),
+        "tasks": {
+            task: {"family": families[task], "successes": sum(successes[task])}
+            for task in sorted(families)
+        },
         "out_of_context": sum(r["out_of_context"] for r in records),
         "budget": merge_budgets([part["budget"] for part in parts]),
         "seconds": blocks.phase.record["seconds"],
     }
+
+
+def _outcomes(records: list[dict[str, Any]]) -> tuple[dict[str, list[bool]], dict[str, str]]:
+    """(task -> its outcomes, task -> its family)."""
+    return (
+        {r["task_id"]: r["successes"] for r in records},
+        {r["task_id"]: r["family"] for r in records},
+    )
+
+
+def method_differences(config: RunConfig, blocks: dict[str, Blocks]) -> list[dict[str, Any]]:
+    """What results.json says of each pair of methods; `blocks` are those of their evaluations.
+
+    Methods play the same tasks with the same sampling keys, so their outcomes are paired.
+    """
+    outcomes = {}
+    for method in blocks:
+        parts = [read_evaluation(f, config.evaluate.num_samples) for f in blocks[method]]
+        outcomes[method] = _outcomes([record for part in parts for record in part["tasks"]])
+    return [
+        {
+            "method": method,
+            "minus": minus,
+            "families": passk.differences(
+                outcomes[method][0], outcomes[minus][0], outcomes[minus][1]
+            ),
+        }
+        for minus, method in itertools.combinations(outcomes, 2)
+    ]
 
 
 def _search_result(blocks: Blocks) -> dict[str, Any]:
@@ -102,17 +131,6 @@ def read_summary(path: epath.Path) -> dict[str, Any]:
     return summary
 
 
-def commit() -> str | None:
-    """The commit that is checked out, or None outside a repository."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    done = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or None
-
-
 def _device() -> str:
     name = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores"
     if jax.process_count() > 1:
@@ -160,8 +178,12 @@ def run_report(config: RunConfig, env: Environment, workdir: epath.Path) -> bool
     trees = {s: tree_blocks(config, env, workdir, s) for s in grown}
     if not processes.first():
         return True
-    results = _header(config, env)
+    results = _header(config)
+    results["made_by"] = _made_by(config, workdir)
+    prompts = {m: blocks[m].phase.record["made_of"].get("prompts", "") for m in evaluated}
+    results["protocol"] = protocol.card(config, env, prompts)
     results["methods"] = {m: method_result(config, blocks[m]) for m in evaluated}
+    results["differences"] = method_differences(config, blocks)
     results["searches"] = {s: _search_result(trees[s]) for s in grown}
     results["fits"] = {
         method: {
@@ -180,19 +202,22 @@ def run_report(config: RunConfig, env: Environment, workdir: epath.Path) -> bool
     return True
 
 
-def _header(config: RunConfig, env: Environment) -> dict[str, Any]:
-    """What says which run it was: code, config, machine, tasks."""
+def _made_by(config: RunConfig, workdir: epath.Path) -> dict[str, list[sources.Code]]:
+    """Phase -> the versions of the code that have worked in it; "report" is this one."""
+    names = dict.fromkeys(["bootstrap", *phases_of(config)])
+    found = {n: read_record(workdir / n)["made_by"] for n in names if finished(workdir / n)}
+    return {**found, "report": [sources.code()]}
+
+
+def _header(config: RunConfig) -> dict[str, Any]:
+    """What says which run it was: packages, config, machine."""
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "grain")
     flat = flatten(config)
     return {
         "schema": table.RESULTS_SCHEMA,
-        "commit": commit(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "config_hash": hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12],
         "config": flat,
-        "seed": config.seed,
-        # Tells readers on other machines whether they played the same tasks.
-        "split_hash": env.split_hash(config.evaluate.split),
         "device": _device(),
     }
 

@@ -61,7 +61,6 @@ def validate(config: RunConfig) -> Environment:
         ("evaluate.block_size", config.evaluate.block_size, 1),
         ("evaluate.num_tasks", config.evaluate.num_tasks, 0),
         ("evaluate.num_samples", config.evaluate.num_samples, 1),
-        ("evaluate.num_resamples", config.evaluate.num_resamples, 1),
         ("sampler.max_action_tokens", config.sampler.max_action_tokens, 1),
         ("context.window", config.context.window, 0),
         ("habits.reflect_every", config.habits.reflect_every, 1),

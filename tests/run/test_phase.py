@@ -20,7 +20,7 @@ from leafe_jax.run.blocks import Blocks, run_blocks
 from leafe_jax.run.config import RunConfig
 from leafe_jax.run.phase import Phase
 from leafe_jax.run.presets import load_config
-from leafe_jax.runtime import files, processes, roll
+from leafe_jax.runtime import files, processes, roll, sources
 from leafe_jax.runtime.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -230,8 +230,8 @@ def test_blocks_without_a_record_are_refused(explored):
 
 
 def record(**changes) -> str:
-    whole = {"schema": 3, "phase": "trees/tree", "done": True, "config": {}, "seconds": 1.0,
-             "files": {}, "made_of": {}}  # fmt: skip
+    whole = {"schema": 4, "phase": "trees/tree", "done": True, "config": {}, "seconds": 1.0,
+             "files": {}, "made_of": {}, "made_by": []}  # fmt: skip
     return json.dumps(whole | changes)
 
 
@@ -242,10 +242,13 @@ RECORDS = {
     "\0" * 40: "not JSON",
     "[" * 100_000: "nested too deeply",
     '{"done": true}': "field 'schema' is missing",
-    record(schema=9): "schema = 9: must be 3",
-    record(schema=2): "schema = 2: must be 3; the workdir was made by another version",
+    record(schema=9): "schema = 9: must be 4",
+    record(schema=3): "schema = 3: must be 4; the workdir was made by another version",
     record(done=1): "done = 1: must be true or false",
     record(config=[]): "config = []: must be an object",
+    record(
+        made_by=[{"commit": 1}]
+    ): "made_by = [{'commit': 1}]: must be a list of versions of the code",
     record(seconds=float("nan")): "seconds = nan: must be",
     '{"phase": "explore", "done": true, "done": true}': "done: named twice",
 }
@@ -259,3 +262,29 @@ def test_a_damaged_record_is_named(explored, text):
     message = str(caught.value)
     assert f"{explored}/phase.json: " in message and RECORDS[text] in message
     assert "\n" not in message
+
+
+# -- which code has worked in it -------------------------------------------------------------------
+def test_each_start_that_works_notes_its_code(several, tmp_path, monkeypatch):
+    """The code that was loaded when it ran; a start with nothing to do notes none."""
+    codes = [
+        {"version": "0.1.0", "commit": c * 40, "dirty": False, "sources": c * 12} for c in "abc"
+    ]
+    record = tmp_path / "trees" / "tree" / "phase.json"
+
+    def made_by(code, count=1, lose=()):
+        monkeypatch.setattr(sources, "code", lambda: code)
+        for block in lose:
+            (record.parent / f"{block:04d}.json").unlink()
+        blocks = blocks_of(tmp_path, IDS, 2)
+        if record.exists() and not lose:
+            assert blocks.missing() == []
+        else:
+            play(several, tmp_path, count, IDS, 2)
+        return json.loads(record.read_text())["made_by"]
+
+    assert made_by(codes[0], count=2) == codes[:1]
+    assert made_by(codes[1]) == codes[:1]
+    assert made_by(codes[1], lose=[1]) == codes[:2]
+    assert made_by(codes[0], lose=[0]) == codes[:2]
+    assert made_by(codes[2], lose=[0, 2], count=3) == codes

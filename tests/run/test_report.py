@@ -10,14 +10,24 @@ import re
 import pytest
 
 from leafe_jax.errors import UserError
-from leafe_jax.run.passk import summarise
+from leafe_jax.run.passk import differences, summarise
 from leafe_jax.run.report import plot, table
 from leafe_jax.run.report import write as report
+from leafe_jax.runtime import sources
 from leafe_jax.runtime.console import visible
 from leafe_jax.types import Node, ReflectionRecord, Tree, Turn
 
 MARKUP = "</script><img src=x onerror=alert(1)><!-- \u2028 &amp; \x85 \U0001f600 \ud83d "
 HOSTILE = MARKUP + "x" * 5000
+
+
+PROTOCOL = {
+    "environment": "household", "versions": {"leafe_jax": "0.1.0"}, "options": {"env.options.walls": 3},
+    "horizon": 20, "split": "test", "split_hash": "8f2a", "tasks": 6, "samples": 4, "temperature": 0.4,
+    "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "context_mode": "dialogue",
+    "window": None, "max_action_tokens": 8, "max_len": 384, "prompts": {"base": "1122"}, "seed": 7,
+    "searches": {"tree": {"method": "tree", "split": "train", "num_tasks": 0, "max_attempts": 11}},
+}  # fmt: skip
 
 
 def hostile_tree(number: int) -> Tree:
@@ -33,15 +43,18 @@ def hostile_tree(number: int) -> Tree:
 
 def make_workdir(tmp_path, trees=3):
     outcomes = {f"t{i}": [i % 2 == 0, False, False, True] for i in range(6)}
-    families = summarise(
-        outcomes, {t: "odd" if t[-1] in "135" else "even" for t in outcomes}, 50, 0
-    )
+    kinds = {t: "odd" if t[-1] in "135" else "even" for t in outcomes}
+    families = summarise(outcomes, kinds)
     budget = dict(env_steps=1234, generated_tokens=5, prefilled_tokens=6, cached_tokens=7,
                   episodes=8, reflections=9, replayed_steps=10)  # fmt: skip
     results = {
-        "schema": 3, "commit": None, "versions": {"jax": "1"}, "config_hash": "abc", "seed": 0,
-        "device": "<b>cpu</b>",
+        "schema": 3, "versions": {"jax": "1"}, "config_hash": "abc", "config": {"seed": 0},
+        "device": "<b>cpu</b>", "protocol": json.loads(json.dumps(PROTOCOL)),
+        "made_by": {name: [sources.code()] for name in ("trees/tree", "evaluate/base", "report")},
         "methods": {m: {"families": families, "budget": budget, "seconds": 1.0} for m in ("base", "leafe")},
+        "differences": [
+            {"method": "leafe", "minus": "base", "families": differences(outcomes, outcomes, kinds)}
+        ],
         "searches": {"tree": {
             "tasks": 3, "solved_tasks": 3, "episodes": 6, "success_episodes": 3,
             "reflections": {"branched": 3}, "experiences_cut": 0, "branches": 3, "branches_successful": 3,
@@ -119,8 +132,18 @@ def test_text_in_results_json_never_becomes_markup(tmp_path):
     families = results["methods"]["base"]["families"]
     families[MARKUP] = families.pop("odd")
     results["methods"] = {MARKUP: results["methods"]["base"]}
-    for field in ("commit", "config_hash", "device", "seed"):
+    for field in ("config_hash", "device"):
         results[field] = MARKUP
+    code = {"version": MARKUP, "commit": None, "dirty": None, "sources": MARKUP}
+    results["made_by"] = {MARKUP: [code, code | {"version": "1"}], "report": [code]}
+    for field in ("environment", "split", "split_hash", "seed", "context_mode"):
+        results["protocol"][field] = MARKUP
+    for field in ("versions", "options", "prompts"):
+        results["protocol"][field] = {MARKUP: MARKUP}
+    results["protocol"]["searches"] = {
+        MARKUP: results["protocol"]["searches"]["tree"] | {MARKUP: MARKUP}
+    }
+    results["differences"][0] |= {"method": MARKUP, "minus": MARKUP}
     results["versions"] = {MARKUP: "@DATA@ $x {x}"}
     results["searches"]["tree"]["reflections"] = {MARKUP: 3}
     edit(tmp_path, results)
@@ -153,8 +176,8 @@ def test_lines_that_are_not_trees_are_counted(tmp_path):
 
 
 def record(workdir, *blocks):
-    fields = {"schema": 3, "phase": "trees/tree", "done": True, "config": {}, "seconds": 1.0,
-              "files": dict.fromkeys(blocks, ""), "made_of": {}}  # fmt: skip
+    fields = {"schema": 4, "phase": "trees/tree", "done": True, "config": {}, "seconds": 1.0,
+              "files": dict.fromkeys(blocks, ""), "made_of": {}, "made_by": []}  # fmt: skip
     (workdir / "trees" / "tree" / "phase.json").write_text(json.dumps(fields))
 
 
@@ -216,12 +239,15 @@ def test_the_page_s_tables(tmp_path):
     shown = f"{100 * value['value']:.1f} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
     assert first[:3] == ["all", "base", "6"] and first[5] == shown
     assert second[:2] == ["", "leafe"]  # the family is shown once
-    assert [row[0] for row in rows if row[1] == "base"] == ["all", "even", "odd"]
+    assert [row[0] for row in rows if row[1:2] == ["base"]] == ["all", "even", "odd"]
+    differences = [row for row in rows if row[1:2] == ["leafe - base"]]
+    assert [row[0] for row in differences] == ["all", "even", "odd"]
+    assert differences[0][3] == "+0.0 [-45.9, +45.9]"  # 1 - 0.025 ** (1 / 6)
     budgets = {row[0]: row[1:] for row in rows}
     assert budgets["search tree"] == ["1,234", "10", "5", "6", "7", "8", "1"]
     assert budgets["branched"] == ["3", "100.0"]
     page = (tmp_path / "report" / "index.html").read_text()
-    assert "config abc, seed 0, commit unknown" in page and "3 (100.0%) ended in success" in page
+    assert "config abc, seed 7, report by" in page and "3 (100.0%) ended in success" in page
     spent = "A task took 414.7 environment steps (replayed ones included) and 1.7 generated tokens."
     assert spent in page and spent in table.console_table(results)
 
@@ -229,10 +255,10 @@ def test_the_page_s_tables(tmp_path):
 def test_parts_of_a_run(tmp_path):
     """Stage 1 only, evaluation only, one sample per task, methods with different numbers of samples."""
     results = make_workdir(tmp_path)
-    only = summarise({"a": [True], "b": [False]}, {"a": "x", "b": "y"}, 10, 0)
+    only = summarise({"a": [True], "b": [False]}, {"a": "x", "b": "y"})
     uneven = {**results["methods"], "short": {**results["methods"]["base"], "families": only}}
     for change in (
-        {"methods": {}},
+        {"methods": {}, "differences": []},
         {"methods": {"base": uneven["short"]}},
         {"methods": uneven},
         {"methods": {f"method {i}": results["methods"]["base"] for i in range(20)}},
@@ -357,3 +383,105 @@ def test_more_families_than_a_picture_has_room_for(tmp_path):
     families |= {f"family {i}": families["odd"] for i in range(2000)}
     plot.draw_pass_at_k(results, tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size < 2e6
+
+
+# -- which code, and which protocol ------------------------------------------------------------------
+HERE = {"version": "0.1.0", "commit": "a" * 40, "dirty": False, "sources": "1" * 12}
+OTHER = {"version": "0.1.0", "commit": "b" * 40, "dirty": False, "sources": "2" * 12}
+DIRTY = {**HERE, "dirty": True, "sources": "3" * 12}
+WHEEL = {"version": "0.1.0", "commit": None, "dirty": None, "sources": "1" * 12}
+
+
+@pytest.mark.parametrize(
+    ("phases", "report_by", "said"),
+    [
+        ([HERE], HERE, ""),
+        ([WHEEL], WHEEL, ""),
+        ([OTHER], HERE, "CAUTION: made by several versions of the code: evaluate/base by bbbbbbbbbbbb; report"),
+        ([HERE, OTHER], HERE, "evaluate/base, report by aaaaaaaaaaaa; evaluate/base by bbbbbbbbbbbb."),
+        ([DIRTY], DIRTY, "CAUTION: made by code with uncommitted changes: evaluate/base, report by aaaa"),
+        ([DIRTY], HERE, "aaaaaaaaaaaa with uncommitted changes (sources 333333333333); report by aaaaaaaaaaaa."),
+        ([{**OTHER, "sources": HERE["sources"]}], HERE, "Note: made by several commits, but their leafe_jax"),
+        ([WHEEL], OTHER, "evaluate/base by leafe_jax 0.1.0 (sources 111111111111); report by bbbbbbbbbbbb."),
+    ],
+)  # fmt: skip
+def test_code_that_is_not_one_clean_commit_is_said(tmp_path, monkeypatch, phases, report_by, said):
+    results = make_workdir(tmp_path)
+    results["made_by"] = {"evaluate/base": phases, "report": [report_by]}
+    edit(tmp_path, results)
+    monkeypatch.setattr(sources, "code", lambda: report_by)
+    shown = table.console_table(results)
+    parsed(tmp_path)
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert said in shown and said in page and ("class=caution" in page) == bool(said)
+    assert sum("uncommitted" in x or "several" in x for x in shown.splitlines()) == bool(said)
+
+
+def test_a_page_made_in_another_checkout_says_so(tmp_path, monkeypatch):
+    results = make_workdir(tmp_path)
+    results["made_by"] = {"evaluate/base": [HERE], "report": [HERE]}
+    edit(tmp_path, results)
+    monkeypatch.setattr(sources, "code", lambda: OTHER)
+    parsed(tmp_path)
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "evaluate/base, report by aaaaaaaaaaaa; this output by bbbbbbbbbbbb." in page
+
+
+def test_the_protocol_is_with_the_table(tmp_path):
+    results = make_workdir(tmp_path)
+    rows = {row[0]: row[1] for row in parsed(tmp_path).rows if len(row) == 2}
+    assert rows["split hash"] == "8f2a" and rows["temperature"] == "0.4" and rows["seed"] == "7"
+    assert rows["env.options.walls"] == "3" and rows["searches.tree.max_attempts"] == "11"
+    shown = table.console_table(results)
+    line = next(line for line in shown.splitlines() if line.startswith("Protocol: "))
+    for fact in (
+        "household (leafe_jax 0.1.0; walls=3)", "horizon 20", "test (8f2a)", "6 tasks", "4 samples a task",
+        "temperature 0.4", "top_p 1", "top_k 0", "dialogue", "prompts 1122", "8 tokens an action", "seed 7",
+    ):  # fmt: skip
+        assert fact in line, fact
+    assert "Search tree: tree on train, all tasks; max_attempts 11." in shown
+    assert line in (tmp_path / "report" / "index.html").read_text()
+
+
+# -- intervals ---------------------------------------------------------------------------------------
+def test_the_number_of_intervals_is_said(tmp_path):
+    shown = table.console_table(make_workdir(tmp_path))
+    # 2 methods, 3 groups of tasks, 3 values of k.
+    assert "18 intervals of 95% each: up to 5% of them, about 0.9, are expected to miss" in shown
+
+
+def test_stars_hold_for_a_whole_table():
+    cell = {"value": 0.5, "low": 0.1, "high": 0.8, "p": 0.01}
+    pair = {"method": "b", "minus": "a", "families": {
+        name: {"tasks": 9, "pass_at_k": {"1": {**cell, "p": p}}}
+        for name, p in (("all", 0.02), ("x", 0.03), ("y", 0.01))
+    }}  # fmt: skip
+    methods = {m: {"families": {"all": {"pass_at_k": {"1": cell}}}} for m in "ab"}
+    results = {"methods": methods, "differences": [pair]}
+
+    def cells(families):
+        return [row[-1] for row in table.difference_rows(results, [pair], families)[1]]
+
+    assert cells(["all"]) == ["+50.0 [+10.0, +80.0]*"]  # p is at most 5%
+    assert [c[-1] for c in cells(["all", "x", "y"])] == ["]", "]", "*"]  # at most 5% / 3
+    assert table.points(-0.0) == table.points(-0.0004) == "+0.0"
+    back = table.turned(pair)
+    assert table.difference_rows(results, [back], ["all"])[1] == [
+        ["all", "a - b", "9", "-50.0 [-80.0, -10.0]*"]
+    ]
+
+
+def test_pairs_of_the_first_and_of_the_last_method():
+    pairs = [{"method": m, "minus": n} for n, m in ("ab", "ac", "ad", "bc", "bd", "cd")]
+    shown = table.shown_pairs({"methods": dict.fromkeys("abcd"), "differences": pairs})
+    assert [p["method"] + p["minus"] for p in shown] == ["ba", "ca", "da", "db", "dc"]
+
+
+def test_any_pair_on_request(tmp_path, capsys):
+    make_workdir(tmp_path)
+    for pair in ("leafe,base", "base,leafe"):
+        assert report.main([f"--workdir={tmp_path}", f"--pair={pair}"]) == 0
+        out = capsys.readouterr().out
+        assert pair.replace(",", " - ") in out and "odd" in out and "Pass@4, points" in out
+    assert report.main([f"--workdir={tmp_path}", "--pair=leafe,grpo"]) == 2
+    assert "--pair=leafe,grpo: must be two of base, leafe" in capsys.readouterr().err

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from leafe_jax.errors import UserError
+from leafe_jax.run import protocol
+from leafe_jax.runtime import sources
 from leafe_jax.runtime.files import read_json
 
-# 3 (since 2026-12): budgets have `replayed_steps`.
+# 3 (since 2026-12): exact intervals, `differences`, `protocol`, `made_by` for each phase; budgets have
+# `replayed_steps`.
 RESULTS_SCHEMA = 3
+_MISSES = 0.05  # share of 95% intervals that miss
 _BUDGET = (
     ("env_steps", "environment steps"),
     ("replayed_steps", "replayed steps"),
@@ -33,7 +37,10 @@ def read_results(workdir: Path) -> dict[str, Any]:
     found = results.get("schema")
     if found != RESULTS_SCHEMA:
         raise UserError(f"{path}: schema {found!r}: must be {RESULTS_SCHEMA}")
-    fields = ("methods", "searches", "fits", "versions", "config_hash", "seed", "commit", "device")
+    fields = (
+        "methods", "differences", "searches", "fits", "protocol", "made_by", "versions", "config",
+        "config_hash", "device",
+    )  # fmt: skip
     for field in fields:
         if field not in results:
             raise UserError(f"{path}: field {field!r} is missing; run the phase 'report' again")
@@ -73,6 +80,110 @@ def result_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def shown_pairs(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The differences that the tables show: every method with the first, and the last with every one."""
+    methods = list(results["methods"])
+    return [
+        pair
+        for pair in results["differences"]
+        if pair["minus"] == methods[0] or pair["method"] == methods[-1]
+    ]
+
+
+def turned(pair: dict[str, Any]) -> dict[str, Any]:
+    """The difference of the same two methods the other way round."""
+    families = {
+        family: {
+            "tasks": found["tasks"],
+            "pass_at_k": {
+                k: {"value": -v["value"], "low": -v["high"], "high": -v["low"], "p": v["p"]}
+                for k, v in found["pass_at_k"].items()
+            },
+        }
+        for family, found in pair["families"].items()
+    }
+    return {"method": pair["minus"], "minus": pair["method"], "families": families}
+
+
+def difference_rows(
+    results: dict[str, Any], pairs: list[dict[str, Any]], families: list[str]
+) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of paired differences, in percentage points with 95% intervals.
+
+    A star says that the difference is not zero even if all cells of this table are to hold at once: its p
+    is at most 5% over their number (Bonferroni).
+    """
+    ks = shown_ks(results)
+    listed = [
+        (family, pair, pair["families"][family])
+        for family in families
+        for pair in pairs
+        if family in pair["families"]
+    ]
+    cells = [found["pass_at_k"].get(k) for *_, found in listed for k in ks]
+    limit = _MISSES / max(sum(cell is not None for cell in cells), 1)
+    rows = [
+        [
+            family, f"{pair['method']} - {pair['minus']}", str(found["tasks"]),
+            *[difference_cell(found["pass_at_k"].get(k), limit) for k in ks],
+        ]
+        for family, pair, found in listed
+    ]  # fmt: skip
+    return ["family", "difference", "tasks", *[f"Pass@{k}, points" for k in ks]], rows
+
+
+def difference_cell(value: dict[str, float] | None, limit: float) -> str:
+    """A difference in percentage points; a star if its p is at most `limit`."""
+    if value is None:
+        return "-"
+    mean, low, high = (points(value[name]) for name in ("value", "low", "high"))
+    return f"{mean} [{low}, {high}]{'*' * (value['p'] <= limit)}"
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, with its sign; zero is "+0.0"."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"
+
+
+def misses_sentence(rows: list[list[str]]) -> str:
+    """How many intervals a table shows, and how many of them are to be expected to miss."""
+    number = sum("[" in cell for row in rows for cell in row)
+    return (
+        f"{number} intervals of 95% each: up to {_MISSES:.0%} of them, about {_MISSES * number:.1f}, are"
+        " expected to miss the true value."
+    )
+
+
+def stars_sentence(rows: list[list[str]]) -> str:
+    """What the stars of a table of differences mean."""
+    number = sum("[" in cell for row in rows for cell in row)
+    return (
+        f"Paired by task; the sampling keys are shared. *: not zero with all {number} differences of this"
+        " table at once (Bonferroni, 95% for all of them together)."
+    )
+
+
+def provenance_sentence(results: dict[str, Any], writer: sources.Code) -> str:
+    """A caution if the results, and what `writer` prints of them, are not of one clean commit; else
+    ""."""
+    parts = {name: list(codes) for name, codes in results["made_by"].items()}
+    if writer not in parts.get("report", []):
+        parts["this output"] = [writer]
+    names: dict[str, list[str]] = {}  # code in words -> what it has made
+    for name, codes in parts.items():
+        for code in codes:
+            names.setdefault(sources.told(code), []).append(name)
+    everything = [code for codes in parts.values() for code in codes]
+    dirty = any(code["dirty"] for code in everything)
+    if len(names) <= 1 and not dirty:
+        return ""
+    told = "; ".join(f"{', '.join(made)} by {code}" for code, made in names.items())
+    if not dirty and len({code["sources"] for code in everything}) == 1:
+        return f"Note: made by several commits, but their leafe_jax and envs are the same: {told}."
+    kind = "code with uncommitted changes" if dirty else "several versions of the code"
+    return f"CAUTION: made by {kind}: {told}."
+
+
 def budget_rows(results: dict[str, Any], times: bool = False) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of what each part of the run spent. `times` adds a column of wall-clock seconds."""
     header = ["spent on", *[label for _, label in _BUDGET], *["wall seconds"] * times]
@@ -103,11 +214,20 @@ def console_table(results: dict[str, Any]) -> str:
         parts.append(
             "Success on held-out tasks, one plain rollout a sample, 95% intervals over tasks"
         )
-        parts.append(text_table(*result_rows(results)))
+        header, rows = result_rows(results)
+        parts += [text_table(header, rows), misses_sentence(rows)]
+        pairs = shown_pairs(results)
+        if pairs:
+            header, rows = difference_rows(results, pairs, ["all"])
+            parts += [text_table(header, rows), stars_sentence(rows)]
+    parts.append(protocol.sentence(results["protocol"]))
     parts += context_sentences(results)
     parts += [search_sentence(*item) for item in results["searches"].items()]
     parts += [fit_sentence(*item) for item in results["fits"].items()]
     parts.append(text_table(*budget_rows(results)))
+    caution = provenance_sentence(results, sources.code())
+    if caution:
+        parts.append(caution)
     return "\n\n".join(parts)
 
 

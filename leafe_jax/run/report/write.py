@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from leafe_jax.errors import UserError
+from leafe_jax.run import protocol
 from leafe_jax.run.phase import read_record
 from leafe_jax.run.report import page
 from leafe_jax.run.report.plot import draw_pass_at_k
@@ -24,13 +25,21 @@ from leafe_jax.run.report.table import (
     budget_rows,
     console_table,
     context_sentences,
+    difference_rows,
+    families_of,
     fit_sentence,
+    misses_sentence,
+    provenance_sentence,
     read_results,
     result_rows,
+    shown_pairs,
     spent_sentence,
+    stars_sentence,
+    text_table,
+    turned,
 )
 from leafe_jax.run.workdir import locked
-from leafe_jax.runtime import console
+from leafe_jax.runtime import console, sources
 from leafe_jax.runtime.files import local_path, make_directory, readable, whole
 
 _MAX_TREES = 200  # trees on the page; the files have all of them
@@ -96,25 +105,44 @@ def _html_table(header: list[str], rows: list[list[str]]) -> str:
 def _run_section(results: dict[str, Any]) -> str:
     facts = {
         "config": results["config_hash"],
-        "seed": results["seed"],
-        "commit": (results["commit"] or "unknown")[:12],
+        "seed": results["protocol"]["seed"],
+        "report by": sources.told(results["made_by"]["report"][-1]),
         "measured on": results["device"],
         **results["versions"],
     }
     words = ", ".join(f"{name} {value}" for name, value in facts.items())
-    return f"<p class=meta>{_escape(words)}</p>"
+    caution = provenance_sentence(results, sources.code())
+    said = f"<p class=caution>{_escape(caution)}</p>" if caution else ""
+    return f"<p class=meta>{_escape(words)}</p>{said}"
+
+
+def _protocol_section(results: dict[str, Any]) -> str:
+    table = _html_table(["protocol", ""], protocol.rows(results["protocol"]))
+    lines = protocol.sentence(results["protocol"]).split("\n")
+    shown = "".join(f"<p>{_escape(line)}</p>" for line in lines)
+    return f"<h2>Protocol</h2>{shown}<details><summary>all of it</summary>{table}</details>"
 
 
 def _results_section(results: dict[str, Any], plot: Path) -> str:
     draw_pass_at_k(results, plot)
     picture = base64.b64encode(plot.read_bytes()).decode()
-    return (
+    header, rows = result_rows(results)
+    section = (
         "<h2>Held-out tasks</h2><p>Plain rollouts: no reflection, no rollback, no experience."
-        " 95% intervals, bootstrap over tasks. If all tasks have the same value, the interval is a"
-        " point; it says nothing about tasks that were not drawn.</p>"
+        " 95% intervals for the mean over all tasks of this kind, of which these are a sample;"
+        f" docs/STATISTICS.md has their measured coverage. {_escape(misses_sentence(rows))}</p>"
         '<div class=scroll><img alt="Pass@k of each method over k"'
-        f' src="data:image/png;base64,{picture}"></div>' + _html_table(*result_rows(results))
+        f' src="data:image/png;base64,{picture}"></div>' + _html_table(header, rows)
     )
+    pairs = shown_pairs(results)
+    if pairs:
+        header, rows = difference_rows(results, pairs, families_of(results))
+        section += (
+            f"<h2>Paired differences</h2><p>{_escape(stars_sentence(rows))}"
+            f" {_escape(misses_sentence(rows))} results.json has all pairs.</p>"
+            + _html_table(header, rows)
+        )
+    return section
 
 
 def _search_section(name: str, search: dict[str, Any]) -> str:
@@ -155,6 +183,7 @@ def write_report(workdir: Path) -> None:
     if results["methods"]:
         sections.append(_results_section(results, directory / "pass_at_k.png"))
     sections += [f"<p>{_escape(sentence)}</p>" for sentence in context_sentences(results)]
+    sections.append(_protocol_section(results))
     sections.append("<h2>Budget</h2>" + _html_table(*budget_rows(results, times=True)))
     for item in results["fits"].items():
         sections.append(f"<p>{_escape(fit_sentence(*item))}</p>")
@@ -169,20 +198,35 @@ def write_report(workdir: Path) -> None:
         file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
+def _chosen_pair(results: dict[str, Any], pair: str) -> str:
+    """A table of the difference of two methods, "METHOD,MINUS", by family."""
+    for found in results["differences"]:
+        for sign, names in ((1, ("method", "minus")), (-1, ("minus", "method"))):
+            if pair == ",".join(found[name] for name in names):
+                chosen = found if sign == 1 else turned(found)
+                header, rows = difference_rows(results, [chosen], families_of(results))
+                return f"{text_table(header, rows)}\n\n{stars_sentence(rows)}"
+    raise UserError(
+        f"--pair={pair}: must be two of {', '.join(results['methods'])}, as METHOD,MINUS"
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Writes a finished run's report again and prints its table."""
     parser = argparse.ArgumentParser(
         prog="python -m leafe_jax.run.report.write", description=main.__doc__
     )
     parser.add_argument("--workdir", required=True)
+    parser.add_argument("--pair", default="", help="METHOD,MINUS: print their difference by family")
     console.set_up()
     flags = parser.parse_args(argv)
     try:
         workdir = local_path("--workdir=", flags.workdir)
-        read_results(workdir)  # first, so that no lock file is left in a directory without a run
+        # First, so that no lock file is left in a directory without a run.
+        pair = _chosen_pair(read_results(workdir), flags.pair) if flags.pair else ""
         with locked(workdir, f"--workdir={flags.workdir}"):
             write_report(workdir)
-            console.say(console_table(read_results(workdir)))
+            console.say(pair or console_table(read_results(workdir)))
     except UserError as error:
         console.complain(error)
         return 2
