@@ -122,6 +122,7 @@ def test_tokens_without_mass_have_no_gradient():
     params = trainer.params()
     batch = next(iter(trainer.batches(trainer.examples())))
 
+    @jax.jit
     def grad(batch):
         return jax.grad(batch_loss)(params, batch)
 
@@ -145,12 +146,12 @@ def test_twenty_steps_learn_four_examples():
 @pytest.mark.parametrize(
     "changes",
     [
-        dict(remat="full"),
-        dict(remat="dots"),
-        dict(scan_layers=True),
+        pytest.param(dict(remat="full"), marks=pytest.mark.slow),
+        pytest.param(dict(remat="dots"), marks=pytest.mark.slow),
+        pytest.param(dict(scan_layers=True), marks=pytest.mark.slow),
         dict(scan_layers=True, remat="full"),
-        dict(loss_chunk=16),
-        dict(accumulation=2),
+        pytest.param(dict(loss_chunk=16), marks=pytest.mark.slow),
+        pytest.param(dict(accumulation=2), marks=pytest.mark.slow),
         dict(accumulation=4, scan_layers=True, remat="dots", loss_chunk=16),
     ],
     ids=str,

@@ -76,9 +76,9 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole_file(tmp_path_factory):
-    """The same for 100 examples and 4 epochs, by a process: the file of its parameters."""
+    """The same for 12 epochs, by a process: the file of its parameters."""
     directory = tmp_path_factory.mktemp("whole")
-    finish(child(directory, "whole", count=100, num_epochs=4))
+    finish(child(directory, "whole", num_epochs=12))
     return directory / "whole.npz"
 
 
@@ -293,7 +293,7 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch, whole):
 def test_killed_process_resumes_to_the_same_bits(tmp_path, sent, whole_file):
     # Slow enough to be hit in the middle. Saves are written beside the steps: on a busy machine the
     # first may take many of them.
-    process = child(tmp_path, "cut", slow=0.05, count=100, num_epochs=4)
+    process = child(tmp_path, "cut", slow=0.05, num_epochs=12)
     for line in process.stdout:
         saved = any(path.name.isdigit() for path in (tmp_path / "cut").iterdir())
         if int(line.split()[0]) >= 7 and saved:
@@ -302,7 +302,7 @@ def test_killed_process_resumes_to_the_same_bits(tmp_path, sent, whole_file):
     process.communicate(timeout=300)
     assert process.returncode == (-9 if sent == signal.SIGKILL else 75)
     assert not (tmp_path / "cut.npz").exists()
-    lines = finish(child(tmp_path, "cut", count=100, num_epochs=4))
+    lines = finish(child(tmp_path, "cut", num_epochs=12))
     assert int(lines[0].split()[0]) > 2, "it did not start over"
     assert same_file(tmp_path / "cut.npz", whole_file)
 
