@@ -11,6 +11,7 @@ from small import (
     ask,
     check_no_leak,
     forward,
+    last_logits,
     make,
     prompt,
     reference,
@@ -18,7 +19,6 @@ from small import (
 
 from leafe_jax.errors import UserError
 from leafe_jax.models import decoder
-from leafe_jax.models.attention import segment_attend
 from leafe_jax.sampling.engine import Request
 from leafe_jax.types import Sampling
 
@@ -269,7 +269,7 @@ def test_options_reach_every_token_of_a_turn(params):
         raw = logits.copy()
         seen = sorted(set(context))
         # Log-probabilities are below zero, logits need not be: the penalty is on the logits.
-        logits = head_logits(params, context)
+        logits = last_logits(params, context)
         logits[seen] = np.where(logits[seen] > 0, logits[seen] / 50, logits[seen] * 50)
         assert token == logits.argmax()
         assert raw[token] == pytest.approx(results[1].logprobs[len(context) - len(ids)], abs=1e-5)
@@ -284,18 +284,10 @@ def test_options_reach_every_token_of_a_turn(params):
         assert message in engine.generate([bad])[0].error
 
 
-def head_logits(params, ids) -> np.ndarray:
-    tokens = jnp.asarray([ids])
-    attend = segment_attend(jnp.ones_like(tokens))
-    positions = jnp.arange(len(ids))[None]
-    states = decoder.hidden(CONFIG, params, tokens, positions, attend)
-    return np.array(decoder.head(CONFIG, params, states)[0, -1])
-
-
 def greedy(params, ids, count) -> list[int]:
     context = list(ids)
     for _ in range(count):
-        context.append(int(head_logits(params, context).argmax()))
+        context.append(int(last_logits(params, context).argmax()))
     return context[len(ids) :]
 
 
