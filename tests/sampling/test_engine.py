@@ -77,7 +77,7 @@ def test_turns_compute_only_what_is_new(params):
     assert list(result.ids) == reference(params, session.ids[: length + 5], 6, 0.0, 0)
 
 
-@pytest.mark.parametrize("num_slots", [1, 2, 5])
+@pytest.mark.parametrize("num_slots", [1, 2, 7])
 def test_forks_and_rewinds_equal_fresh_sessions(params, num_slots):
     """Also when there are fewer rows than sessions, so that some are recomputed."""
     engine = make(params, num_slots=num_slots)
@@ -126,7 +126,7 @@ def test_tokens_do_not_depend_on_slot_neighbours_or_batch(params):
 
 
 def test_seeds_and_temperature(params):
-    engine = make(params, num_slots=16)
+    engine = make(params, num_slots=7)
     ids = prompt(0, 8)
 
     def sample(temperature, seeds):
@@ -211,7 +211,7 @@ def test_bad_requests_and_sizes(params):
 def test_random_operations_against_token_lists(params):
     """Start, extend, fork, rewind, append and release at random, against plain lists."""
     rng = np.random.default_rng(0)
-    engine = make(params, num_slots=4, max_len=48)
+    engine = make(params)
     sessions: dict[int, tuple] = {}
     checked = 0
     for step in range(150):
