@@ -58,8 +58,15 @@ def test_flops_are_the_compilers():
     assert hardware.matmul_flops(config, 128, 2 * 64 * 64) == pytest.approx(counted, rel=0.06)
 
 
-@pytest.mark.parametrize("rank", [0, 16])
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize(
+    ("rank", "remat"),
+    [
+        (0, "none"),
+        (16, "full"),
+        pytest.param(0, "full", marks=pytest.mark.slow),
+        pytest.param(16, "none", marks=pytest.mark.slow),
+    ],
+)
 def test_train_flops_are_the_compilers(rank, remat):
     """Counted by XLA for loss and gradients with unrolled layers; frozen matrices have no gradient."""
     config = dataclasses.replace(
@@ -209,22 +216,28 @@ def test_errors_are_one_line():
         assert message in err and "Traceback" not in err
 
 
-def test_the_memory_of_a_deep_sampler_is_extrapolated(monkeypatch):
-    """Twelve layers: extrapolated from counts for four and eight layers, and counted directly."""
-    config = dataclasses.replace(trainer.CONFIG, num_layers=12, max_position_embeddings=256)
+@pytest.mark.parametrize(
+    ("depths", "layers"), [((2, 4), 6), pytest.param((4, 8), 12, marks=pytest.mark.slow)]
+)
+def test_the_memory_of_a_deep_sampler_is_extrapolated(monkeypatch, depths, layers):
+    """From counts for two numbers of layers, and counted directly."""
+    config = dataclasses.replace(trainer.CONFIG, num_layers=layers, max_position_embeddings=256)
     made = load_config("default")
     made.sampler.num_slots, made.sampler.max_len = 8, 128
     settings = RunConfig.read(made)
     chip = hardware.Chip("cpu", 2**30, 0.0, 0.0)
-    scaled = plan.plan_decoding(config, settings, "bfloat16", jax.devices()[:1], 1, chip)
-    monkeypatch.setattr(plan, "_DEPTHS", (12,))
-    whole = plan.plan_decoding(config, settings, "bfloat16", jax.devices()[:1], 1, chip)
-    assert (scaled["compiled_layers"], whole["compiled_layers"]) == (8, 12)
+
+    def planned(dtype, *depths):
+        monkeypatch.setattr(plan, "_DEPTHS", depths)
+        return plan.plan_decoding(config, settings, dtype, jax.devices()[:1], 1, chip)
+
+    scaled, whole = planned("bfloat16", *depths), planned("bfloat16", layers)
+    assert (scaled["compiled_layers"], whole["compiled_layers"]) == (depths[1], layers)
     assert scaled["total"] == pytest.approx(whole["total"], rel=0.05)
-    # Pages x 16 positions x (keys, values) x 12 layers x 2 heads x 8 numbers x 2 bytes.
-    assert scaled["cache"] == (8 * 9 + 1) * 16 * 2 * 12 * 2 * 8 * 2
+    # Pages x 16 positions x (keys, values) x layers x 2 heads x 8 numbers x 2 bytes.
+    assert scaled["cache"] == (8 * 9 + 1) * 16 * 2 * layers * 2 * 8 * 2
     # Weights and cache take twice as much in float32.
-    wide = plan.plan_decoding(config, settings, "float32", jax.devices()[:1], 1, chip)
+    wide = planned("float32", 1, 2)
     assert wide["cache"] == 2 * whole["cache"] and wide["parameters"] == 2 * whole["parameters"]
     assert scaled["sessions"] == 8 and scaled["copies"] == scaled["tensor"] == 1 and scaled["fits"]
 
