@@ -8,11 +8,11 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # torch's threads spin while they wait, and starve whatever else runs on the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Compiled programs are kept between runs, as main.py does.
+# Compiled programs are kept between runs, as main.py does; small ones too, of which tests compile many.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "leafe_jax" / "xla")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 sys.path.append(str(Path(__file__).parent))  # for tests/scripted.py
 
 

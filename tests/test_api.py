@@ -19,7 +19,7 @@ from leafe_jax.run.weights import BASE_MODEL
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
     "phases": ("explore", "evaluate", "report"), "methods": ("base",), "env.horizon": 6,
-    "sampler.num_slots": 8, "sampler.temperature": 1.3,
+    "sampler.temperature": 1.3,
     "search.tree.num_tasks": 2, "search.tree.block_size": 1, "search.tree.max_attempts": 3,
     "search.tree.reflect_every": 3, "evaluate.num_tasks": 2, "evaluate.block_size": 1,
     "evaluate.num_samples": 2,
@@ -271,11 +271,30 @@ def test_the_page_describes_every_name():
     }
 
 
+def example() -> list[str]:
+    """The docstring's code."""
+    return [line[4:] for line in leafe_jax.__doc__.split("\n") if line.startswith("    ")]
+
+
+def test_the_example_runs_on_fewer_tasks(policy, tmp_path, monkeypatch, capsys):
+    """In this process, whose sampler has its programs."""
+    assert len(example()) <= 12
+    code = "\n".join(example())
+    for all_tasks, few in (('"train", 36', '"train", 12'), ('"test", 6', '"test", 2')):
+        assert code.count(all_tasks) == 1
+        code = code.replace(all_tasks, few)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["base", "leafe"]
+    assert all("'value': " in line for line in lines)
+    assert (tmp_path / "leafe" / "model" / "model.safetensors").stat().st_size > 0
+
+
+@pytest.mark.slow
 def test_the_example_runs(tmp_path):
-    """The docstring's code, in an empty directory, as a user would paste it."""
-    lines = [line[4:] for line in leafe_jax.__doc__.split("\n") if line.startswith("    ")]
-    assert len(lines) <= 12
-    done = python("\n".join(lines), tmp_path)
+    """In an empty directory, as a user would paste it: training pays."""
+    done = python("\n".join(example()), tmp_path)
     assert done.returncode == 0, done.stderr
     scores = {line.split()[0]: line for line in done.stdout.splitlines()}
     value = {name: float(line.split("'value': ")[1].split(",")[0]) for name, line in scores.items()}

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -163,6 +162,9 @@ def _splash(
 ) -> Array:
     """Splash attention on [B, T, heads, H] arrays, sharded: rows over data and fsdp, heads over
     tensor."""
+    # Imported here: half a second that runs without a TPU are spared.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
     padding = -q.shape[1] % _LANES
 
     def pad(x):

@@ -344,7 +344,7 @@ NEEDS_JAVA = pytest.mark.skipif(
     [
         "household_instruct",
         "sokoban_qwen2_5_7b",
-        "sokoban_llama3_1_8b",
+        pytest.param("sokoban_llama3_1_8b", marks=pytest.mark.slow),
         pytest.param("codecontests_qwen2_5_7b", marks=pytest.mark.slow),
         pytest.param("scienceworld_qwen2_5_7b", marks=[NEEDS_JAVA, pytest.mark.slow]),
     ],

@@ -15,7 +15,7 @@ RUN = (
     "--config=quickstart:smoke", "--workdir=run", "--config.env.name=guess:Guess",
     "--config.env.horizon=4", "--config.phases=('explore','evaluate','report')",
     "--config.methods=('base',)", "--config.search.tree.num_tasks=2", "--config.evaluate.num_tasks=2",
-    "--config.evaluate.num_samples=2", "--config.sampler.num_slots=4",
+    "--config.evaluate.num_samples=2",
 )  # fmt: skip
 
 

@@ -38,6 +38,18 @@ def env():
     made.close()
 
 
+@pytest.fixture(scope="module")
+def package():
+    """The package's own environment, with the hash codes that ours has."""
+    import scienceworld
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JDK_JAVA_OPTIONS", sw.JVM_OPTIONS)
+        made = scienceworld.ScienceWorldEnv("")
+    yield made
+    made.close()
+
+
 # -- without Java ----------------------------------------------------------------------------------
 def test_official_splits_are_disjoint_and_begin_with_all_types():
     lists = {split: sw.task_list("official", split) for split in ("train", "valid", "test")}
@@ -156,51 +168,38 @@ def test_a_java_that_ends_at_once_is_one_line(tmp_path, monkeypatch):
 
 # -- with Java -------------------------------------------------------------------------------------
 @needs_java
-def test_it_speaks_as_the_package_does(env):
+def test_it_speaks_as_the_package_does(env, package):
     """Observations and scores of a gold path, beside the package's own reset and step."""
-    import scienceworld
-
-    os.environ["JDK_JAVA_OPTIONS"] = sw.JVM_OPTIONS
-    package = scienceworld.ScienceWorldEnv("")
-    try:
-        package.load("find-animal", 2, "easy", True)
-        gold = package.get_gold_action_sequence()
-        package.load("find-animal", 2, "easy")
-        look, info = package.reset()
-        state, observation = env.reset("train/find-animal/0002")
-        assert observation == f"{info['taskDesc'].split(chr(10), 1)[1]}\n{look}"
-        assert f"Your task is to {env.goal(observation)}" in info["taskDesc"]
-        assert env.solve(state) == gold
-        assert list(env.actions(state)) == sorted(set(info["valid"]))
-        for action in gold:
-            state, result = env.step(state, action)
-            said, reward, done, info = package.step(action)
-            assert (result.observation, result.reward, result.done) == (said, reward, done)
-            assert state.score == info["score"]
-        assert state.success
-    finally:
-        package.close()
+    package.load("find-animal", 2, "easy", True)
+    gold = package.get_gold_action_sequence()
+    package.load("find-animal", 2, "easy")
+    look, info = package.reset()
+    state, observation = env.reset("train/find-animal/0002")
+    assert observation == f"{info['taskDesc'].split(chr(10), 1)[1]}\n{look}"
+    assert f"Your task is to {env.goal(observation)}" in info["taskDesc"]
+    assert env.solve(state) == gold
+    assert list(env.actions(state)) == sorted(set(info["valid"]))
+    for action in gold:
+        state, result = env.step(state, action)
+        said, reward, done, info = package.step(action)
+        assert (result.observation, result.reward, result.done) == (said, reward, done)
+        assert state.score == info["score"]
+    assert state.success
 
 
 @needs_java
-def test_variations_are_the_simulators():
-    import scienceworld
-
-    package = scienceworld.ScienceWorldEnv("")
-    try:
-        assert tuple(package.get_task_names()) == sw.TASKS
-        for task, number in sw.NUM_VARIATIONS.items():
-            assert package.get_max_variations(task) == number
-        for task in ("identify-life-stages-2", "boil", "grow-plant"):
-            package.load(task, 0, "easy")
-            for part, official in (
-                ("train", package.get_variations_train()),
-                ("dev", package.get_variations_dev()),
-                ("test", package.get_variations_test()),
-            ):
-                assert list(sw.official_variations(task, part)) == official
-    finally:
-        package.close()
+def test_variations_are_the_simulators(package):
+    assert tuple(package.get_task_names()) == sw.TASKS
+    for task, number in sw.NUM_VARIATIONS.items():
+        assert package.get_max_variations(task) == number
+    for task in ("identify-life-stages-2", "boil", "grow-plant"):
+        package.load(task, 0, "easy")
+        for part, official in (
+            ("train", package.get_variations_train()),
+            ("dev", package.get_variations_dev()),
+            ("test", package.get_variations_test()),
+        ):
+            assert list(sw.official_variations(task, part)) == official
 
 
 @needs_java

@@ -22,6 +22,9 @@ from leafe_jax.types import Sampling
 NEAR_AND_FAR = np.array([[*range(15), *range(4_000, 4_007), *range(99_993, 100_000)]] * 2)
 # One case for each way to compute the rotary frequencies.
 ROPES = ("qwen2-0.5b", "qwen2-yarn", "qwen2-yarn-options", "qwen3-yarn-mscale", "llama3.1-8b")
+# For what compiles large programs: each family, tied and untied heads, both scalings, and every bias.
+FEW = ("qwen2-0.5b", "qwen2-yarn", "qwen3-0.6b", "llama3.1-8b", "llama-biases")
+COMPILED = [case if case in FEW else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
 
 
 def load(model, directory, dtype="float32"):
@@ -30,7 +33,7 @@ def load(model, directory, dtype="float32"):
     return config, hf.load_params(directory, config, dtype)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_transformers(case, seed, tmp_path):
     model, ids = make_torch(case, seed), tokens(seed)
@@ -146,7 +149,7 @@ def test_bfloat16_is_no_further_off_than_transformers_in_bfloat16(case, tmp_path
     assert rms[2] <= 1.5 * rms[1]  # two independent roundings lie sqrt(2) apart
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", COMPILED)
 def test_greedy_generation_equals_transformers(case, tmp_path):
     """64 tokens for four prompts of unequal length, batched on both sides."""
     model = make_torch(case, 8)
@@ -168,7 +171,7 @@ def test_greedy_generation_equals_transformers(case, tmp_path):
         assert theirs == list(ours.ids)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", COMPILED)
 def test_gradients_equal_torch(case, tmp_path):
     model, ids = make_torch(case, 3), tokens(3, 17)
     config, params = load(model, tmp_path)

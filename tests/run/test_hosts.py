@@ -19,13 +19,14 @@ BASE = ROOT / "leafe_jax" / "assets" / "base"
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
 SETTINGS = {
     "search.tree.num_tasks": 6, "search.tree.block_size": 2, "evaluate.num_tasks": 3,
-    "evaluate.block_size": 1, "evaluate.num_samples": 2, "sampler.num_slots": 8,
+    "evaluate.block_size": 1, "evaluate.num_samples": 2,
     # One copy computes what another does, but copies have a cache each: the table counts what was
     # found in it.
     "sampler.copies": 1, "sampler.compile_ahead": False,
     # Above rounding errors: Adam would divide those by themselves (see test_layouts).
     "leafe.train.eps": 1e-6, "leafe.train.num_epochs": 3,
 }  # fmt: skip
+PLAYED = {"phases": "('explore','evaluate','report')", "methods": "('base',)"}
 
 
 # A line of Gloo's is written in these pieces, and by several threads: one line's may come between
@@ -91,37 +92,60 @@ def assert_same_run(workdir, out, expected, expected_out):
     assert out == expected_out
     assert trees(workdir) == trees(expected)
     assert steps(workdir) == steps(expected)
-    weights, theirs = (load_file(w / "leafe/model/model.safetensors") for w in (workdir, expected))
-    for name, value in theirs.items():
-        assert np.abs(weights[name] - value).max() <= 1e-5 * max(np.abs(value).max(), 1), name
     found, wanted = (json.loads((w / "results.json").read_text()) for w in (workdir, expected))
+    for method in wanted["fits"]:
+        ours, theirs = (
+            load_file(w / method / "model/model.safetensors") for w in (workdir, expected)
+        )
+        for name, value in theirs.items():
+            assert np.abs(ours[name] - value).max() <= 1e-5 * max(np.abs(value).max(), 1), name
     for method, result in wanted["methods"].items():
         ours = found["methods"][method]
         assert (ours["families"], ours["budget"]) == (result["families"], result["budget"])
     assert found["protocol"] == wanted["protocol"] and found["made_by"] == wanted["made_by"]
-    for part, name in (("searches", "tree"), ("fits", "leafe")):
-        ours, theirs = ({**r[part][name], "seconds": None} for r in (found, wanted))
+    for part in ("searches", "fits"):
+        ours, theirs = (
+            {name: {**values, "seconds": None} for name, values in r[part].items()}
+            for r in (found, wanted)
+        )
         assert ours == theirs
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    code, out, err = finish(start(workdir))
+def run_alone(workdir, **settings):
+    """(workdir, stdout) of the run of one process."""
+    code, out, err = finish(start(workdir, **settings))
     assert code == 0, err
     return workdir, out
 
 
-def test_two_processes_make_the_same_run(tmp_path, alone):
-    expected, expected_out = alone
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return run_alone(tmp_path_factory.mktemp("alone") / "run")
+
+
+@pytest.fixture(scope="module")
+def played_alone(tmp_path_factory):
+    return run_alone(tmp_path_factory.mktemp("played_alone") / "run", **PLAYED)
+
+
+@pytest.mark.parametrize(
+    ("one", "settings", "method"),
+    [
+        ("played_alone", PLAYED, "base"),
+        pytest.param("alone", {}, "leafe", marks=pytest.mark.slow),
+    ],
+    ids=["played", "trained"],
+)
+def test_two_processes_make_the_same_run(tmp_path, request, one, settings, method):
+    expected, expected_out = request.getfixturevalue(one)
     workdir = tmp_path / "run"
-    (code, out, err), (code1, out1, err1) = map(finish, start_two(workdir))
+    (code, out, err), (code1, out1, err1) = map(finish, start_two(workdir, **settings))
     assert code == 0 and code1 == 0, err[-3000:] + err1[-3000:]
     assert_same_run(workdir, out, expected, expected_out)
     # Table, bars, notes, TensorBoard: the first process's.
     assert out1 == "" and "trees" not in err1 and "sampler:" not in err1
     assert "2 processes, 4 devices (cpu), 2 of them this process's" in err
-    assert "explore tree: 6/6 trees" in err and "evaluate leafe: 6/6 episodes" in err
+    assert "explore tree: 6/6 trees" in err and f"evaluate {method}: 6/6 episodes" in err
     assert len(list((workdir / "tensorboard").iterdir())) == 1
     device = json.loads((workdir / "results.json").read_text())["device"]
     assert device.endswith("2 processes, 4 devices in all")

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from leafe_jax.main import main
+from leafe_jax.models import hf
+from leafe_jax.run import experiment
 from leafe_jax.run.config import RunConfig
 from leafe_jax.run.depends import relevant
 
@@ -62,14 +64,6 @@ def timeless(workdir: Path) -> dict:
     ):
         del part["seconds"]
     return results
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    code, out, err = run(os.path.relpath(workdir, ROOT))  # relative, as the README has it
-    assert code == 0, err
-    return workdir, out, err
 
 
 def check_provenance(workdir: Path, results: dict) -> None:
@@ -393,16 +387,20 @@ def test_ten_kills(finished, tmp_path):
     kill_and_finish(tmp_path, finished, kills=10, seed=1)
 
 
-def test_one_override_each(tmp_path, finished, monkeypatch):
-    """The controls of the method are reached by one override; data differ as they should."""
+@pytest.mark.parametrize("trains", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_one_override_each(tmp_path, finished, monkeypatch, trains):
+    """The controls of the method are reached by one override; data differ as they should. Without training
+    the model stays as it is."""
     source, _, _ = finished
 
-    def count(workdir):
-        summary = json.loads((workdir / "leafe" / "summary.json").read_text())
-        return tuple(summary["examples"].values())  # counterfactual pairs, rehearsed sequences
+    def untrained(start, *_):
+        return hf.load_params(start, hf.read_config(str(start)), "float32")
 
-    counts = {"both": count(source)}
+    if not trains:
+        monkeypatch.setattr(experiment, "fine_tune", untrained)
+    counts = {}
     for name, override in {
+        "both": "leafe.beta=1.0",
         "rehearsal-only": "leafe.counterfactual_weight=0.0",
         "counterfactual-only": "leafe.beta=0.0",
         "all-rehearsed": "leafe.rehearsal_share=1.0",
@@ -412,7 +410,8 @@ def test_one_override_each(tmp_path, finished, monkeypatch):
         subprocess.run(["cp", "-r", str(source / "trees"), str(workdir)], check=True)
         phases = "--config.phases=('explore','fit')"
         assert call(monkeypatch, workdir, phases, f"--config.{override}") == 0
-        counts[name] = count(workdir)
+        summary = json.loads((workdir / "leafe" / "summary.json").read_text())
+        counts[name] = tuple(summary["examples"].values())  # counterfactual pairs, rehearsed
     assert counts["both"][0] > 0 and counts["both"][1] > 0
     assert counts["rehearsal-only"] == (0, counts["both"][1])
     assert counts["counterfactual-only"] == (counts["both"][0], 0)
@@ -519,6 +518,7 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path, finished):
         subprocess.run(["umount", str(mount)], check=True)
 
 
+@pytest.mark.slow
 def test_preempted_runs_say_so(finished, tmp_path):
     (tmp_path / "run").mkdir()
     subprocess.run(["cp", "-r", str(finished[0] / "trees"), str(tmp_path / "run")], check=True)

@@ -44,15 +44,25 @@ def _forward(params, tokens, segment_ids):
     positions = jnp.arange(tokens.shape[1])[None]
     attend = segment_attend(segment_ids)
     hidden = decoder.hidden(CONFIG, params, tokens, positions, attend)
-    return jax.nn.log_softmax(decoder.head(CONFIG, params, hidden)[0], axis=-1)
+    scores = decoder.head(CONFIG, params, hidden)[0]
+    return scores, jax.nn.log_softmax(scores, axis=-1)
+
+
+def _padded(params, ids) -> tuple:
+    tokens = np.zeros((1, 128), np.int32)  # one length, so that it compiles once
+    tokens[0, : len(ids)] = ids
+    segment_ids = (np.arange(128) < len(ids)).astype(np.int32)[None]
+    return _forward(params, tokens, segment_ids)
 
 
 def forward(params, ids) -> np.ndarray:
     """Log-probabilities [T, V] by the training path."""
-    tokens = np.zeros((1, 128), np.int32)  # one length, so that it compiles once
-    tokens[0, : len(ids)] = ids
-    segment_ids = (np.arange(128) < len(ids)).astype(np.int32)[None]
-    return np.asarray(_forward(params, tokens, segment_ids))[: len(ids)]
+    return np.asarray(_padded(params, ids)[1])[: len(ids)]
+
+
+def last_logits(params, ids) -> np.ndarray:
+    """Logits [V] of what follows `ids`, by the training path."""
+    return np.array(_padded(params, ids)[0][len(ids) - 1])
 
 
 def reference(params, ids, count, temperature, seed) -> list[int]:

@@ -19,14 +19,14 @@ from leafe_jax.sampling.replicas import make_engines
 from leafe_jax.sampling.requests import EngineConfig
 from leafe_jax.types import Sampling
 
-assert len(jax.devices()) == 4
-t.CONFIG = dataclasses.replace(t.CONFIG, vocab_size=62, num_layers=1)  # two halves
+large = sys.argv[1] == "large"
+count = 8 if large else 4
+assert len(jax.devices()) == count
+t.CONFIG = dataclasses.replace(t.CONFIG, vocab_size=62, num_layers=1 + large)  # two halves
 params = t.make_params(t.CONFIG)
-# One size of a turn, so that each engine compiles three programs at most.
-sizes = EngineConfig(
-    num_slots=4, max_len=80, max_new_tokens=16, turn_chunk=8, prefill_chunk=8, page_size=4,
-    stop_ids=(t.STOP,),
-)
+# Small: one size of a turn, so that each engine compiles three programs at most.
+sizes = dict(max_len=80, max_new_tokens=16, turn_chunk=8, prefill_chunk=8, page_size=4)
+sizes = EngineConfig(num_slots=4, stop_ids=(t.STOP,), **(t.LONG if large else sizes))
 
 def outcome(engine):
     # Nine sessions, two requests each; all requests of a turn are submitted at once.
@@ -34,7 +34,7 @@ def outcome(engine):
     found = []
     for turn in range(2):
         tickets = {
-            engine.submit(t.Request(s, t.prompt(10 * turn + i, 3 + 5 * (i % 4)), 8 + i % 9, Sampling(float(i % 2)), i)): i
+            engine.submit(t.Request(s, t.prompt(10 * turn + i, 3 + 5 * (i % 4)), 20 + i if large else 8 + i % 9, Sampling(float(i % 2)), i)): i
             for i, s in enumerate(sessions)
         }
         while tickets:
@@ -52,7 +52,7 @@ def logprobs(session, result):
 
 place = lambda shardings: jax.device_put(params, shardings)
 one = outcome(make_engines(t.CONFIG, place, sizes, copies=1, tensor=1))
-for copies, tensor, attention in ((2, 2, "gather"), (1, 2, "paged"), (2, 1, "gather")):
+for copies, tensor, attention in ((count // 2, 2, "gather"), (1, 2, "paged"), (2, 1, "gather")):
     changed = dataclasses.replace(sizes, attention=attention)
     engine = make_engines(t.CONFIG, place, changed, copies=copies, tensor=tensor)
     assert outcome(engine) == one, (copies, tensor, attention)
@@ -66,7 +66,7 @@ for copies, tensor, attention in ((2, 2, "gather"), (1, 2, "paged"), (2, 1, "gat
             part = whole.addressable_shards[0].data
             assert part.size * 2 == whole.size
 for copies, tensor, message in (
-    (3, 2, "sampler.copies = 3, sampler.tensor = 2: this process has 4 devices"),
+    (5, 2, f"sampler.copies = 5, sampler.tensor = 2: this process has {count} devices"),
     (1, 4, "sampler.tensor = 4: does not divide the model's 2 key and value heads"),
 ):
     with pytest.raises(UserError, match=message):
@@ -139,13 +139,20 @@ def child(code: str, *arguments: str, **env: str) -> str:
     return done.stdout
 
 
-def test_copies_and_tensor_parallel_models_sample_the_same_tokens():
-    # Twenty programs: optimising them takes longer than running them.
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    assert child(SAMPLE, XLA_FLAGS=flags).endswith("same\n")
+SIZES = ["small", pytest.param("large", marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("size", ["small", pytest.param("large", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", SIZES)
+def test_copies_and_tensor_parallel_models_sample_the_same_tokens(size):
+    # Small: twenty programs, which take longer to optimise than to run.
+    flags = {
+        "small": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "large": "--xla_force_host_platform_device_count=8",
+    }
+    assert child(SAMPLE, size, XLA_FLAGS=flags[size]).endswith("same\n")
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_programs_compile_for_a_tpu_topology(size):
     pytest.importorskip("libtpu")
     # Another test may have the library open.

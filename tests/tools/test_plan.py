@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,8 +58,15 @@ def test_flops_are_the_compilers():
     assert hardware.matmul_flops(config, 128, 2 * 64 * 64) == pytest.approx(counted, rel=0.06)
 
 
-@pytest.mark.parametrize("rank", [0, 16])
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize(
+    ("rank", "remat"),
+    [
+        (0, "none"),
+        (16, "full"),
+        pytest.param(0, "full", marks=pytest.mark.slow),
+        pytest.param(16, "none", marks=pytest.mark.slow),
+    ],
+)
 def test_train_flops_are_the_compilers(rank, remat):
     """Counted by XLA for loss and gradients with unrolled layers; frozen matrices have no gradient."""
     config = dataclasses.replace(
@@ -105,12 +113,27 @@ def test_topologies_and_models():
     assert find_model(str(ROOT / "leafe_jax/assets/base")).num_layers == 4
 
 
-def run(*arguments, timeout=500):
-    return subprocess.run(
-        [sys.executable, "-m", "leafe_jax.tools.plan", *arguments],
-        capture_output=True, text=True, timeout=timeout, check=False, cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+# The program, several times in one process: an exit code after each.
+_PLANS = """
+import sys
+from leafe_jax.tools import plan
+for arguments in eval(sys.stdin.read()):
+    sys.argv = ["plan", *arguments]  # config_flags looks there for overrides
+    print("code", plan.main(sys.argv), flush=True)
+    print("next", file=sys.stderr, flush=True)
+"""
+
+
+def run(*calls, timeout=500):
+    """(exit code, stdout, stderr) of the program with each of these arguments."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PLANS], input=repr(calls), capture_output=True, text=True,
+        timeout=timeout, check=False, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    codes = [int(x) for x in re.findall(r"^code (\d)$", done.stdout, re.MULTILINE)]
+    outs = re.split(r"^code \d\n", done.stdout, flags=re.MULTILINE)[:-1]
+    return list(zip(codes, outs, done.stderr.split("next\n")[:-1], strict=True))
 
 
 QUICKSTART = ("--config=configs/quickstart.py", "--model=leafe_jax/assets/base", "--json")
@@ -119,9 +142,9 @@ QUICKSTART = ("--config=configs/quickstart.py", "--model=leafe_jax/assets/base",
 def test_plan_on_fake_devices():
     flags = ("--topology=cpu:2", "--config.leafe.train.mesh.data=1",
              "--config.leafe.train.mesh.fsdp=2")  # fmt: skip
-    done = run(*QUICKSTART, *flags)
-    assert done.returncode == 0, done.stderr[-2000:]
-    plans = json.loads(done.stdout)
+    (code, out, _), (told_code, told, _) = run((*QUICKSTART, *flags), (*QUICKSTART[:2], *flags))
+    assert code == told_code == 0
+    plans = json.loads(out)
     figures = plans["train"]
     config = find_model(str(ROOT / "leafe_jax/assets/base"))
     leaves = jax.tree_util.tree_flatten_with_path(decoder.abstract_params(config))[0]
@@ -137,9 +160,7 @@ def test_plan_on_fake_devices():
     decode = plans["decode"]
     assert decode["total"] > sum(decode[k] for k in ("parameters", "cache", "activations", "code"))
     # The same figures as text.
-    told = run(*QUICKSTART[:2], *flags)
-    assert told.returncode == 0, told.stderr[-2000:]
-    first, *lines = told.stdout.splitlines()
+    first, *lines = told.splitlines()
     assert first.startswith("cpu:2: 2 chips of ")
     at = lines.index("sampler's turn, one copy of the model")
     assert lines[0] == "train step"
@@ -181,34 +202,42 @@ def test_chips_have_the_memory_that_the_compiler_gives():
 
 
 def test_errors_are_one_line():
-    for arguments, message in (
-        (("--topology=v5e:4x4",), "--config and --topology are needed"),
-        ((*QUICKSTART, "--topology=v5e"), "--topology=v5e: must be"),
-        ((*QUICKSTART, "--topology=cpu:2", "--config.leafe.train.mesh.data=3"), "train.mesh: data = 3"),
-        ((*QUICKSTART, "--topology=cpu:2", "--config.sampler.max_len=4096"), "sampler.max_len = 4096: must be"),
-        ((*QUICKSTART, "--topology=v5e:3x5"), "--topology=v5e:3x5: "),
-    ):  # fmt: skip
-        done = run(*arguments)
-        assert done.returncode == 2 and done.stderr.count("error:") == 1
-        assert message in done.stderr and "Traceback" not in done.stderr
+    wrong = {
+        "--config and --topology are needed": ("--topology=v5e:4x4",),
+        "--topology=v5e: must be": (*QUICKSTART, "--topology=v5e"),
+        "train.mesh: data = 3": (*QUICKSTART, "--topology=cpu:2", "--config.leafe.train.mesh.data=3"),
+        "sampler.max_len = 4096: must be": (
+            *QUICKSTART, "--topology=cpu:2", "--config.sampler.max_len=4096",
+        ),
+        "--topology=v5e:3x5: ": (*QUICKSTART, "--topology=v5e:3x5"),
+    }  # fmt: skip
+    for message, (code, out, err) in zip(wrong, run(*wrong.values()), strict=True):
+        assert code == 2 and out == "" and err.count("error:") == 1
+        assert message in err and "Traceback" not in err
 
 
-def test_the_memory_of_a_deep_sampler_is_extrapolated(monkeypatch):
-    """Twelve layers: extrapolated from counts for four and eight layers, and counted directly."""
-    config = dataclasses.replace(trainer.CONFIG, num_layers=12, max_position_embeddings=256)
+@pytest.mark.parametrize(
+    ("depths", "layers"), [((2, 4), 6), pytest.param((4, 8), 12, marks=pytest.mark.slow)]
+)
+def test_the_memory_of_a_deep_sampler_is_extrapolated(monkeypatch, depths, layers):
+    """From counts for two numbers of layers, and counted directly."""
+    config = dataclasses.replace(trainer.CONFIG, num_layers=layers, max_position_embeddings=256)
     made = load_config("default")
     made.sampler.num_slots, made.sampler.max_len = 8, 128
     settings = RunConfig.read(made)
     chip = hardware.Chip("cpu", 2**30, 0.0, 0.0)
-    scaled = plan.plan_decoding(config, settings, "bfloat16", jax.devices()[:1], 1, chip)
-    monkeypatch.setattr(plan, "_DEPTHS", (12,))
-    whole = plan.plan_decoding(config, settings, "bfloat16", jax.devices()[:1], 1, chip)
-    assert (scaled["compiled_layers"], whole["compiled_layers"]) == (8, 12)
+
+    def planned(dtype, *depths):
+        monkeypatch.setattr(plan, "_DEPTHS", depths)
+        return plan.plan_decoding(config, settings, dtype, jax.devices()[:1], 1, chip)
+
+    scaled, whole = planned("bfloat16", *depths), planned("bfloat16", layers)
+    assert (scaled["compiled_layers"], whole["compiled_layers"]) == (depths[1], layers)
     assert scaled["total"] == pytest.approx(whole["total"], rel=0.05)
-    # Pages x 16 positions x (keys, values) x 12 layers x 2 heads x 8 numbers x 2 bytes.
-    assert scaled["cache"] == (8 * 9 + 1) * 16 * 2 * 12 * 2 * 8 * 2
+    # Pages x 16 positions x (keys, values) x layers x 2 heads x 8 numbers x 2 bytes.
+    assert scaled["cache"] == (8 * 9 + 1) * 16 * 2 * layers * 2 * 8 * 2
     # Weights and cache take twice as much in float32.
-    wide = plan.plan_decoding(config, settings, "float32", jax.devices()[:1], 1, chip)
+    wide = planned("float32", 1, 2)
     assert wide["cache"] == 2 * whole["cache"] and wide["parameters"] == 2 * whole["parameters"]
     assert scaled["sessions"] == 8 and scaled["copies"] == scaled["tensor"] == 1 and scaled["fits"]
 
@@ -243,9 +272,9 @@ def test_a_copy_of_the_model_is_on_one_host():
 
 @pytest.mark.slow
 def test_plan_on_a_small_tpu():
-    done = run(*QUICKSTART, "--topology=v5e:2x2")
-    assert done.returncode == 0, done.stderr[-2000:]
-    figures = json.loads(done.stdout)
+    ((code, out, err),) = run((*QUICKSTART, "--topology=v5e:2x2"))
+    assert code == 0, err[-2000:]
+    figures = json.loads(out)
     assert figures["train"]["fits"] and figures["decode"]["fits"]
     assert figures["train"]["roofline_seconds"] > 0
 
@@ -256,8 +285,11 @@ def test_plan_on_a_small_tpu():
     [("Qwen2.5-7B", "v5e:4x4", 16, 64), ("Qwen2.5-72B", "v5p:4x4x4", 64, 64)],
 )
 def test_the_papers_models_fit(model, topology, rows, sessions):
-    done = run("--config=configs/household_instruct.py", f"--model={model}", f"--topology={topology}",
-               "--config.leafe.train.seq_len=4096", f"--config.leafe.train.batch_size={rows}",
-               f"--config.sampler.num_slots={sessions}", "--json", timeout=3000)  # fmt: skip
-    figures = json.loads(done.stdout)
+    arguments = (
+        "--config=configs/household_instruct.py", f"--model={model}", f"--topology={topology}",
+        "--config.leafe.train.seq_len=4096", f"--config.leafe.train.batch_size={rows}",
+        f"--config.sampler.num_slots={sessions}", "--json",
+    )  # fmt: skip
+    ((_, out, _),) = run(arguments, timeout=3000)
+    figures = json.loads(out)
     assert figures["train"]["fits"] and figures["decode"]["fits"], figures

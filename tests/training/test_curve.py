@@ -48,7 +48,7 @@ def torch_losses(directory, made, settings) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+@pytest.mark.parametrize("model_type", ["qwen2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_loss_curve_is_torchs(tmp_path, model_type):
     pytest.importorskip("torch")
     config = dataclasses.replace(trainer.CONFIG, model_type=model_type)

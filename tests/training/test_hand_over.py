@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 
+import pytest
 from test_trainer import ROOT
 
 CODE = """
@@ -24,15 +25,19 @@ sizes = EngineConfig(
 expected = jax.tree.map(np.asarray, trainer.params())
 devices = jax.devices()
 assert len(devices) == 4 and len(jax.local_devices()) == 2
-for order, shape in (((0, 1, 2, 3), (1, 4, 1)), ((0, 1, 2, 3), (1, 2, 2)), ((0, 2, 1, 3), (2, 2, 1))):
-    # The last order goes back and forth between the processes, as a TPU slice's may.
+# The last order goes back and forth between the processes, as a TPU slice's may.
+meshes = (((0, 1, 2, 3), (1, 4, 1)), ((0, 1, 2, 3), (1, 2, 2)), ((0, 2, 1, 3), (2, 2, 1)))
+dtypes = ("float32", "bfloat16")
+if sys.argv[1] == "few":
+    meshes, dtypes = meshes[1:], dtypes[1:]
+for order, shape in meshes:
     mesh = make_mesh(dict(zip(sharding.AXES, shape)), [devices[i] for i in order])
     trained = jax.tree.map(
         lambda x, to: jax.make_array_from_callback(x.shape, to, lambda index: x[index]),
         expected, shardings_for(expected, mesh),
     )
     for tensor in (1, 2):
-        for dtype in ("float32", "bfloat16"):
+        for dtype in dtypes:
             load = hand_over(cast(trained, dtype), tensor)
             for group in range(2 // tensor):
                 own = jax.local_devices()[group * tensor : (group + 1) * tensor]
@@ -65,13 +70,14 @@ print("whole")
 """
 
 
-def test_two_processes_get_whole_copies():
+@pytest.mark.parametrize("which", ["few", pytest.param("all", marks=pytest.mark.slow)])
+def test_two_processes_get_whole_copies(which):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", CODE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-c", CODE, which], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             cwd=ROOT,
             env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
                  "PYTHONPATH": str(ROOT), "LEAFE_TEST_RANK": str(rank),

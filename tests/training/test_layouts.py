@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +58,7 @@ def test_layouts_on_eight_devices(tmp_path, one_device, every):
     parts = dict(accumulation=2, remat="full", scan_layers=True)
     layouts += [("parts", dict(mesh=mesh((1, 4, 2)), **parts))]
     if every:
+        layouts += [("parts of 2x2x2", dict(mesh=mesh((2, 2, 2)), **parts))]
         adapters = dict(lora=dict(rank=4, targets=["q_proj", "o_proj", "down_proj"]))
         alone = finish(child(tmp_path, "alone", **SETTINGS, **adapters))
         layouts += [("adapters", dict(mesh=mesh((2, 2, 2)), **adapters))]
@@ -82,6 +82,7 @@ def test_layouts_on_eight_devices(tmp_path, one_device, every):
             assert_same_training(lines, directory + ".npz", expected, path / "one.npz")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_layout_goes_on_under_another(tmp_path, one_device):
     path, expected = one_device
     first = child(tmp_path, "run", devices=4, mesh=mesh((1, 2, 2)), slow=0.1, **SETTINGS)
@@ -117,6 +118,7 @@ def two_processes(tmp_path, name, **settings):
     return start_two(trainer_command(tmp_path, name, **settings))
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path, one_device):
     path, expected = one_device
     first, second = two_processes(tmp_path, "two", mesh=mesh((1, 2, 2)), **SETTINGS)
@@ -125,6 +127,7 @@ def test_two_processes(tmp_path, one_device):
     assert_same_training(lines, tmp_path / "two.npz", expected, path / "one.npz")
 
 
+@pytest.mark.slow
 def test_two_processes_with_batches_of_examples(tmp_path):
     """The mesh asks for a multiple of four rows, one device for none; the batches are the same."""
     settings = {**SETTINGS, "batch_examples": 9, "batch_size": 12}
@@ -136,21 +139,22 @@ def test_two_processes_with_batches_of_examples(tmp_path):
     assert_same_training(lines, tmp_path / "two.npz", expected, tmp_path / "one.npz")
 
 
-def test_one_of_two_processes_is_told_to_stop(tmp_path, one_device):
+@pytest.mark.parametrize("layout", [(1, 2, 2), pytest.param((2, 2, 1), marks=pytest.mark.slow)])
+def test_one_of_two_processes_is_told_to_stop(tmp_path, one_device, layout):
     """Both save at the same step; one alone goes on from there, with their parameters."""
     path, expected = one_device
-    both = two_processes(tmp_path, "two", mesh=mesh((2, 2, 1)), slow=0.2, **SETTINGS)
-    for line in both[0].stdout:
+    first, second = two_processes(tmp_path, "two", mesh=mesh(layout), slow=0.2, **SETTINGS)
+    lines = []
+    for line in first.stdout:  # not communicate(): it loses what the iterator has read ahead
+        lines.append(line)
         if line.startswith("1 "):
-            break
-    both[1].send_signal(signal.SIGTERM)
-    for process in both:
-        process.communicate(timeout=300)
-        assert process.returncode == 75
-    lines = finish(child(tmp_path, "two", **SETTINGS))
-    assert 1 < int(lines[0].split()[0]) < len(expected)
-    rest = expected[-len(lines) :]
-    assert_same_training(lines * 9, tmp_path / "two.npz", rest * 9, path / "one.npz")
+            second.send_signal(signal.SIGTERM)
+    assert second.communicate(timeout=300)[0] == "", "only the first process logs"
+    assert first.wait(timeout=300) == second.returncode == 75
+    rest = finish(child(tmp_path, "two", scan_layers=True, **SETTINGS))
+    steps = [int(line.split()[0]) for line in (*lines, *rest)]
+    assert steps == list(range(1, len(expected) + 1)) and len(lines) >= 1 and len(rest) >= 1
+    assert_same_training([*lines, *rest], tmp_path / "two.npz", expected, path / "one.npz")
 
 
 _THREE_FITS = """
@@ -273,21 +277,39 @@ def test_one_of_two_processes_dies(tmp_path):
     assert int(lines[0].split()[0]) >= 4, "the last good checkpoint is used"
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        (dict(mesh=mesh((3, 1, 1))), "train.mesh: data = 3"),
-        (dict(mesh=mesh((1, 1, 4))), "train.mesh.tensor = 4: must divide the model's num_kv_heads = 2"),
-        (dict(mesh=mesh((4, 1, 1)), batch_size=6), "train.batch_size = 6: must be a multiple of 4"),
-        (dict(mesh=mesh((1, 4, 1)), model=dict(hidden_size=34)), "train.mesh: fsdp = 4 does not divide"),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_wrong_meshes(tmp_path, changes, message):
-    process = child(tmp_path, "bad", devices=4, **changes)
-    out = process.communicate(timeout=300)[0]
-    assert process.returncode == 2 and f"error: {message}" in out, out
-    assert len(out.splitlines()) == 1 and not Path(tmp_path / "bad").exists()
+_WRONG = """
+import dataclasses, json, sys
+sys.path.insert(0, {tests!r})
+import trainer
+from leafe_jax.errors import UserError
+for changes in json.loads({cases!r}):
+    config = dataclasses.replace(trainer.CONFIG, **changes.pop("model", {{}}))
+    try:
+        trainer.run_fit({directory!r}, config=config, **changes)
+    except UserError as error:
+        print(error)
+"""
+WRONG = {
+    "train.mesh: data = 3": dict(mesh=mesh((3, 1, 1))),
+    "train.mesh.tensor = 4: must divide the model's num_kv_heads = 2": dict(mesh=mesh((1, 1, 4))),
+    "train.batch_size = 6: must be a multiple of 4": dict(mesh=mesh((4, 1, 1)), batch_size=6),
+    "train.mesh: fsdp = 4 does not divide": dict(mesh=mesh((1, 4, 1)), model=dict(hidden_size=34)),
+}
+
+
+def test_wrong_meshes(tmp_path):
+    code = _WRONG.format(
+        tests=str(ROOT / "tests"),
+        cases=json.dumps([*WRONG.values()]),
+        directory=str(tmp_path / "bad"),
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True,
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    for line, message in zip(done.stdout.splitlines(), WRONG, strict=True):
+        assert line.startswith(message)
+    assert not (tmp_path / "bad").exists()
 
 
 _SLICES = """

@@ -57,7 +57,7 @@ def test_the_base_is_untouched(tmp_path):
         return handed[-1]
 
     adapters = fit(
-        Start(CONFIG, load), Data(trainer.examples(), trainer.sources()),
+        Start(CONFIG, load), Data(trainer.examples(), trainer.sources((1.0, 0.5))),
         trainer.train_config(lora=SETTINGS), sft(), directory=tmp_path, seed=0,
         log=lambda *_: None, progress=lambda *_: None,
     )  # fmt: skip

@@ -118,9 +118,8 @@ def test_loss_in_pieces_of_the_vocabulary(tied, chunk):
         nll = token_nll(config, params, hidden, targets, chunk, mesh)
         return jnp.sum(weight * nll), nll
 
-    plain, pieces = (
-        jax.grad(loss, argnums=(0, 1), has_aux=True)(params, hidden, size) for size in (40, chunk)
-    )
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True), static_argnums=2)
+    plain, pieces = (gradients(params, hidden, size) for size in (40, chunk))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(pieces), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     table = jax.nn.log_softmax(decoder.head(config, params, hidden), axis=-1)
@@ -132,7 +131,7 @@ def test_loss_in_pieces_of_the_vocabulary(tied, chunk):
         table = jax.nn.log_softmax(hidden @ kernel, axis=-1)
         return -jnp.sum(weight[..., None] * jax.nn.one_hot(targets, 40) * table)
 
-    expected = jax.grad(defined, argnums=(0, 1))(params, hidden)
+    expected = jax.jit(jax.grad(defined, argnums=(0, 1)))(params, hidden)
     for a, b in zip(jax.tree.leaves(plain[0]), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
@@ -169,6 +168,7 @@ def test_tokens_without_mass_have_no_gradient():
     params = trainer.params()
     batch = next(iter(trainer.batches(trainer.examples())))
 
+    @jax.jit
     def grad(batch):
         return jax.grad(batch_loss)(params, batch)
 
@@ -192,12 +192,12 @@ def test_twenty_steps_learn_four_examples():
 @pytest.mark.parametrize(
     "changes",
     [
-        dict(remat="full"),
-        dict(remat="dots"),
-        dict(scan_layers=True),
+        pytest.param(dict(remat="full"), marks=pytest.mark.slow),
+        pytest.param(dict(remat="dots"), marks=pytest.mark.slow),
+        pytest.param(dict(scan_layers=True), marks=pytest.mark.slow),
         dict(scan_layers=True, remat="full"),
-        dict(loss_chunk=16),
-        dict(accumulation=2),
+        pytest.param(dict(loss_chunk=16), marks=pytest.mark.slow),
+        pytest.param(dict(accumulation=2), marks=pytest.mark.slow),
         dict(accumulation=4, scan_layers=True, remat="dots", loss_chunk=16),
     ],
     ids=str,

@@ -76,9 +76,9 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole_file(tmp_path_factory):
-    """The same for 100 examples and 4 epochs, by a process: the file of its parameters."""
+    """The same for 12 epochs, by a process: the file of its parameters."""
     directory = tmp_path_factory.mktemp("whole")
-    finish(child(directory, "whole", count=100, num_epochs=4))
+    finish(child(directory, "whole", num_epochs=12))
     return directory / "whole.npz"
 
 
@@ -182,6 +182,13 @@ def test_out_of_memory_at_the_start(tmp_path, monkeypatch, where):
     assert "sampl" not in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.fixture(scope="module")
+def slowly(tmp_path_factory):
+    """(directory, parameters) of `run_fit` at a pace at which every checkpoint is written."""
+    directory = tmp_path_factory.mktemp("slowly")
+    return directory, run_fit(directory, progress=lambda *_: time.sleep(0.1))
+
+
 def broken(directory, step, how):
     """Damages a checkpoint as a disk or a hurried hand would."""
     if how == "truncated":
@@ -194,11 +201,9 @@ def broken(directory, step, how):
 
 
 @pytest.mark.parametrize("how", ["truncated", "state", "data", "identity"])
-def test_a_damaged_checkpoint_is_put_aside(tmp_path, caplog, how):
-    def slow(*_):
-        time.sleep(0.1)  # so that the older one is written
-
-    whole = run_fit(tmp_path, progress=slow)
+def test_a_damaged_checkpoint_is_put_aside(tmp_path, caplog, slowly, how):
+    source, whole = slowly
+    shutil.copytree(source, tmp_path, dirs_exist_ok=True)
     older, newest = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
     broken(tmp_path, newest, how)
     files = sorted(
@@ -206,7 +211,7 @@ def test_a_damaged_checkpoint_is_put_aside(tmp_path, caplog, how):
     )
     steps = []
     with caplog.at_level("WARNING", logger="leafe_jax"):
-        resumed = run_fit(tmp_path, log=lambda step, _: steps.append(step), progress=slow)
+        resumed = run_fit(tmp_path, log=lambda step, _: steps.append(step))
     assert steps[0] == older + 1 and equal(whole, resumed)
     (line,) = [r.getMessage() for r in caplog.records if r.name == "leafe_jax"]
     assert f"the checkpoint of step {newest} cannot be read" in line and str(tmp_path) in line
@@ -218,8 +223,8 @@ def test_a_damaged_checkpoint_is_put_aside(tmp_path, caplog, how):
     assert -1 not in steps and equal(whole, again)
 
 
-def test_no_checkpoint_can_be_read(tmp_path):
-    run_fit(tmp_path, progress=lambda *_: time.sleep(0.1))
+def test_no_checkpoint_can_be_read(tmp_path, slowly):
+    shutil.copytree(slowly[0], tmp_path, dirs_exist_ok=True)
     older, newest = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
     for step, how in ((older, "identity"), (newest, "truncated")):
         broken(tmp_path, step, how)
@@ -230,18 +235,13 @@ def test_no_checkpoint_can_be_read(tmp_path):
     assert {str(older), str(newest)} <= {p.name for p in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        (dict(num_layers=1), "model.num_layers = 2, here 1"),
-        (dict(hidden_size=16), "model.hidden_size = 32, here 16"),
-    ],
-)
-def test_checkpoint_of_another_model(tmp_path, changes, message):
-    with pytest.raises(Killed):
-        run_fit(tmp_path, progress=stop_at(3))
-    with pytest.raises(UserError, match=f"checkpoint of step 2 is of another run: {message}"):
-        run_fit(tmp_path, config=dataclasses.replace(trainer.CONFIG, **changes))
+def test_checkpoint_of_another_model(tmp_path, slowly):
+    shutil.copytree(slowly[0], tmp_path, dirs_exist_ok=True)
+    newest = max(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
+    for field, had, here in (("num_layers", 2, 1), ("hidden_size", 32, 16)):
+        message = f"step {newest} is of another run: model.{field} = {had}, here {here}"
+        with pytest.raises(UserError, match=message):
+            run_fit(tmp_path, config=dataclasses.replace(trainer.CONFIG, **{field: here}))
     with pytest.raises(UserError, match="is of another run: data = '[0-9a-f]+', here"):
         run_fit(tmp_path, made=trainer.examples(seed=1))
     with pytest.raises(UserError, match="train.batch_size = 4, here 2"):
@@ -313,7 +313,7 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch, whole):
 def test_killed_process_resumes_to_the_same_bits(tmp_path, sent, whole_file):
     # Slow enough to be hit in the middle. Saves are written beside the steps: on a busy machine the
     # first may take many of them.
-    process = child(tmp_path, "cut", slow=0.05, count=100, num_epochs=4)
+    process = child(tmp_path, "cut", slow=0.05, num_epochs=12)
     for line in process.stdout:
         saved = any(path.name.isdigit() for path in (tmp_path / "cut").iterdir())
         if int(line.split()[0]) >= 7 and saved:
@@ -322,7 +322,7 @@ def test_killed_process_resumes_to_the_same_bits(tmp_path, sent, whole_file):
     process.communicate(timeout=300)
     assert process.returncode == (-9 if sent == signal.SIGKILL else 75)
     assert not (tmp_path / "cut.npz").exists()
-    lines = finish(child(tmp_path, "cut", count=100, num_epochs=4))
+    lines = finish(child(tmp_path, "cut", num_epochs=12))
     assert int(lines[0].split()[0]) > 2, "it did not start over"
     assert same_file(tmp_path / "cut.npz", whole_file)
 
