@@ -99,6 +99,7 @@ class Environment(abc.ABC):
       states_goal: the first observation says "Your task is to: ...".
       player: its scripted player, "module:Class" (envs/player.py); "" if it has none.
       has_workers: steps are played in worker processes, so they take time.
+      replays: going back to a state takes a reset and its actions again. Such steps are booked.
 
     Args:
       horizon: most environment steps per episode, at least 1; None takes the class's.
@@ -120,6 +121,7 @@ class Environment(abc.ABC):
     states_goal: bool = False
     player: str = ""
     has_workers: bool = False
+    replays: bool = False
 
     def __init__(self, horizon: int | None = None, options: Options | None = None):
         if not self.name:

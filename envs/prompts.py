@@ -140,19 +140,19 @@ class Prompts:
         self._try_templates()
 
     # -- rendering -----------------------------------------------------------------------------
-    def observation(self, step: int, observation: str, experience: str | None = None) -> str:
+    def observation(self, step: int, observation: str, told: Sequence[tuple[int, str]] = ()) -> str:
         """The user turn of a dialogue before action `step`.
 
         Args:
           step: 1-based number of the action asked for.
           observation: what action `step` - 1 brought, or the episode's first observation.
-          experience: the advice e that opened this branch, or None.
+          told: (step, e) pairs: the experiences shown in this message, in order.
         """
         return self._render(
             "first" if step == 1 else "turn",
             step=step,
             observation=observation,
-            experience=self._experience(step, experience),
+            experience=self._experience(told),
             instruction=self._instruction,
         )
 
@@ -162,7 +162,7 @@ class Prompts:
         history: Sequence[tuple[str, str]],
         step: int,
         observation: str,
-        experience: str | None = None,
+        told: Sequence[tuple[int, str]] = (),
         goal: str = "",
         actions: Sequence[str] | str | None = (),
     ) -> str:
@@ -173,7 +173,7 @@ class Prompts:
           history: (observation, action) pairs shown, oldest first; they end at step - 1.
           step: number of the action asked for.
           observation: current observation.
-          experience: e, or None.
+          told: (step, e) pairs: the experiences in view and the step that each was given for, in order.
           goal: the task in words; "" if every observation shows it.
           actions: admissible now, or a text about them; () leaves that out, None the request for an
             action too: a reflection is asked next.
@@ -190,7 +190,7 @@ class Prompts:
             ],
             "step": step,
             "observation": observation,
-            "experience": self._experience(step, experience),
+            "experience": self._experience(told),
             "goal": goal,
             "actions": () if actions is None else actions,
             "reflecting": actions is None,
@@ -221,8 +221,9 @@ class Prompts:
             reasoning=self.config.reasoning_tokens > 0,
         )
 
-    def _experience(self, step: int, advice: str | None) -> str | None:
-        return None if advice is None else self._render("experience", step=step, advice=advice)
+    def _experience(self, told: Sequence[tuple[int, str]]) -> str | None:
+        lines = [self._render("experience", step=step, advice=advice) for step, advice in told]
+        return "\n".join(lines) if lines else None
 
     def _render(self, name: str, **values: Any) -> str:
         return self._templates[name].render(**self._always, **values)
@@ -230,12 +231,12 @@ class Prompts:
     def _try_templates(self) -> None:
         """Renders every template with sample values, so that a mistake ends a run at its start."""
         pair, long = ("seen", "done"), ["one", "two"]
-        for advice in (None, "advice"):
+        for told in ((), ((1, "advice"), (2, "more"))):
             for step in (1, 2, 9):
-                self.observation(step, "seen", advice)
+                self.observation(step, "seen", told)
                 for history in ([], [pair] * (step - 1)):
                     for goal, listed in (("", ()), ("goal", long), ("goal", "text"), ("", None)):
-                        self.window("first", history, step, "seen", advice, goal, listed)
+                        self.window("first", history, step, "seen", told, goal, listed)
         for episode in ("", "episode"):
             self.reflection(2, "seen", episode)
 

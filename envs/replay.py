@@ -82,6 +82,7 @@ class ReplayEnvironment(Environment):
     factory: str = ""
     Options = ReplayOptions
     has_workers = True
+    replays = True
 
     def __init__(self, horizon: int | None = None, options: ReplayOptions | None = None):
         super().__init__(horizon, options)

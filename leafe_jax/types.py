@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from leafe_jax.errors import UserError
 
-TREE_SCHEMA = 1
+# 2 (since 2026-12): `experiences` of a turn, `replayed_steps` of a budget.
+TREE_SCHEMA = 2
 
 # Arrays of a packed batch, beside the columns that an objective asks for.
 PACKED = ("tokens", "targets", "positions", "segment_ids", "source", "mass")
@@ -99,9 +101,10 @@ class Turn:
     Attributes:
       step: 1-based step number t.
       observation: o_t as the environment said it.
-      experience: the e that this turn's prompt showed, or None.
+      experiences: every e that this turn's prompt showed, in order. In dialogue mode that is the message
+        of this turn: earlier messages still show theirs. In window mode it is every e in view.
       prompt_ids: ids appended before sampling (window mode: the whole context).
-      plain_prompt_ids: the same turn rendered without e; None when no e was shown.
+      plain_prompt_ids: the same turn rendered without any e; None when none was shown.
       action_ids: sampled ids, the stop token included.
       logprobs: their log-probabilities under the model at sampling time (temperature 1, all tokens).
       text: decoded reply.
@@ -114,7 +117,7 @@ class Turn:
 
     step: int
     observation: str
-    experience: str | None
+    experiences: list[str]
     prompt_ids: list[int]
     plain_prompt_ids: list[int] | None
     action_ids: list[int]
@@ -163,7 +166,7 @@ class Node:
       parent, branch_step: the trajectory it left and the step tau at which; None for a root.
       depth: branches on the way from the root.
       kind: "root", "branch" or "retry" (iterative refinement starts over).
-      experience: the e that opened it.
+      experience: the e that opened it; None for a root, and for a retry without a new e.
       turns: its own turns.
       final_observation: what the last action brought.
       return_: sum of rewards along the whole path, prefix included.
@@ -200,7 +203,9 @@ class Budget:
       cached_tokens: prompt tokens found in the cache.
       episodes: trajectories begun, branches included.
       reflections: reflection calls.
-      max_env_steps: most environment steps; 0: no limit.
+      replayed_steps: environment steps played again to bring an environment without snapshots back to
+        h_tau: tau - 1 a branch, whatever live simulators save.
+      max_env_steps: most environment steps, replayed ones included; 0: no limit.
       max_generated_tokens: most sampled tokens; 0: no limit.
     """
 
@@ -210,6 +215,7 @@ class Budget:
     cached_tokens: int = 0
     episodes: int = 0
     reflections: int = 0
+    replayed_steps: int = 0
     # Without annotations, so that they are no fields.
     max_env_steps = 0
     max_generated_tokens = 0
@@ -233,9 +239,12 @@ class Budget:
     @property
     def spent(self) -> bool:
         """Whether a limit is reached; a step or reply that has begun may go beyond it."""
-        return (0 < self.max_env_steps <= self.env_steps) or (
-            0 < self.max_generated_tokens <= self.generated_tokens
-        )
+        return not self.has_room(1) or (0 < self.max_generated_tokens <= self.generated_tokens)
+
+    def has_room(self, env_steps: int) -> bool:
+        """Whether so many more environment steps stay within the limit on them."""
+        taken = self.env_steps + self.replayed_steps
+        return not self.max_env_steps or taken + env_steps <= self.max_env_steps
 
     def add(self, other: Budget) -> None:
         """Adds what the other has spent."""
@@ -299,6 +308,18 @@ def _number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
+def _text(value: Any) -> bool:
+    return type(value) is str
+
+
+# What the elements of a list have to be.
+_ELEMENTS = {"list[int]": _is_id, "list[float]": _number, "list[str]": _text}
+
+
+def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: type(value) is list and all(map(fits, value))
+
+
 _ABSENT_IF_NONE = ("sampled_logprobs",)
 
 # What a field's annotation asks of its JSON value, and how a message says it.
@@ -306,9 +327,10 @@ _JSON = {
     "int": (lambda v: type(v) is int, "a whole number"),
     "float": (_number, "a finite number"),
     "bool": (lambda v: type(v) is bool, "true or false"),
-    "str": (lambda v: type(v) is str, "text"),
-    "list[int]": (lambda v: type(v) is list and all(map(_is_id, v)), "a list of token ids"),
-    "list[float]": (lambda v: type(v) is list and all(map(_number, v)), "a list of finite numbers"),
+    "str": (_text, "text"),
+    "list[int]": (_list_of(_is_id), "a list of token ids"),
+    "list[float]": (_list_of(_number), "a list of finite numbers"),
+    "list[str]": (_list_of(_text), "a list of texts"),
     "Budget": (lambda v: type(v) is dict, "an object"),
 }
 
@@ -332,9 +354,8 @@ def _record(kind: type, data: Any, where: str) -> Any:
         fits, allowed = _JSON.get(base, (lambda v: type(v) is list, "a list"))
         if not fits(value):
             bad = value
-            if base in ("list[int]", "list[float]") and isinstance(value, list):
-                one = _is_id if base == "list[int]" else _number
-                bad = next(v for v in value if not one(v))
+            if base in _ELEMENTS and isinstance(value, list):
+                bad = next(v for v in value if not _ELEMENTS[base](v))
             raise ValueError(f"{where}: {name.rstrip('_')} = {str(bad)[:60]!r}: must be {allowed}")
     return kind(**data)
 

@@ -99,7 +99,7 @@ def test_turns_are_token_exact(policy):
     (tree,) = leafe_jax.play(policy, policy.tasks("test", 1))
     messages, ids = [], []
     for turn in tree.nodes[0].turns:
-        text = policy.prompts.observation(turn.step, turn.observation, None)
+        text = policy.prompts.observation(turn.step, turn.observation)
         messages.append({"role": "user", "content": text})
         ids += turn.prompt_ids
         whole = tokenizer.apply_chat_template(

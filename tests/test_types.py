@@ -16,7 +16,7 @@ def tree() -> dict:
     """A root of three steps and a branch from its second, as JSON."""
 
     def turn(step):
-        return Turn(step, "o", None, [1, 2], None, [3, 4], [-0.5, -1.0], "t", "a", True, 0.5)
+        return Turn(step, "o", [], [1, 2], None, [3, 4], [-0.5, -1.0], "t", "a", True, 0.5)
 
     reflection = ReflectionRecord(4, [1], [2], [-0.1], "r", "branched", 2, "e", 1)
     root = Node(
@@ -36,6 +36,11 @@ DAMAGE = [
     (("nodes", 0, "turns", 0, "logprobs", 1), NAN, "logprobs = 'nan': must be a list of finite"),
     (("nodes", 0, "turns", 0, "logprobs"), [-1.0], "turn 0: 1 logprobs for 2 ids"),
     (("nodes", 0, "turns", 0, "reward"), INFINITY, "turn 0: reward = 'inf': must be a finite"),
+    (
+        ("nodes", 0, "turns", 0, "experiences"),
+        ["e", 1],
+        "experiences = '1': must be a list of texts",
+    ),
     (("nodes", 0, "turns", 0, "reward"), None, "reward = 'None'"),
     (("nodes", 0, "turns", 0, "step"), 2, "node 0, turn 0: step = 2: must be 1"),
     (("nodes", 1, "turns", 0, "step"), 3, "node 1, turn 0: step = 3: must be 2"),
@@ -104,7 +109,7 @@ def test_examples_with_ids_outside_the_vocabulary_or_masses_that_are_no_numbers(
 
 
 def test_a_tree_of_thousands_of_branches_in_a_row_is_read_and_distilled():
-    turn = Turn(1, "o", None, [1], None, [2], [-0.1], "t", "a", True, 0.5)
+    turn = Turn(1, "o", [], [1], None, [2], [-0.1], "t", "a", True, 0.5)
     nodes = [Node(0, None, None, 0, "root", None, [turn], return_=0.5)]
     nodes += [Node(i, i - 1, 1, i, "branch", "e", [turn], return_=0.5) for i in range(1, 1100)]
     nodes[-1].success = True
@@ -143,13 +148,18 @@ def test_budget():
     assert not budget.spent
     budget.add(Budget(env_steps=1))
     assert budget.spent and budget.env_steps == 3
+    replayed = Budget.within(max_env_steps=3)
+    replayed.env_steps, replayed.replayed_steps = 1, 1
+    assert replayed.has_room(1) and not replayed.has_room(2) and not replayed.spent
+    replayed.replayed_steps = 2
+    assert replayed.spent and Budget().has_room(10**9)
     tokens = Budget.within(max_generated_tokens=5)
     tokens.generated_tokens = 5
     assert tokens.spent and not Budget(10**9, 10**9).spent
     # Limits are not what was spent: JSON has the fields of before, and sums leave the limits alone.
     assert set(dataclasses.asdict(budget)) == {
         "env_steps", "generated_tokens", "prefilled_tokens", "cached_tokens", "episodes",
-        "reflections",
+        "reflections", "replayed_steps",
     }  # fmt: skip
     assert budget == Budget(3, 10**9) and budget.max_env_steps == 3
     with pytest.raises(ValueError, match="max_env_steps = -1"):

@@ -27,7 +27,8 @@ class RolloutConfig:
     Attributes:
       mode: "dialogue" (one growing conversation) or "window" (rebuilt every step).
       window: observation-action pairs shown in window mode.
-      experience_span: "branch" (e stays in the context) or "step" (only at step tau).
+      experience_span: "branch" (e stays in the context) or "step" (only at step tau). Both modes show
+        the same e at the same steps.
       sampling: how tokens of actions and reflections are drawn.
       max_action_tokens: limit on an action's sampled tokens; PromptsConfig has that of a reflection.
       seed: the run's seed.
@@ -55,6 +56,7 @@ class Episode:
       states: state before each step; states[t - 1] precedes a_t. Includes the shared prefix.
       turns: all turns of the path, including the shared prefix.
       lengths: session length in tokens before each turn's prompt.
+      told: (step, e) pairs: the experiences on this path and the step that each was given for, in order.
       session: the conversation; None until the first request.
       budget: where the episode books what it spends; in a search, the tree's.
       owner: the tree or task it belongs to; the loop does not use it.
@@ -69,6 +71,7 @@ class Episode:
     states: list[Any] = dataclasses.field(default_factory=list)
     turns: list[Turn] = dataclasses.field(default_factory=list)
     lengths: list[int] = dataclasses.field(default_factory=list)
+    told: list[tuple[int, str]] = dataclasses.field(default_factory=list)
     session: Any = None
     budget: Budget = dataclasses.field(default_factory=Budget)
     owner: Any = None
@@ -160,30 +163,24 @@ class Rollout:
         return going
 
     # -- one request -----------------------------------------------------------------------------
-    def _shown(self, episode: Episode) -> str | None:
-        """The experience in this step's prompt, or None."""
-        node = episode.node
-        first = node.branch_step or 1
-        if node.experience is None:
-            return None
-        if episode.step == first:
-            return node.experience
-        # A window is rebuilt every step, so it has to show the experience again.
+    def _shown(self, episode: Episode) -> list[tuple[int, str]]:
+        """The experiences that the next message has to show, as in `Episode.told`."""
+        # A window is rebuilt every step, so it shows again what a conversation would still hold.
         if self.config.mode == "window" and self.config.experience_span == "branch":
-            return node.experience
-        return None
+            return episode.told
+        return [(step, e) for step, e in episode.told if step == episode.step]
 
-    def _text(self, episode: Episode, experience: str | None) -> str:
+    def _text(self, episode: Episode, told: Sequence[tuple[int, str]]) -> str:
         if self.config.mode == "dialogue":
-            return self.prompts.observation(episode.step, episode.observation, experience)
+            return self.prompts.observation(episode.step, episode.observation, told)
         shown = episode.turns[max(0, len(episode.turns) - self.config.window) :]
-        return self._window(episode, shown, experience, self.env.shown_actions(episode.state))
+        return self._window(episode, shown, told, self.env.shown_actions(episode.state))
 
     def _window(
         self,
         episode: Episode,
         shown: Sequence[Turn],
-        experience: str | None,
+        told: Sequence[tuple[int, str]],
         actions: Sequence[str] | str | None,
     ) -> str:
         first = episode.turns[0].observation if episode.turns else episode.observation
@@ -192,7 +189,7 @@ class Rollout:
             [(t.observation, t.action) for t in shown],
             episode.step,
             episode.observation,
-            experience,
+            told,
             self.env.goal(first),
             actions,
         )
@@ -206,12 +203,12 @@ class Rollout:
         if config.mode == "window":
             self.policy.rewind(episode.session, 0)
         episode.lengths.append(self.policy.length(episode.session))
-        experience = self._shown(episode)
+        told = self._shown(episode)
         seed = seed_for(config.seed, config.purpose, episode.name, episode.step)
         return Request(
             episode.session,
-            self._text(episode, experience),
-            self._text(episode, None) if experience is not None else None,
+            self._text(episode, told),
+            self._text(episode, ()) if told else None,
             config.max_action_tokens,
             config.sampling,
             seed,
@@ -219,11 +216,11 @@ class Rollout:
 
     def _reflection_request(self, episode: Episode) -> Request:
         config = self.config
-        # A window holds the last steps only. A reflection needs all of them.
+        # A window holds the last steps only. A reflection needs all of them, and the e being followed.
         history = ""
         if config.mode == "window":
             self.policy.rewind(episode.session, 0)
-            history = self._window(episode, episode.turns, None, None)
+            history = self._window(episode, episode.turns, self._shown(episode), None)
         text = self.prompts.reflection(episode.step, episode.observation, history)
         seed = seed_for(config.seed, config.purpose, episode.name, episode.step, "reflect")
         length = self.policy.length(episode.session)
@@ -295,7 +292,7 @@ class Rollout:
         turn = Turn(
             step=episode.step,
             observation=episode.observation,
-            experience=node.experience if plain is not None else None,
+            experiences=[e for _, e in self._shown(episode)],
             prompt_ids=list(completion.prompt_ids),
             plain_prompt_ids=None if plain is None else list(plain),
             action_ids=list(completion.ids),
@@ -327,7 +324,9 @@ def _list(values: Sequence[float] | None) -> list[float] | None:
     return None if values is None else list(values)
 
 
-def branch(policy: Policy, parent: Episode, tau: int, node: Node, name: str) -> Episode:
+def branch(
+    policy: Policy, parent: Episode, tau: int, node: Node, name: str, experience: str | None
+) -> Episode:
     """A new episode at h_tau, with environment state and conversation from before a_tau.
 
     Args:
@@ -336,8 +335,10 @@ def branch(policy: Policy, parent: Episode, tau: int, node: Node, name: str) -> 
       tau: 1-based step, at most the number of steps taken.
       node: record of the new trajectory.
       name: stable name for the sampling keys.
+      experience: e, shown from step tau on; None shows none. What was told at tau or later is gone.
     """
     node.return_ = sum(t.reward for t in parent.turns[: tau - 1])
+    told = [(step, e) for step, e in parent.told if step < tau]
     return Episode(
         node=node,
         name=name,
@@ -346,6 +347,7 @@ def branch(policy: Policy, parent: Episode, tau: int, node: Node, name: str) -> 
         states=parent.states[: tau - 1],
         turns=parent.turns[: tau - 1],
         lengths=parent.lengths[: tau - 1],
+        told=told if experience is None else [*told, (tau, experience)],
         session=policy.fork(parent.session, parent.lengths[tau - 1]),
         budget=parent.budget,
         owner=parent.owner,

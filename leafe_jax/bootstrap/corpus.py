@@ -166,7 +166,8 @@ def _render(
             last = reflect_at = rng.choice([longest, longest, last, rng.randrange(1, last + 1)])
     turns: list[Turn] = []
     for step in range(1, last + 1):
-        text = prompts.observation(step, observations[step - 1], told.get(step))
+        shown = [(step, told[step])] if step in told else []
+        text = prompts.observation(step, observations[step - 1], shown)
         turns.append({"role": "user", "text": text, "trained": False})
         reply = prompts.format_action(actions[step - 1])
         turns.append({"role": "assistant", "text": reply, "trained": step not in slips})

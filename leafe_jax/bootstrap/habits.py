@@ -42,7 +42,8 @@ Table = dict[str, dict[str, float | None]]
 
 
 def _told(turns: Sequence[Turn]) -> dict[int, str]:
-    return {t.step: t.experience for t in turns if t.experience is not None}
+    # In window mode a prompt repeats the earlier experiences; its last one is the newest.
+    return {t.step: t.experiences[-1] for t in turns if t.experiences}
 
 
 def _diagnosis(player: Player, task_id: str, turns: Sequence[Turn]) -> tuple[int, str] | None:
@@ -64,7 +65,7 @@ def _follows(player: Player, tree: Tree, node: Node) -> bool:
 def _search(reflect_every: int, num_roots: int, max_depth: int) -> SearchConfig:
     return SearchConfig(
         num_roots=num_roots, max_attempts=num_roots * (max_depth + 1), max_depth=max_depth,
-        reflect_every=reflect_every,
+        reflect_every=reflect_every, max_env_steps=0,
     )  # fmt: skip
 
 

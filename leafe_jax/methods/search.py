@@ -4,6 +4,9 @@ Every K steps and on failure the same policy is asked which step went wrong and 
 (tau, e). Environment and conversation go back to h_tau, e is shown, a revised action is sampled, and
 the branch plays on. The trajectories of a tree go through a FIFO queue, one after the other, so it grows
 breadth-first and its budget ends in the same place on every machine; trees grow side by side.
+
+The two searches that the paper compares with are here, too: independent sampling, and iterative
+refinement. Every search spends the whole of its budget (docs/METHODS.md, "Budgets").
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from leafe_jax.types import Budget, Node, ReflectionRecord, Tree
 
 METHODS = ("tree", "independent", "refine")
 SPANS = ("branch", "step")
+MEMORIES = ("all", "last")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,26 +43,35 @@ class SearchConfig:
     # tree (LEAFE), independent (independent sampling, IS), or refine (iterative refinement, IR: start
     # over with the experience); the paper's Table 3 compares them.
     method: str = "tree"
-    num_roots: int = 2  # trajectories begun without experience, per task
-    max_attempts: int = 8  # trajectories per task, roots included
+    # The budget. A search goes on until it is spent; a search without one ends at max_attempts.
+    max_env_steps: int = 60  # environment steps per task, replayed ones included; 0: no limit
+    max_generated_tokens: int = 0  # sampled tokens per task, reflections included; 0: no limit
+    max_attempts: int = 0  # most trajectories per task; 0: no limit, which needs a budget
+    # -- tree
+    num_roots: int = 2  # trajectories begun without experience before the first branch
     max_depth: int = 4  # branches on the way from a root
     reflect_every: int = 8  # K, in steps
-    reflect_on_failure: bool = True  # also reflect when an episode ends without success
     # A trajectory that was branched from plays on (the paper leaves it open).
     continue_after_branch: bool = False
-    show_experience: bool = True  # False: roll back and sample again without e (control)
+    # -- refine
+    # What a new start is shown: "all" experiences of its chain, as Self-Refine (arXiv 2303.17651) and
+    # Reflexion (arXiv 2303.11366) have it, or the "last" one.
+    refine_memory: str = "all"
+    # -- tree and refine
+    reflect_on_failure: bool = True  # reflect when an episode ends without success
+    show_experience: bool = True  # False: go back and sample again without e (control)
     experience_span: str = "branch"  # e stays in the context for the branch, or for one "step"
-    max_env_steps: int = 0  # environment steps per task; 0: no limit
-    max_generated_tokens: int = 0  # sampled tokens per task; 0: no limit
 
     def __post_init__(self) -> None:
-        for name, allowed in (("method", METHODS), ("experience_span", SPANS)):
+        for name, allowed in (
+            ("method", METHODS), ("experience_span", SPANS), ("refine_memory", MEMORIES),
+        ):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise UserError(
                     f"search.{name} = {getattr(self, name)!r}: must be one of {', '.join(allowed)}"
                 )
         for name, least in (
-            ("num_tasks", 0), ("block_size", 1), ("num_roots", 1), ("max_attempts", 1),
+            ("num_tasks", 0), ("block_size", 1), ("num_roots", 1), ("max_attempts", 0),
             ("max_depth", 0), ("reflect_every", 1), ("max_env_steps", 0), ("max_generated_tokens", 0),
         ):  # fmt: skip
             value = getattr(self, name)
@@ -66,6 +79,16 @@ class SearchConfig:
                 raise UserError(
                     f"search.{name} = {value!r}: must be an integer of at least {least}"
                 )
+        if not (self.limited or self.max_attempts):
+            raise UserError(
+                "search.max_attempts = 0: must be at least 1 where search.max_env_steps and"
+                " search.max_generated_tokens are 0, or the search would not end"
+            )
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a budget, in environment steps or tokens."""
+        return self.max_env_steps > 0 or self.max_generated_tokens > 0
 
 
 @dataclasses.dataclass(eq=False)
@@ -73,8 +96,9 @@ class _Growth:
     """What is still to be played of a tree: roots first, then branches."""
 
     start: tuple[Any, str]  # state and first observation
-    roots_left: int
+    roots_left: int  # places that are kept for roots
     branches: collections.deque[Episode] = dataclasses.field(default_factory=collections.deque)
+    memory: list[str] = dataclasses.field(default_factory=list)  # refinement: e of the chain so far
 
 
 class _Explorer(Hooks):
@@ -88,8 +112,9 @@ class _Explorer(Hooks):
         queue: collections.deque[Episode],
         on_tree: Callable[[Tree], None],
         adviser: Callable[[Episode], str] | None,
+        replays: bool,
     ):
-        self.adviser = adviser
+        self.adviser, self.replays = adviser, replays
         self.policy, self.prompts, self.config = policy, prompts, config
         self.queue, self.on_tree = queue, on_tree
         self._growing: dict[str, _Growth] = {}  # by task id
@@ -97,51 +122,87 @@ class _Explorer(Hooks):
     def plant(self, tree: Tree, env: Environment) -> None:
         """Queues the first trajectory of a tree."""
         config = self.config
-        roots = config.max_attempts if config.method == "independent" else config.num_roots
-        roots = min(roots, config.max_attempts)
+        roots = config.num_roots if config.method == "tree" else 1
+        if config.max_attempts:
+            roots = min(roots, config.max_attempts)
         self._growing[tree.task_id] = _Growth(env.reset(tree.task_id), roots)
-        first = self._next(tree)
-        assert first is not None, "there is at least one root"
-        self.queue.append(first)
+        self._play(self._planned_root(tree))
 
-    def _next(self, tree: Tree) -> Episode | None:
+    def _play(self, episode: Episode) -> None:
+        episode.budget.episodes += 1
+        self.queue.append(episode)
+
+    def _planned_root(self, tree: Tree) -> Episode:
+        self._growing[tree.task_id].roots_left -= 1
+        return self._root(tree)
+
+    def _next(self, tree: Tree, last: Episode) -> Episode | None:
+        """The trajectory to play after `last`; None if the tree is finished."""
         growth = self._growing[tree.task_id]
         if growth.roots_left:
-            number = sum(node.parent is None for node in tree.nodes)
-            growth.roots_left -= 1
-            state, observation = growth.start
-            episode = Episode(
-                node=self._new_node(tree, None, None, 0, "root", None),
-                name=f"{tree.task_id}/r{number}",
-                state=state,
-                observation=observation,
-                budget=tree.budget,
-                owner=tree,
-            )
-        elif growth.branches:
+            return self._planned_root(tree)
+        while growth.branches:
             episode = growth.branches.popleft()
-        else:
+            # Where the way back is replayed, it must leave room for a step. If not, a later branch or
+            # a root may still fit.
+            replayed = len(episode.turns) if self.replays else 0
+            if tree.budget.has_room(replayed + 1):
+                tree.budget.replayed_steps += replayed
+                return episode
+            self._drop(episode)
+        return self._another(tree, last) if self._may_begin(tree) else None
+
+    def _another(self, tree: Tree, last: Episode) -> Episode | None:
+        """What is begun when nothing waits and the budget is not spent."""
+        method = self.config.method
+        if method == "tree" and not self.config.limited:
             return None
-        tree.budget.episodes += 1
-        return episode
+        if method == "refine" and last.turns and not last.state.success:
+            # No reflection gave a new e: it starts over with the memory it has.
+            return self._retry(last, None, f"{last.name}/b1.0")
+        if last.node.parent is None and not last.turns:
+            return None  # the first prompt has no room in the context, and never will
+        return self._root(tree)
+
+    def _root(self, tree: Tree) -> Episode:
+        growth = self._growing[tree.task_id]
+        growth.memory = []
+        number = sum(node.parent is None for node in tree.nodes)
+        node = Node(len(tree.nodes), None, None, 0, "root", None)
+        tree.nodes.append(node)
+        state, observation = growth.start
+        return Episode(
+            node, f"{tree.task_id}/r{number}", state, observation, budget=tree.budget, owner=tree
+        )
+
+    def _retry(self, failed: Episode, experience: str | None, name: str) -> Episode:
+        """Refinement starts over, with what its memory holds; `experience` is what is new in it."""
+        tree = failed.owner
+        growth = self._growing[tree.task_id]
+        state, observation = growth.start
+        return Episode(
+            self._new_node(failed, 1, "retry", experience), name, state, observation,
+            told=[(1, e) for e in growth.memory], budget=tree.budget, owner=tree,
+        )  # fmt: skip
 
     def _new_node(
-        self,
-        tree: Tree,
-        parent: int | None,
-        branch_step: int | None,
-        depth: int,
-        kind: str,
-        experience: str | None,
+        self, parent: Episode, branch_step: int, kind: str, experience: str | None
     ) -> Node:
-        node = Node(len(tree.nodes), parent, branch_step, depth, kind, experience)
-        tree.nodes.append(node)
-        return node
+        tree, node = parent.owner, parent.node
+        child = Node(len(tree.nodes), node.id, branch_step, node.depth + 1, kind, experience)
+        tree.nodes.append(child)
+        return child
 
-    def _attempts_left(self, tree: Tree) -> int:
-        """Roots to come have their places already."""
-        roots = self._growing[tree.task_id].roots_left
-        return self.config.max_attempts - len(tree.nodes) - roots
+    def _drop(self, episode: Episode) -> None:
+        """The budget has no room for this branch."""
+        episode.node.stop = "budget"
+        if episode.session is not None:
+            self.policy.release(episode.session)
+
+    def _may_begin(self, tree: Tree) -> bool:
+        """Whether max_attempts has room; roots to come have their places already."""
+        begun = len(tree.nodes) + self._growing[tree.task_id].roots_left
+        return not self.config.max_attempts or begun < self.config.max_attempts
 
     # -- hooks ---------------------------------------------------------------------------------
     def exhausted(self, episode: Episode) -> bool:
@@ -150,7 +211,7 @@ class _Explorer(Hooks):
     def reflect_now(self, episode: Episode) -> bool:
         config, node = self.config, episode.node
         # Not worth asking where the answer could not be followed.
-        if config.method == "independent" or not self._attempts_left(episode.owner):
+        if config.method == "independent" or not self._may_begin(episode.owner):
             return False
         if config.method == "tree" and node.depth >= config.max_depth:
             return False
@@ -159,7 +220,7 @@ class _Explorer(Hooks):
         return config.method == "tree" and len(episode.turns) % config.reflect_every == 0
 
     def reflected(self, episode: Episode, completion: Completion) -> bool:
-        config, node, tree = self.config, episode.node, episode.owner
+        config, node = self.config, episode.node
         if completion.finish_reason == "context":  # there was no room to ask
             node.reflections.append(
                 ReflectionRecord(episode.step, [], [], [], text="", status="context")
@@ -186,21 +247,31 @@ class _Explorer(Hooks):
         node.reflections.append(record)
         if record.status != "branched" or parsed.tau is None:
             return True
-        tau = 1 if config.method == "refine" else parsed.tau
         experience = parsed.experience if config.show_experience else None
-        kind = "retry" if config.method == "refine" else "branch"
-        child = self._new_node(tree, node.id, tau, node.depth + 1, kind, experience)
-        record.child = child.id
-        twin = sum(r.status == "branched" for r in node.reflections)
-        name = f"{episode.name}/b{tau}.{twin}"
-        waiting = self._growing[tree.task_id].branches
-        waiting.append(branch(self.policy, episode, tau, child, name))
+        record.child = self._follow(episode, parsed.tau, experience).node.id
         if config.continue_after_branch:
             return True
         node.stop = node.stop or "branched"
         return False
 
+    def _follow(self, episode: Episode, tau: int, experience: str | None) -> Episode:
+        """Queues the branch, or the new start, that a reflection asks for."""
+        growth = self._growing[episode.owner.task_id]
+        twin = sum(r.status == "branched" for r in episode.node.reflections)
+        if self.config.method == "refine":
+            new = [] if experience is None else [experience]
+            growth.memory = new if self.config.refine_memory == "last" else growth.memory + new
+            child = self._retry(episode, experience, f"{episode.name}/b1.{twin}")
+        else:
+            node = self._new_node(episode, tau, "branch", experience)
+            name = f"{episode.name}/b{tau}.{twin}"
+            child = branch(self.policy, episode, tau, node, name, experience)
+        growth.branches.append(child)
+        return child
+
     def _judge(self, episode: Episode, tau: int | None, experience: str | None) -> str:
+        if self.config.method == "refine":
+            return "branched"  # it starts over, whatever tau is
         # tau is never guessed: a step that does not exist drops the reflection.
         if tau is None or not 1 <= tau <= len(episode.turns):
             return "out_of_range"
@@ -211,13 +282,12 @@ class _Explorer(Hooks):
 
     def finished(self, episode: Episode) -> None:
         tree = episode.owner
-        following = None if tree.budget.spent else self._next(tree)
+        following = None if tree.budget.spent else self._next(tree, episode)
         if following is not None:
-            self.queue.append(following)
+            self._play(following)
             return
         for dropped in self._growing.pop(tree.task_id).branches:
-            dropped.node.stop = "budget"
-            self.policy.release(dropped.session)
+            self._drop(dropped)
         self.on_tree(tree)
 
 
@@ -242,7 +312,7 @@ def explore(
       adviser: answers in place of the model's reflections (leafe_jax/bootstrap/habits.py measures with it).
     """
     rollout = Rollout(policy, env, prompts, rollout_config)
-    explorer = _Explorer(policy, prompts, config, rollout.queue, on_tree, adviser)
+    explorer = _Explorer(policy, prompts, config, rollout.queue, on_tree, adviser, env.replays)
     for task in tasks:
         budget = Budget.within(
             max_env_steps=config.max_env_steps, max_generated_tokens=config.max_generated_tokens

@@ -90,12 +90,12 @@ def test_long_replies_are_cut_and_take_no_time():
 def test_what_the_model_reads():
     first = PROGRAM.observation(1, "Print 1.")
     assert first.startswith("You solve problems.\n\n[1] Print 1.\n") and "```python" in first
-    later = PROGRAM.observation(2, "Wrong answer", experience="print more")
+    later = PROGRAM.observation(2, "Wrong answer", told=[(2, "print more")])
     assert later.startswith("[2] Wrong answer\nExperience: print more\n")
     assert "You solve problems" not in later
     window = PROGRAM.window(
         "Print 1.", [("Wrong answer A", "print(2)"), ("Wrong answer B", "print(3)\nx")], 4,
-        "Wrong answer C", "print 1", goal="Print 1.",
+        "Wrong answer C", [(2, "print 1")], goal="Print 1.",
     )  # fmt: skip
     parts = window.split("\n\n")
     assert parts[:2] == ["You solve problems.", "Print 1."]

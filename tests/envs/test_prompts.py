@@ -18,9 +18,9 @@ THINK = "<think>x</think>"
 HISTORY = [("obs one", "act one"), ("obs two", "act two")]
 
 
-def message(env, history=(), step=1, actions=("a b", "c"), goal="buy it", experience=None, **more):
+def message(env, history=(), step=1, actions=("a b", "c"), goal="buy it", told=(), **more):
     prompts = prompts_for("DESCRIPTION", env, style="react")
-    return prompts.window("first", history, step, "NOW", experience, goal, actions, **more)
+    return prompts.window("first", history, step, "NOW", told, goal, actions, **more)
 
 
 def in_order(text, parts):
@@ -86,7 +86,7 @@ def test_sokoban_has_symbols_goal_and_rules_before_the_board():
     state, seen = env.reset("test/sokoban-6x6-1/0000")
     board = seen.removeprefix(env.description).lstrip("\n")
     prompts = Prompts(env, PromptsConfig(style="react"))
-    first = prompts.window(seen, [], 1, seen, None, env.goal(seen), env.actions(state))
+    first = prompts.window(seen, [], 1, seen, (), env.goal(seen), env.actions(state))
     listed = 'admissible now: ["up", "down", "left", "right"].'
     head = ["Sokoban environment", "Symbols: ", "Goal: ", "Rules: "]
     assert in_order(first, [*head, board, listed, *TAGS])
@@ -96,7 +96,7 @@ def test_sokoban_has_symbols_goal_and_rules_before_the_board():
         history.append((seen, action))
         state, result = env.step(state, action)
         seen = result.observation
-    later = prompts.window("", history, 3, seen, None, "", env.actions(state))
+    later = prompts.window("", history, 3, seen, (), "", env.actions(state))
     assert later.count("Symbols: ") == 1  # the first observation's own is not repeated
     now = later.index("You are now at step 3.")
     assert f"[Observation 1: '{board}', Action 1: 'up']" in later[:now]
@@ -112,9 +112,10 @@ def test_a_window_of_nothing_is_the_first_message_with_the_task():
 
 
 @pytest.mark.parametrize("env", [*FORMS, "household"])
-def test_the_experience_is_one_line_that_can_be_taken_out(env):
-    told = message(env, HISTORY, 3, experience="open it.")
-    assert told.replace("Experience: open it.\n", "") == message(env, HISTORY, 3)
+def test_each_experience_is_one_line_that_can_be_taken_out(env):
+    told = message(env, HISTORY, 3, told=[(1, "open it."), (3, "close it.")])
+    lines = "Experience: open it.\nExperience: close it.\n"
+    assert told.replace(lines, "") == message(env, HISTORY, 3) != told
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from envs.prompts import STYLES, TEMPLATES
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "PROMPTS.md").read_text()
 HOUSE = "You are in a house. Commands: go to X, open X, take X from Y."
 SEEN = ["You are in the kitchen. Your task is to: find the mug.", "The drawer 1 is closed."]
-EXPERIENCE = "open drawer 1 before looking elsewhere."
+TOLD = [(2, "open drawer 1 before looking elsewhere.")]
 PROBLEMS = "You solve programming problems."
 ASKED = ["Read a number and print its double.", "Wrong answer on the input 3: 33, not 6."]
 
@@ -20,24 +20,24 @@ def examples() -> dict[str, dict[str, str]]:
     plain, react = (prompts_for(HOUSE, "household", style=style) for style in ("plain", "react"))
     code = prompts_for(PROBLEMS, "code", style="program")
     reasoning = prompts_for(HOUSE, "household", style="react", reasoning_tokens=256)
-    house = (SEEN[0], [(SEEN[0], "go to drawer 1")], 2, SEEN[1], EXPERIENCE, "find the mug.")
+    house = (SEEN[0], [(SEEN[0], "go to drawer 1")], 2, SEEN[1], TOLD, "find the mug.")
     problem = (ASKED[0], [(ASKED[0], "print(input() * 2)")], 2, ASKED[1])
     return {
         "plain": {
             "first": plain.observation(1, SEEN[0]),
-            "turn": plain.observation(2, SEEN[1], EXPERIENCE),
+            "turn": plain.observation(2, SEEN[1], TOLD),
             "window": plain.window(*house),
             "reflection": plain.reflection(2, SEEN[1]),
         },
         "react": {
             "first": react.observation(1, SEEN[0]),
-            "turn": react.observation(2, SEEN[1], EXPERIENCE),
+            "turn": react.observation(2, SEEN[1], TOLD),
             "window": react.window(*house, ["open drawer 1", "go to shelf 1"]),
             "reflection": reasoning.reflection(2, SEEN[1]),
         },
         "program": {
             "first": code.observation(1, ASKED[0]),
-            "turn": code.observation(2, ASKED[1], "convert the input to an int first."),
+            "turn": code.observation(2, ASKED[1], [(2, "convert the input to an int first.")]),
             "window": code.window(*problem),
             "reflection": code.reflection(2, ASKED[1]),
         },

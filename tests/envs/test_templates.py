@@ -24,8 +24,8 @@ def test_every_text_can_be_replaced_and_is_recorded(tmp_path, style):
         given[name] = str(path)
     prompts = prompts_for("DESC", "sokoban", style=style, **given)
     assert prompts.system == "<system>"
-    assert prompts.observation(1, "seen", "e") == "<first>"
-    assert prompts.observation(2, "seen", "e") == "<turn>"
+    assert prompts.observation(1, "seen", [(1, "e")]) == "<first>"
+    assert prompts.observation(2, "seen", [(2, "e")]) == "<turn>"
     assert prompts.window("first", [("seen", "up")], 2, "seen") == "<window>"
     assert prompts.reflection(2, "seen") == "<reflection>"
     assert prompts.sources() == {name: f"<{name}>\n" for name in TEMPLATES}
@@ -33,7 +33,7 @@ def test_every_text_can_be_replaced_and_is_recorded(tmp_path, style):
     given["turn"] = str(tmp_path / "turn")
     (tmp_path / "turn").write_text("{{ experience }} {{ instruction }}")
     prompts = prompts_for("DESC", "sokoban", style=style, **given)
-    assert prompts.observation(2, "seen", "e") == "<experience> <instruction>"
+    assert prompts.observation(2, "seen", [(2, "e")]) == "<experience> <instruction>"
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -45,9 +45,19 @@ def test_the_recorded_templates_give_the_same_texts(tmp_path, style, env):
     paths = {name: str(tmp_path / name) for name in TEMPLATES}
     again = prompts_for("DESC", env, style=style, **paths)
     assert again.digest() == prompts.digest()
-    episode = ("DESC\nfirst", [("a", "up"), ("b", "")], 3, "c", "e", "goal", ("up", "down"))
+    episode = (
+        "DESC\nfirst",
+        [("a", "up"), ("b", "")],
+        3,
+        "c",
+        [(2, "d"), (3, "e")],
+        "goal",
+        ("up", "down"),
+    )
     assert again.window(*episode) == prompts.window(*episode)
-    assert again.observation(1, "DESC\na", "e") == prompts.observation(1, "DESC\na", "e")
+    assert again.observation(1, "DESC\na", [(1, "e")]) == prompts.observation(
+        1, "DESC\na", [(1, "e")]
+    )
 
 
 def test_the_digest_is_that_of_the_texts(tmp_path):
@@ -64,8 +74,10 @@ def test_the_digest_is_that_of_the_texts(tmp_path):
 def test_values_are_text_and_never_evaluated(style):
     prompts = prompts_for("DESC", "household", style=style)
     assert HOSTILE in prompts.observation(1, HOSTILE) and HOSTILE in prompts.observation(2, HOSTILE)
-    assert f"Experience: {HOSTILE}" in prompts.observation(2, "seen", HOSTILE)
-    window = prompts.window(HOSTILE, [(HOSTILE, HOSTILE)], 2, HOSTILE, HOSTILE, HOSTILE, [HOSTILE])
+    assert f"Experience: {HOSTILE}" in prompts.observation(2, "seen", [(2, HOSTILE)])
+    window = prompts.window(
+        HOSTILE, [(HOSTILE, HOSTILE)], 2, HOSTILE, [(2, HOSTILE)], HOSTILE, [HOSTILE]
+    )
     assert HOSTILE in window
     assert prompts.reflection(2, "seen", window).startswith(window)
     assert prompts_for(HOSTILE, "household", style="react").observation(1, "x").startswith(HOSTILE)

@@ -23,7 +23,9 @@ PLAYER = HouseholdPlayer(ENV)
 
 
 def search(**changes) -> SearchConfig:
-    return SearchConfig(**{**dict(num_roots=1, max_attempts=6, max_depth=4), **changes})
+    return SearchConfig(
+        **{**dict(num_roots=1, max_attempts=6, max_depth=4, max_env_steps=0), **changes}
+    )
 
 
 def rollout_config(**changes) -> RolloutConfig:
@@ -85,8 +87,8 @@ def test_reflection_and_rollback_solve_what_the_habits_spoil(family, span):
         prefix = [t for t in tree.path(parent) if t.step < node.branch_step]
         assert tree.path(node)[: len(prefix)] == prefix
         assert [t.step for t in tree.path(node)] == list(range(1, len(tree.path(node)) + 1))
-        assert node.turns[0].experience == node.experience
-        assert all(t.experience is None for t in node.turns[1:])
+        assert node.turns[0].experiences == [node.experience]
+        assert not any(t.experiences for t in node.turns[1:])
     for node in tree.nodes:
         state, observation = ENV.reset(task_id)
         for turn in tree.path(node):
@@ -99,11 +101,11 @@ def test_reflection_and_rollback_solve_what_the_habits_spoil(family, span):
 
 def test_only_the_experience_is_missing_from_the_plain_prompt():
     tree, policy = grow("test/clean/0003")
-    told = [t for n in tree.nodes for t in n.turns if t.experience is not None]
+    told = [t for n in tree.nodes for t in n.turns if t.experiences]
     assert told
     for turn in told:
         shown, plain = policy.text(turn.prompt_ids), policy.text(turn.plain_prompt_ids)
-        assert shown == plain + f"\nExperience: {turn.experience}"
+        assert shown == plain + "".join(f"\nExperience: {e}" for e in turn.experiences)
 
 
 def test_step_span_forgets_the_experience_after_one_action():
@@ -141,14 +143,16 @@ def test_window_prompts_of_instruct_models_have_verl_agents_parts():
     react = Prompts(ENV, PromptsConfig(style="react"))
     goal = ENV.goal(first)
     assert first.endswith(f"Your task is to: {goal}") and goal.endswith(".")
-    opening = react.window(first, [], 1, first, None, goal, ENV.actions(state))
+    opening = react.window(first, [], 1, first, (), goal, ENV.actions(state))
     assert opening.count(goal) == 1 and "already taken" not in opening
     history, observation = [], first
     for action in ENV.solve(state)[:3]:
         history.append((observation, action))
         state, result = ENV.step(state, action)
         observation = result.observation
-    later = react.window(first, history[-2:], 4, observation, "open it.", goal, ENV.actions(state))
+    later = react.window(
+        first, history[-2:], 4, observation, [(3, "open it.")], goal, ENV.actions(state)
+    )
     parts = [
         "You are an expert agent",
         ENV.description,
@@ -166,10 +170,10 @@ def test_window_prompts_of_instruct_models_have_verl_agents_parts():
     places = [later.index(part) for part in parts]
     assert places == sorted(places)
     assert history[0][1] not in later.split("admissible")[0]  # two pairs, not three
-    without = react.window(first, history[-2:], 4, observation, None, goal, ENV.actions(state))
+    without = react.window(first, history[-2:], 4, observation, (), goal, ENV.actions(state))
     assert later.replace("Experience: open it.\n", "") == without
     reflection = react.reflection(
-        4, observation, react.window(first, history, 4, observation, None, goal, None)
+        4, observation, react.window(first, history, 4, observation, (), goal, None)
     )
     assert "<action>" not in reflection and "Observation 1: " in reflection
 
@@ -283,7 +287,7 @@ def test_other_expansion_rules(method):
     else:
         assert [n.kind for n in tree.nodes] == ["root"] + ["retry"] * (len(tree.nodes) - 1)
         assert all(n.branch_step == 1 for n in tree.nodes[1:])
-        assert tree.nodes[1].turns[0].experience == "open what is closed."
+        assert tree.nodes[1].turns[0].experiences == ["open what is closed."]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +378,7 @@ def test_distill_rules():
 def test_improvement_counts_up_to_where_the_parent_was_left():
     def node(number, parent, branch_step, rewards, stop, first=1):
         turns = [
-            Turn(first + i, "", None, [1], None, [2], [0.0], str(number), str(number), True, reward)
+            Turn(first + i, "", [], [1], None, [2], [0.0], str(number), str(number), True, reward)
             for i, reward in enumerate(rewards)
         ]
         made = Node(number, parent, branch_step, number, "root", None, turns)

@@ -21,7 +21,7 @@ HOSTILE = MARKUP + "x" * 5000
 
 
 def hostile_tree(number: int) -> Tree:
-    turn = Turn(1, HOSTILE, HOSTILE, [1], [1], [2], [-0.1], HOSTILE, HOSTILE, False, 0.0)
+    turn = Turn(1, HOSTILE, [HOSTILE], [1], [1], [2], [-0.1], HOSTILE, HOSTILE, False, 0.0)
     reflection = ReflectionRecord(2, [1], [2], [-0.1], HOSTILE, "branched", 1, HOSTILE, 1)
     root = Node(0, None, None, 0, "root", None, [turn], HOSTILE, stop="branched",
                 reflections=[reflection])  # fmt: skip
@@ -37,9 +37,9 @@ def make_workdir(tmp_path, trees=3):
         outcomes, {t: "odd" if t[-1] in "135" else "even" for t in outcomes}, 50, 0
     )
     budget = dict(env_steps=1234, generated_tokens=5, prefilled_tokens=6, cached_tokens=7,
-                  episodes=8, reflections=9)  # fmt: skip
+                  episodes=8, reflections=9, replayed_steps=10)  # fmt: skip
     results = {
-        "schema": 2, "commit": None, "versions": {"jax": "1"}, "config_hash": "abc", "seed": 0,
+        "schema": 3, "commit": None, "versions": {"jax": "1"}, "config_hash": "abc", "seed": 0,
         "device": "<b>cpu</b>",
         "methods": {m: {"families": families, "budget": budget, "seconds": 1.0} for m in ("base", "leafe")},
         "searches": {"tree": {

@@ -27,7 +27,7 @@ _NODE = {
     "experience": str | None, "final_observation": str | None, "success": bool, "done": bool,
 }  # fmt: skip
 _TURN = {
-    "step": int, "observation": str, "experience": str | None, "text": str, "action": str,
+    "step": int, "observation": str, "experiences": list, "text": str, "action": str,
     "valid": bool,
 }  # fmt: skip
 _REFLECTION = {
@@ -64,8 +64,16 @@ def _fields(record: dict[str, Any], types: dict[str, Any]) -> dict[str, Any]:
         value = record[name]
         if not isinstance(value, kind) or isinstance(value, bool) and kind is not bool:
             raise TypeError(f"{name} is {type(value).__name__}")
-        found[name] = _text(value) if isinstance(value, str) else value
+        found[name] = _shown(name, value)
     return found
+
+
+def _shown(name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        if not all(isinstance(text, str) for text in value):
+            raise TypeError(f"{name} holds what is no text")
+        return [_text(text) for text in value]
+    return _text(value) if isinstance(value, str) else value
 
 
 def _text(text: str) -> str:

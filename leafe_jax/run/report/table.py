@@ -8,10 +8,11 @@ from typing import Any
 from leafe_jax.errors import UserError
 from leafe_jax.runtime.files import read_json
 
-# 2 (since 2026-12): `searches` and `fits` instead of `explore` and `distill`.
-RESULTS_SCHEMA = 2
+# 3 (since 2026-12): budgets have `replayed_steps`.
+RESULTS_SCHEMA = 3
 _BUDGET = (
     ("env_steps", "environment steps"),
+    ("replayed_steps", "replayed steps"),
     ("generated_tokens", "generated tokens"),
     ("prefilled_tokens", "prefilled tokens"),
     ("cached_tokens", "cached tokens"),
@@ -125,10 +126,14 @@ def context_sentences(results: dict[str, Any]) -> list[str]:
 def search_sentence(name: str, search: dict[str, Any]) -> str:
     """A sentence that says what a search found."""
     reflections = ", ".join(f"{n} {status}" for status, n in search["reflections"].items())
+    spent, tasks = search["budget"], max(1, search["tasks"])
+    steps = spent["env_steps"] + spent["replayed_steps"]
     return (
         f"Search {name}: {search['solved_tasks']} of {search['tasks']} tasks solved in"
         f" {search['episodes']} trajectories; {search['branches_successful']} of"
-        f" {search['branches']} branches succeeded. Reflections: {reflections or 'none'}."
+        f" {search['branches']} branches succeeded. A task took {steps / tasks:,.1f} environment steps"
+        f" and {spent['generated_tokens'] / tasks:,.0f} generated tokens. Reflections:"
+        f" {reflections or 'none'}."
     )
 
 

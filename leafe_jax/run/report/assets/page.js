@@ -47,9 +47,9 @@ function turnView(turn, state) {
   row.append(el("span", "no", turn.step));
   const body = el("div", "say");
   body.append(el("div", "obs", turn.observation));
-  if (turn.experience !== null) {
+  for (const experience of turn.experiences) {
     const told = el("div");
-    told.append(el("span", "tell", "told: " + turn.experience));
+    told.append(el("span", "tell", "told: " + experience));
     body.append(told);
   }
   body.append(el("div", "act", "\u203a " + turn.action + (turn.valid ? "" : "   (not understood)")));
