@@ -36,6 +36,7 @@ def get_config(mode: str = "full"):
     c.sampler.top_p = 0.8  # (CTRL)
     c.sampler.repetition_penalty = 1.05  # (CTRL)
     c.search.tree.reflect_every = 4  # rollback only when all submissions are used up (paper)
+    c.search.tree.max_env_steps = 24  # submissions: six episodes
     c.search.tree.num_tasks = 0
     c.evaluate.num_tasks = 0
     c.evaluate.num_samples = 128  # (paper)
@@ -47,6 +48,7 @@ def get_config(mode: str = "full"):
         c.env.options.time_limit = 2.0
         c.search.tree.num_tasks = c.evaluate.num_tasks = 6
         c.search.tree.reflect_every = c.env.horizon = 2
+        c.search.tree.max_env_steps = 8
         c.evaluate.num_samples = 2
         c.sampler.max_len = 2048
         c.sampler.max_action_tokens = 24

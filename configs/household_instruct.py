@@ -25,6 +25,7 @@ def get_config(mode: str = "full"):
     c.prompts.reasoning_tokens = 192  # before the answer of a reflection
     c.prompts.answer_tokens = 64
     c.search.tree.reflect_every = 10
+    c.search.tree.max_env_steps = 200  # four episodes
     set_training(
         c,
         seq_len=8192,
@@ -43,7 +44,7 @@ def get_config(mode: str = "full"):
         c.env.horizon = 6
         c.search.tree.num_tasks = c.evaluate.num_tasks = 6
         c.search.tree.reflect_every = 3
-        c.search.tree.max_attempts = 4
+        c.search.tree.max_env_steps = 24
         c.evaluate.num_samples = 2
         c.sampler.num_slots = 8
         c.sampler.max_len = 2048

@@ -14,7 +14,7 @@ def get_config(mode: str = "full"):
     if mode == "smoke":
         c.search.tree.num_tasks = 12
         c.search.tree.block_size = 6
-        c.search.tree.max_attempts = 4
+        c.search.tree.max_env_steps = 30
         set_training(c, num_epochs=1)
         c.evaluate.num_tasks = 6
         c.evaluate.block_size = 3

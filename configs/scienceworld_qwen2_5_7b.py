@@ -30,5 +30,7 @@ def get_config(mode: str = "full"):
     c.sampler.max_len = 8192 if mode == "full" else 2048  # reflections see the whole episode
     c.search.tree.num_tasks = 0 if mode == "full" else 4  # all of the training split
     c.search.tree.reflect_every = 10 if mode == "full" else 2
+    # Five episodes: the way back to a branch is replayed, and counts.
+    c.search.tree.max_env_steps = 150 if mode == "full" else 16
     c.evaluate.num_tasks = 150 if mode == "full" else 2
     return c

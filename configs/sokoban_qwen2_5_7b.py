@@ -12,7 +12,7 @@ Boxoban or XSB files instead of generated levels (train and test files by their 
 gym-sokoban's horizon: 15 moves solve about 3 % of the levels of unfiltered/test/000.txt and none of
 medium/valid/000.txt. Boxoban has no medium/test.
     --config.env.options.levels="('boxoban/unfiltered/train/000.txt','boxoban/unfiltered/test/000.txt')"
-    --config.env.horizon=120
+    --config.env.horizon=120 --config.search.tree.max_env_steps=480
 A reflection shows the whole episode, so sampler.max_len must grow with it: a 10x10 board has about 400
 tokens.
 """
@@ -29,6 +29,7 @@ def get_config(mode: str = "full"):
     c.context.window = 2  # verl-agent: env.history_length
     c.search.tree.num_tasks = 0  # all 512 of the training split
     c.search.tree.reflect_every = 5
+    c.search.tree.max_env_steps = 60  # four episodes
     c.evaluate.num_tasks = 0  # all 128 of the test split, as many as verl-agent's validation has
     # A reflection is asked with the whole episode in view: 15 boards of about 150 tokens.
     c.sampler.max_len = 4096
@@ -36,5 +37,6 @@ def get_config(mode: str = "full"):
         c.env.horizon = 4
         c.search.tree.num_tasks = c.evaluate.num_tasks = 6
         c.search.tree.reflect_every = 2
+        c.search.tree.max_env_steps = 16
         c.sampler.max_len = 2048
     return c

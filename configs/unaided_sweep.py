@@ -28,10 +28,8 @@ def get_config(mode: str = "full"):
     c.bootstrap.train.batch_size = 12
     c.bootstrap.num_conversations = 6000
     c.bootstrap.train.learning_rate = 5e-4
-    c.search.tree = to_config_dict(SearchConfig(max_attempts=64, max_env_steps=50))
-    c.search.independent = to_config_dict(
-        SearchConfig(method="independent", max_attempts=64, max_env_steps=50)
-    )
+    c.search.tree = to_config_dict(SearchConfig(max_env_steps=50))
+    c.search.independent = to_config_dict(SearchConfig(method="independent", max_env_steps=50))
     c.rft.trees = "independent"
     c.evaluate.split = "test"
     c.evaluate.num_tasks = 36

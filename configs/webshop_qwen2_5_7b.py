@@ -27,6 +27,7 @@ def get_config(mode: str = "full"):
     c.context.mode = "window"
     c.context.window = 2
     c.search.tree.reflect_every = 5 if mode == "full" else 2
+    c.search.tree.max_env_steps = 60 if mode == "full" else 16  # four episodes
     # verl-agent: 4,096 tokens of prompt and 512 of reply; reflections see the whole episode.
     c.sampler.max_len = 8192
     if mode == "smoke":
