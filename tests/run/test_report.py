@@ -218,10 +218,12 @@ def test_the_page_s_tables(tmp_path):
     assert second[:2] == ["", "leafe"]  # the family is shown once
     assert [row[0] for row in rows if row[1] == "base"] == ["all", "even", "odd"]
     budgets = {row[0]: row[1:] for row in rows}
-    assert budgets["search tree"] == ["1,234", "5", "6", "7", "8", "1"]
+    assert budgets["search tree"] == ["1,234", "10", "5", "6", "7", "8", "1"]
     assert budgets["branched"] == ["3", "100.0"]
     page = (tmp_path / "report" / "index.html").read_text()
     assert "config abc, seed 0, commit unknown" in page and "3 (100.0%) ended in success" in page
+    spent = "A task took 414.7 environment steps (replayed ones included) and 1.7 generated tokens."
+    assert spent in page and spent in table.console_table(results)
 
 
 def test_parts_of_a_run(tmp_path):

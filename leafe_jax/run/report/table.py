@@ -126,14 +126,22 @@ def context_sentences(results: dict[str, Any]) -> list[str]:
 def search_sentence(name: str, search: dict[str, Any]) -> str:
     """A sentence that says what a search found."""
     reflections = ", ".join(f"{n} {status}" for status, n in search["reflections"].items())
-    spent, tasks = search["budget"], max(1, search["tasks"])
-    steps = spent["env_steps"] + spent["replayed_steps"]
     return (
         f"Search {name}: {search['solved_tasks']} of {search['tasks']} tasks solved in"
         f" {search['episodes']} trajectories; {search['branches_successful']} of"
-        f" {search['branches']} branches succeeded. A task took {steps / tasks:,.1f} environment steps"
-        f" and {spent['generated_tokens'] / tasks:,.0f} generated tokens. Reflections:"
+        f" {search['branches']} branches succeeded. {spent_sentence(search)} Reflections:"
         f" {reflections or 'none'}."
+    )
+
+
+def spent_sentence(search: dict[str, Any]) -> str:
+    """A sentence that says what a search spent on a task, in the units of its budget."""
+    spent, tasks = search["budget"], max(1, search["tasks"])
+    steps = spent["env_steps"] + spent["replayed_steps"]
+    replayed = " (replayed ones included)" if spent["replayed_steps"] else ""
+    return (
+        f"A task took {steps / tasks:,.1f} environment steps{replayed} and"
+        f" {spent['generated_tokens'] / tasks:,.1f} generated tokens."
     )
 
 

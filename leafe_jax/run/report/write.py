@@ -27,6 +27,7 @@ from leafe_jax.run.report.table import (
     fit_sentence,
     read_results,
     result_rows,
+    spent_sentence,
 )
 from leafe_jax.run.workdir import locked
 from leafe_jax.runtime import console
@@ -127,8 +128,8 @@ def _search_section(name: str, search: dict[str, Any]) -> str:
     return (
         f"<p>Search {_escape(name)}: {search['solved_tasks']:,} of {search['tasks']:,} training tasks"
         f" solved in {search['episodes']:,} trajectories. {search['branches']:,} branches, of which"
-        f" {search['branches_successful']:,} ({share:.1f}%) ended in success themselves.</p>"
-        + _html_table(["reflections", "number", "%"], rows)
+        f" {search['branches_successful']:,} ({share:.1f}%) ended in success themselves."
+        f" {spent_sentence(search)}</p>" + _html_table(["reflections", "number", "%"], rows)
     )
 
 
