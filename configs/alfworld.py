@@ -17,5 +17,6 @@ def get_config(mode: str = "full"):
     c.env.options.max_receptacles = 22  # kitchens have at least 18
     c.env.horizon = 40
     c.search.tree.reflect_every = 10
+    c.search.tree.max_env_steps = 80 if mode == "full" else 50
     c.evaluate.split = "valid_unseen"
     return c

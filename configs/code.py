@@ -27,6 +27,7 @@ def get_config(mode: str = "full"):
     c.env.options.time_limit = 2.0  # processor seconds per test
     c.env.options.memory_mb = 512
     c.search.tree.reflect_every = 2
+    c.search.tree.max_env_steps = 16 if mode == "full" else 6  # submissions
     if mode == "full":
         c.search.tree.num_tasks = 0
     c.sampler.max_action_tokens = 64

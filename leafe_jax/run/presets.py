@@ -103,6 +103,9 @@ def add_rounds(config: ml_collections.ConfigDict, number: int) -> None:
 def laptop(name: str, mode: str) -> ml_collections.ConfigDict:
     """What the small games have in common: dialogue, in a context of 1,024 tokens.
 
+    A game's file sets what depends on its horizon: env.horizon and, where 40 steps a task do not suit it,
+    search.tree.max_env_steps.
+
     Args:
       name: of the environment and of the config file.
       mode: "full", or "smoke" for a run of a minute.
@@ -119,7 +122,7 @@ def laptop(name: str, mode: str) -> ml_collections.ConfigDict:
     tree = c.search.tree
     tree.num_tasks = 96
     tree.block_size = 24
-    tree.max_attempts = 6
+    tree.max_env_steps = 40
     tree.reflect_every = 5
     set_training(c, seq_len=1024, batch_size=4)
     c.evaluate.num_tasks = 36
@@ -128,7 +131,7 @@ def laptop(name: str, mode: str) -> ml_collections.ConfigDict:
         tree.num_tasks = c.evaluate.num_tasks = 4
         tree.block_size = c.evaluate.block_size = 4
         tree.num_roots = 1
-        tree.max_attempts = 2
+        tree.max_env_steps = 20
         c.evaluate.num_samples = 2
         c.methods = ("base",)
         c.phases = ("explore", "evaluate", "report")
