@@ -175,8 +175,8 @@ def test_a_trajectory_that_the_budget_cuts_is_no_failure_and_no_success(method, 
     else:
         assert (last.stop, last.done, last.success) == ("budget", False, False)
     assert last.reflections == [] and len(asked) == tree.budget.reflections
-    assert make_examples([tree], LeafeConfig(), 0) == []
-    assert RejectionFineTuning(RFTConfig()).examples([tree], 0) == []
+    assert make_examples([tree], LeafeConfig(), 0).examples == []
+    assert RejectionFineTuning(RFTConfig()).examples([tree], 0).examples == []
 
 
 # -- refinement --------------------------------------------------------------------------------------

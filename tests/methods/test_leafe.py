@@ -58,7 +58,7 @@ def test_distill_rules():
 def test_improvement_counts_up_to_where_the_parent_was_left():
     def node(number, parent, branch_step, rewards, stop, first=1):
         turns = [
-            Turn(first + i, "", None, [1], None, [2], [0.0], str(number), str(number), True, reward)
+            Turn(first + i, "", [], [1], None, [2], [0.0], str(number), str(number), True, reward)
             for i, reward in enumerate(rewards)
         ]
         made = Node(number, parent, branch_step, number, "root", None, turns)
@@ -110,7 +110,7 @@ def turn(step, ids=None, reward=0.0, experience=None):
     shown = plain if experience is None else [*plain, 1000]
     name = str(ids)
     return Turn(
-        step, "o", experience, shown, None if experience is None else plain, ids or [10 * step],
+        step, "o", [] if experience is None else [experience], shown, None if experience is None else plain, ids or [10 * step],
         [0.0] * len(ids or [0]), name, name, True, reward,
     )  # fmt: skip
 

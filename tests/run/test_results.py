@@ -16,7 +16,7 @@ def reflection(status, tau=None, experience=None, cut=False):
 
 def test_experiences_that_are_cut_are_counted(tmp_path):
     """Whether they open a branch or not; a reply that is cut without an e is no cut experience."""
-    turn = Turn(1, "o", None, [1], None, [2], [-0.1], "t", "a", True, 0.0)
+    turn = Turn(1, "o", [], [1], None, [2], [-0.1], "t", "a", True, 0.0)
     said = [
         reflection("branched", 1, "open", cut=True),
         reflection("out_of_range", 9, "open", cut=True),
