@@ -163,7 +163,7 @@ def test_a_reflection_that_may_reason_is_asked_for_an_answer_at_its_end(style):
 
 
 def test_the_style_that_was_trained_on_one_line_is_read_as_such():
-    said = "Step 1 was fine. [4] open it"
+    said = "[1] open it.\nThen go on."
     assert prompts_for().parse_reflection(said).tau == 1
     assert prompts_for(style="program").parse_reflection(said).tau == 1
     assert prompts_for(reasoning_tokens=9).parse_reflection(said).status == "unparsable"

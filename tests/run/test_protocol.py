@@ -29,7 +29,7 @@ def test_it_has_what_a_reader_needs_to_compare():
         "prompts": {"base": "a" * 12, "leafe": "a" * 12},
     }  # fmt: skip
     assert {name: made[name] for name in expected} == expected
-    assert made["searches"]["tree"]["max_attempts"] >= 1
+    assert made["searches"]["tree"]["max_env_steps"] >= 1
     line = protocol.sentence(made)
     assert (
         f"({env.split_hash('test')}), 6 tasks, 8 samples a task; temperature 0.4, top_p 0.9, top_k 50"

@@ -68,6 +68,18 @@ def stop_at(wanted, pause=0.0):
     return progress
 
 
+def stop_once_saved(directory, wanted):
+    """Stops at step `wanted`, but not before a checkpoint is written."""
+
+    def progress(step, total):
+        while step == wanted:
+            if any(path.name.isdigit() for path in directory.iterdir()):
+                raise Killed
+            time.sleep(0.05)
+
+    return progress
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """What `run_fit` trains with its own settings, uninterrupted."""
@@ -86,14 +98,8 @@ def test_interrupted_training_ends_with_the_same_bits_also_with_batches_of_examp
     settings = dict(batch_examples=7, batch_size=8)
     whole = run_fit(tmp_path / "whole", **settings)
 
-    def progress(step, total):
-        while step == 5:  # once a checkpoint is written
-            if any(path.name.isdigit() for path in (tmp_path / "cut").iterdir()):
-                raise Killed
-            time.sleep(0.05)
-
     with pytest.raises(Killed):
-        run_fit(tmp_path / "cut", progress=progress, **settings)
+        run_fit(tmp_path / "cut", progress=stop_once_saved(tmp_path / "cut", 5), **settings)
     steps = []
     resumed = run_fit(tmp_path / "cut", log=lambda step, _: steps.append(step), **settings)
     assert steps[0] in (3, 5) and steps[-1] == 9  # 60 examples
@@ -104,7 +110,7 @@ def test_interrupted_training_ends_with_the_same_bits_also_with_batches_of_examp
 
 def test_interrupted_training_ends_with_the_same_bits(tmp_path, whole):
     with pytest.raises(Killed):
-        run_fit(tmp_path / "cut", progress=stop_at(5))
+        run_fit(tmp_path / "cut", progress=stop_once_saved(tmp_path / "cut", 5))
     steps = []
     resumed = run_fit(tmp_path / "cut", log=lambda step, _: steps.append(step))
     assert steps[0] in (3, 5) and equal(whole, resumed)  # 4 was saved, or left out for 2's sake
