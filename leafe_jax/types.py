@@ -244,7 +244,7 @@ class Budget:
         return not self.has_room(1) or (0 < self.max_generated_tokens <= self.generated_tokens)
 
     def has_room(self, env_steps: int) -> bool:
-        """Whether so many more environment steps stay within the limit on them."""
+        """True if `env_steps` more environment steps fit within max_env_steps."""
         taken = self.env_steps + self.replayed_steps
         return not self.max_env_steps or taken + env_steps <= self.max_env_steps
 

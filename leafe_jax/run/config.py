@@ -202,8 +202,9 @@ class RunConfig:
     def evaluate_sampling(self) -> Sampling:
         """How actions are drawn in an evaluation; UserError names a bad field."""
         own = {name: getattr(self.evaluate, name) for name in ("temperature", "top_k", "top_p")}
+        exploring = self.sampler.sampling()  # outside: its errors are those of `sampler`
         try:
-            return dataclasses.replace(self.sampler.sampling(), **own)
+            return dataclasses.replace(exploring, **own)
         except UserError as error:  # Sampling knows these fields by their names in `sampler`
             raise UserError(str(error).replace("sampler.", "evaluate.", 1)) from error
 

@@ -15,7 +15,7 @@ TASKS = 6
 
 
 def write(directory, *, seed=0, config=None, first_task=0, **methods):
-    """A run whose methods have so many successes of 4 samples on each task."""
+    """A run with 4 samples per task, of which each method solves the given number."""
     directory.mkdir(parents=True)
     entries = {}
     for name, counts in methods.items():

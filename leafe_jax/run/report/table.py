@@ -7,13 +7,14 @@ from typing import Any
 
 from leafe_jax.errors import UserError
 from leafe_jax.run import protocol
+from leafe_jax.run.intervals import LEVEL
 from leafe_jax.runtime import sources
 from leafe_jax.runtime.files import read_json
 
 # 3 (since 2026-12): exact intervals, `differences`, `protocol`, `made_by` for each phase; budgets have
 # `replayed_steps`.
 RESULTS_SCHEMA = 3
-_MISSES = 0.05  # share of 95% intervals that miss
+_MISSES = round(1 - LEVEL, 9)  # share of the intervals that may miss
 _BUDGET = (
     ("env_steps", "environment steps"),
     ("replayed_steps", "replayed steps"),
