@@ -1,0 +1,39 @@
+"""Runs one part of tools.check; tools.check starts it as a process of its own.
+
+    python -m leafe_jax.tools.check_part '{"name": "attention"}'
+
+So a part begins with an empty device and a fresh count of peak memory, and a part that dies takes no other
+with it. Each line is printed as soon as it is known, as JSON after check_lines.PREFIX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+
+from leafe_jax.runtime import console
+from leafe_jax.tools import check_machine, check_numbers, check_speed
+from leafe_jax.tools.check_lines import PREFIX, Line, Part
+
+_PARTS = {
+    "machine": check_machine.machine,
+    "attention": check_numbers.attention,
+    "pages": check_numbers.pages,
+    "log-probabilities": check_numbers.log_probabilities,
+    "sampler": check_speed.sampler,
+    "train": check_speed.train,
+    "checkpoint": check_machine.checkpoint,
+}
+
+
+def run(part: Part) -> Iterator[Line]:
+    """The lines of a part."""
+    return _PARTS[part.name](part)
+
+
+if __name__ == "__main__":
+    console.set_up()
+    for _line in run(Part(**json.loads(sys.argv[1]))):
+        console.say(PREFIX + json.dumps(dataclasses.asdict(_line)))
