@@ -2,10 +2,10 @@
 
     python -m leafe_jax.tools.bench_training --model=DIR --engine=leafe_jax,transformers,tunix
 
-prints one JSON line per engine for a whole step: forward, backward and AdamW on the same random tokens, without
-padding. All weights are trained, or with --rank adapters (ours only). Engines run interleaved, and times are
-medians. If the models do not fit into memory together, run one engine per command. Other harnesses can use
-`BenchTrain`: construct it with (model, batch, seq); `step` returns the loss.
+prints one JSON line per engine for a whole step: forward, backward and AdamW on the same random tokens,
+without padding. All weights are trained, or with --rank adapters (ours only). Engines run interleaved,
+and times are medians. If the models do not fit into memory together, run one engine per command. Other
+harnesses can use `BenchTrain`: construct it with (model, batch, seq); `step` returns the loss.
 
     step_s, steps_s         seconds per step: the median, and each
     ratio                   step_s of the first engine, divided by step_s of this one
@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from leafe_jax.errors import UserError
+from leafe_jax.models.settings import LoraConfig, MeshConfig
 from leafe_jax.tools.bench_sampling import (
     bench_parser,
     chosen_engines,
@@ -42,7 +43,6 @@ from leafe_jax.tools.bench_sampling import (
     start_benchmark,
 )
 from leafe_jax.tools.hardware import chip_at_hand, train_flops
-from leafe_jax.models.settings import LoraConfig, MeshConfig
 from leafe_jax.training.settings import REMAT, TrainConfig
 
 LEARNING_RATE, B1, B2, EPS, WEIGHT_DECAY = 1e-4, 0.9, 0.999, 1e-8, 0.01

@@ -2,9 +2,10 @@
 
     python -m leafe_jax.tools.check [--shape=0.5b,7b] [--only=attention,train] [--json]
 
-prints a line for each thing that was checked: its verdict (ok, warning or failed), what was found, and what to
-do if it is not ok. docs/TPU.md and docs/GPU.md show the expected lines. It needs no network and no model: weights
-are random and made on the device. Without an accelerator it runs in a tiny form that takes a minute.
+prints a line for each thing that was checked: its verdict (ok, warning or failed), what was found, and
+what to do if it is not ok. docs/TPU.md and docs/GPU.md show the expected lines. It needs no network and no
+model: weights are random and made on the device. Without an accelerator it runs in a tiny form that takes a
+minute.
 
 The exit code is 0 if no line failed, 1 if one did, 2 after one line on stderr for bad flags.
 """
@@ -237,4 +238,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # so that the running part is ended, too
     sys.exit(main(sys.argv[1:]))

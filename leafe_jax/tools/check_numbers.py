@@ -26,7 +26,7 @@ from leafe_jax.sampling.paged import Paged
 from leafe_jax.sampling.programs import num_targets
 from leafe_jax.sampling.requests import EngineConfig, Request
 from leafe_jax.tools.bench_models import random_params
-from leafe_jax.tools.check_lines import OWN_FAULT, Line, Part, guarded
+from leafe_jax.tools.check_lines import Line, Part, guarded
 from leafe_jax.tools.check_machine import compute_dtype
 from leafe_jax.tools.known_models import shape_config
 from leafe_jax.training.forward import hidden_states
@@ -41,6 +41,10 @@ _LOGPROB_LIMITS = {"float32": (1e-4, 1e-3), "bfloat16": (0.05, 0.25)}
 
 _SMALLER = "end other programs that use the device; this part needs less than 1 GiB"
 _OTHER_ATTENTION = "run with train.attention=jnp, which is slower, and report this line"
+_REFERENCE = (
+    "do not run here: even plain XLA programs compute wrongly; update jax and the driver, then report this"
+    " line"
+)
 _OTHER_STORAGE = "run with sampler.attention={other}, and report this line"
 _BOTH = (
     "a method that trains on sampled log-probabilities would be wrong: see the lines on attention; if they"
@@ -109,13 +113,12 @@ def attention(part: Part) -> Iterator[Line]:
             choose_backend(backend, config, dtype, mesh)
         except UserError:  # not a backend of this device
             continue
-        yield guarded(
-            f"attention {backend}", _OTHER_ATTENTION if backend != "jnp" else OWN_FAULT, _SMALLER,
-            functools.partial(_attention, backend, config, dtype, mesh),
-        )  # fmt: skip
+        advice = _REFERENCE if backend == "jnp" else _OTHER_ATTENTION
+        work = functools.partial(_attention, backend, config, dtype, advice, mesh)
+        yield guarded(f"attention {backend}", advice, _SMALLER, work)
 
 
-def _attention(backend: str, config: ModelConfig, dtype: str, mesh: Any) -> Line:
+def _attention(backend: str, config: ModelConfig, dtype: str, advice: str, mesh: Any) -> Line:
     batch, time, heads, dim = 2, 384, config.num_heads, config.head_dim
     segments = np.ones((batch, time), np.int32)
     segments[0, 90:], segments[0, 340:] = 2, 0  # two examples and padding
@@ -138,7 +141,7 @@ def _attention(backend: str, config: ModelConfig, dtype: str, mesh: Any) -> Line
     figures: dict[str, Any] = {"values": _relative(_float(out)[real], values[real])}
     for name, own, right in zip(("of_q", "of_k", "of_v"), found, gradients, strict=True):
         figures[name] = _relative(_float(own), right)
-    return _judged(f"attention {backend}", dtype, figures, _OTHER_ATTENTION)
+    return _judged(f"attention {backend}", dtype, figures, advice)
 
 
 def _judged(name: str, dtype: str, figures: dict[str, Any], advice: str) -> Line:

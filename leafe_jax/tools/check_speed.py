@@ -33,8 +33,8 @@ _TINY = {
 _REPEATS = 2
 _RANK = 16  # of the adapters, if training all weights does not fit
 _WRONG_PLAN = 1.1  # measured memory divided by predicted: more than this is a warning
-# Least share of the chip's bandwidth (sampler, `plain`) and of its FLOP/s (train step) without a warning. Far
-# below what any working setup reaches; no accelerator has calibrated them yet.
+# Least share of the chip's bandwidth (sampler, `plain`) and of its FLOP/s (train step) without a warning.
+# Chosen low: no accelerator has calibrated them yet.
 _LEAST_BANDWIDTH, _LEAST_FLOPS = 0.05, 0.10
 
 _SAMPLER_MEMORY = (
