@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Iterator
 
-from leafe_jax.runtime import console
+from leafe_jax.runtime import console, startup
 from leafe_jax.tools import check_machine, check_numbers, check_speed
 from leafe_jax.tools.check_lines import PREFIX, Line, Part
 
@@ -35,5 +35,6 @@ def run(part: Part) -> Iterator[Line]:
 
 if __name__ == "__main__":
     console.set_up()
+    startup.keep_freed_memory()  # as a run does; the rest of its environment comes from tools.check
     for _line in run(Part(**json.loads(sys.argv[1]))):
         console.say(PREFIX + json.dumps(dataclasses.asdict(_line)))
