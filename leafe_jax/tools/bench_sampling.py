@@ -142,9 +142,12 @@ def sampler_sizes(w: Any, config: ModelConfig) -> EngineConfig:
     elif isinstance(w, Ragged):
         slots, gen = w.live, w.gen[1]
         longest = w.history[1] + w.turns * (w.obs[1] + w.gen[1])
+    page = 16
     return EngineConfig(
         num_slots=slots, max_len=longest, max_new_tokens=gen, turn_chunk=turn_chunk,
-        prefill_chunk=128, stop_ids=(),
+        prefill_chunk=128, stop_ids=(), page_size=page,
+        # Room for all sessions at their full length; a page that is read in part is written anew.
+        num_pages=slots * (-(-longest // page) + 1),
     )  # fmt: skip
 
 

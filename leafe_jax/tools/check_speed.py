@@ -62,11 +62,9 @@ def sampler(part: Part) -> Iterator[Line]:
 def _sampler(part: Part) -> Line:
     config, dtype = shape_config(part.shape), compute_dtype()
     w = _TINY[part.workload] if part.shape == "tiny" else WORKLOADS[part.workload]()
-    devices = jax.local_devices()
-    chip = chip_at_hand(devices[0])
+    chip = chip_at_hand(jax.local_devices()[0])
     sizes = bench_sampling.sampler_sizes(w, config)
-    own = plan.devices_that_hold(config, sizes, dtype, devices, chip.memory)
-    predicted = _predicted_sampler(config, sizes, dtype, own)
+    own, predicted = _fitting_devices(config, sizes, dtype, chip.memory)
     figures: dict[str, Any] = {"dtype": dtype, "devices": len(own), "predicted_bytes": predicted}
     if predicted is None or predicted > chip.memory:
         return _too_large(part.title, predicted, chip, len(own), figures, _SAMPLER_MEMORY)
@@ -91,6 +89,27 @@ def _sampler(part: Part) -> Line:
     least = _LEAST_BANDWIDTH if part.workload == "plain" else 0.0
     slow = (figures["share_of_bandwidth"] or math.inf) < least
     return _verdict(part.title, text, figures, slow)
+
+
+def _fitting_devices(
+    config: ModelConfig, sizes: EngineConfig, dtype: str, memory: int
+) -> tuple[list, int | None]:
+    """(the fewest of this process's devices that hold the sampler, bytes on each of them as predicted).
+
+    If no number of them holds it, the largest number. What cannot fit by its weights is not compiled.
+    """
+    devices = jax.local_devices()
+    weights = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config)))
+    least = weights * np.dtype(dtype).itemsize
+    numbers = [n for n in (1, 2, 4, 8) if config.num_kv_heads % n == 0 and n <= len(devices)]
+    predicted: int | None = None
+    for number in numbers:
+        predicted = least // number
+        if predicted <= memory:
+            predicted = _predicted_sampler(config, sizes, dtype, devices[:number])
+            if predicted is not None and predicted <= memory:
+                break
+    return devices[:number], predicted
 
 
 def _predicted_sampler(

@@ -273,7 +273,10 @@ def _copy_devices(
     Raises:
       UserError: sampler.tensor does not divide the heads, or exceeds the devices of a host.
     """
+    import jax
+
     from leafe_jax.errors import UserError
+    from leafe_jax.models.decoder import abstract_params
 
     sampler = settings.sampler
     if sampler.tensor > 1:
@@ -283,31 +286,14 @@ def _copy_devices(
                 f" key-value heads and be at most {len(host)}, the devices of a host"
             )
         return host[: sampler.tensor]
-    return devices_that_hold(config, _engine_config(settings), dtype, host, chip.memory)
-
-
-def devices_that_hold(
-    config: ModelConfig, engine: EngineConfig, dtype: str, host: list, memory: int
-) -> list:
-    """The first of the devices of a host that together have the memory for a sampler, by an estimate; as
-    many as possible if even those are too few.
-
-    Args:
-      config, engine, dtype: as for `decode_program`.
-      host: devices of one host.
-      memory: bytes of a device.
-    """
-    import jax
-
-    from leafe_jax.models.decoder import abstract_params
-
     shapes = jax.tree.leaves(abstract_params(config, dtype))
     weights = sum(math.prod(x.shape) * x.dtype.itemsize for x in shapes)
     # Bytes of one token's keys and values.
     token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * shapes[0].dtype.itemsize
-    needed = 1.1 * (weights + engine.pool_pages * engine.page_size * token)
+    pages = _engine_config(settings).pool_pages
+    needed = 1.1 * (weights + pages * sampler.page_size * token)
     sizes = [n for n in (1, 2, 4, 8) if config.num_kv_heads % n == 0 and n <= len(host)]
-    return host[: next((n for n in sizes if needed / n <= memory), sizes[-1])]
+    return host[: next((n for n in sizes if needed / n <= chip.memory), sizes[-1])]
 
 
 def plan_decoding(
