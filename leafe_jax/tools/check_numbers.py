@@ -27,7 +27,7 @@ from leafe_jax.sampling.programs import num_targets
 from leafe_jax.sampling.requests import EngineConfig, Request
 from leafe_jax.tools.bench_models import random_params
 from leafe_jax.tools.check_lines import Line, Part, guarded
-from leafe_jax.tools.check_machine import compute_dtype
+from leafe_jax.tools.hardware import compute_dtype
 from leafe_jax.tools.known_models import shape_config
 from leafe_jax.training.forward import hidden_states
 from leafe_jax.training.losses import token_nll
@@ -38,6 +38,9 @@ from leafe_jax.types import Sampling
 _LIMITS = {"float32": 1e-5, "bfloat16": 2e-2}
 # (mean, largest) difference of a token's log-probability, for a model whose logits are far from uniform.
 _LOGPROB_LIMITS = {"float32": (1e-4, 1e-3), "bfloat16": (0.05, 0.25)}
+
+# Sizes of heads that models have; one is enough where no kernel depends on it.
+_HEADS = {False: (64, 128), True: (128,)}
 
 _SMALLER = "end other programs that use the device; this part needs less than 1 GiB"
 _OTHER_ATTENTION = "run with train.attention=jnp, which is slower, and report this line"
@@ -119,9 +122,9 @@ def attention(part: Part) -> Iterator[Line]:
 
 
 def _attention(backend: str, config: ModelConfig, dtype: str, advice: str, mesh: Any) -> Line:
-    batch, time, heads, dim = 2, 384, config.num_heads, config.head_dim
+    batch, time, heads, dim = 2, 256, config.num_heads, config.head_dim
     segments = np.ones((batch, time), np.int32)
-    segments[0, 90:], segments[0, 340:] = 2, 0  # two examples and padding
+    segments[0, 90:], segments[0, 240:] = 2, 0  # two examples and padding
     segments[1, :3], segments[1, 4:] = 5, 7  # three examples, one of them a single token
     narrow = (batch, time, config.num_kv_heads, dim)
     wide = (batch, time, heads, dim)
@@ -164,7 +167,7 @@ def pages(part: Part) -> Iterator[Line]:
         ("paged", Paged(kernel=on_tpu), _OTHER_STORAGE.format(other="gather")),
     )
     for name, storage, advice in ways:
-        for dim in (64, 128):
+        for dim in _HEADS[jax.local_devices()[0].platform == "cpu"]:
             title = f"pages {name}, heads of {dim}"
             work = functools.partial(_pages, title, storage, dim, dtype, advice)
             yield guarded(title, advice, _SMALLER, work)
@@ -241,7 +244,7 @@ def _log_probabilities() -> Line:
     # Eight times larger than at initialisation, so that logits are far from uniform.
     params = random_params(config, dtype, deviation=0.16)
     sizes = EngineConfig(
-        num_slots=4, max_len=128, turn_chunk=16, prefill_chunk=32, max_new_tokens=24, stop_ids=()
+        num_slots=4, max_len=128, turn_chunk=32, prefill_chunk=32, max_new_tokens=16, stop_ids=()
     )
     engine = Engine(config, params, sizes)
     rng = np.random.default_rng(0)
@@ -251,7 +254,7 @@ def _log_probabilities() -> Line:
     for turn in range(2):
         requests = [
             Request(
-                session, rng.integers(0, config.vocab_size, 5 + 9 * row).tolist(), 24,
+                session, rng.integers(0, config.vocab_size, 5 + 13 * row).tolist(), 16,
                 Sampling(1.0), 100 * turn + row,
             )
             for row, session in enumerate(sessions)

@@ -18,8 +18,7 @@ from leafe_jax.sampling.requests import EngineConfig
 from leafe_jax.tools import bench_sampling, bench_training, plan
 from leafe_jax.tools.bench_models import RANDOM
 from leafe_jax.tools.check_lines import OWN_FAULT, Line, Part, guarded
-from leafe_jax.tools.check_machine import compute_dtype
-from leafe_jax.tools.hardware import GIB, Chip, chip_at_hand, matmul_flops
+from leafe_jax.tools.hardware import GIB, Chip, chip_at_hand, compute_dtype, matmul_flops
 from leafe_jax.tools.known_models import shape_config
 from leafe_jax.tools.workloads import WORKLOADS, Branch, Inputs, Plain, Ragged, Turns
 
@@ -174,9 +173,11 @@ def train(part: Part) -> Iterator[Line]:
 def _train(part: Part) -> Line:
     config, dtype, count = shape_config(part.shape), compute_dtype(), jax.device_count()
     chip = chip_at_hand(jax.local_devices()[0])
-    rows, seq, remat, scan = (4 * count, 64, "none", False)
-    if part.shape != "tiny":
-        rows, seq, remat, scan = (8 * count, 1024, "full", True)
+    rows, seq = (4 * count, 64) if part.shape == "tiny" else (8 * count, 1024)
+    remat, scan = (
+        "full",
+        True,
+    )  # as a large model is trained; and one layer compiles faster than all
     weights = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config)))
     least = 12 * weights // count  # masters and moments; not worth compiling if they do not fit
     planned: dict[str, Any] = {"fits": False, "total": least}

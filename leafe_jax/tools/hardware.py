@@ -71,6 +71,22 @@ def chip_at_hand(device: Any) -> Chip:
     return chip if limit is None else dataclasses.replace(chip, memory=limit)
 
 
+def compute_dtype() -> str:
+    """The dtype that a run on this machine's devices would compute in."""
+    import jax
+
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return "float32"
+    return "bfloat16" if _capability(device) >= (8, 0) else "float32"
+
+
+def _capability(device: Any) -> tuple[int, ...]:
+    """Compute capability of an NVIDIA GPU; (99,) for other devices."""
+    text = str(getattr(device, "compute_capability", "99"))
+    return tuple(int(part) for part in text.split(".") if part.isdecimal())
+
+
 def matmul_flops(config: ModelConfig, tokens: int, pairs: int) -> float:
     """Number of operations in one forward pass.
 
