@@ -5,7 +5,7 @@
 prints a line for each thing that was checked: its verdict (ok, warning or failed), what was found, and
 what to do if it is not ok. docs/TPU.md and docs/GPU.md show the expected lines. It needs no network and no
 model: weights are random and made on the device. Without an accelerator it runs in a tiny form that takes a
-minute.
+minute or two.
 
 The exit code is 0 if no line failed, 1 if one did, 2 after one line on stderr for bad flags.
 """

@@ -173,11 +173,9 @@ def train(part: Part) -> Iterator[Line]:
 def _train(part: Part) -> Line:
     config, dtype, count = shape_config(part.shape), compute_dtype(), jax.device_count()
     chip = chip_at_hand(jax.local_devices()[0])
-    rows, seq = (4 * count, 64) if part.shape == "tiny" else (8 * count, 1024)
-    remat, scan = (
-        "full",
-        True,
-    )  # as a large model is trained; and one layer compiles faster than all
+    rows, seq, remat, scan = 4 * count, 64, "none", False
+    if part.shape != "tiny":
+        rows, seq, remat, scan = 8 * count, 1024, "full", True
     weights = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config)))
     least = 12 * weights // count  # masters and moments; not worth compiling if they do not fit
     planned: dict[str, Any] = {"fits": False, "total": least}

@@ -32,7 +32,7 @@ def checkpoint(part: Part) -> Iterator[Line]:
 def _checkpoint(part: Part) -> Line:
     # As the part "train" does with the shape "tiny": its compiled program is in the cache then.
     rows = 4 * jax.device_count()
-    train = BenchTrain(f"{RANDOM}{part.shape}", rows, 64, compute_dtype(), "full", True)
+    train = BenchTrain(f"{RANDOM}{part.shape}", rows, 64, compute_dtype())
     train.step()
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), train.state
