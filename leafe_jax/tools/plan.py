@@ -175,7 +175,7 @@ def plan_training(
     }
 
 
-def decode_program(config: ModelConfig, settings: RunConfig, dtype: str, mesh: Any):
+def decode_program(config: ModelConfig, engine: EngineConfig, dtype: str, mesh: Any):
     """The sampler's `turn` for all rows of one copy of the model at full length, lowered.
 
     It prefills a chunk of the prompt, then decodes token by token. None of the sampler's programs has more
@@ -183,7 +183,7 @@ def decode_program(config: ModelConfig, settings: RunConfig, dtype: str, mesh: A
 
     Args:
       config: the model.
-      settings: of the run.
+      engine: sizes of the sampler.
       dtype: of weights and cache (model.dtype).
       mesh: devices of the copy, along "tensor".
 
@@ -199,7 +199,6 @@ def decode_program(config: ModelConfig, settings: RunConfig, dtype: str, mesh: A
 
     weights = abstract_params(config, dtype)
     weights = _placed(weights, shardings_for(weights, mesh))
-    engine = _engine_config(settings)
     storage = make_storage(engine.attention, config, mesh)
     shapes, programs, pool = plan_programs(config, weights, storage, engine)
     program = next(
@@ -210,6 +209,38 @@ def decode_program(config: ModelConfig, settings: RunConfig, dtype: str, mesh: A
     )
     with jax.set_mesh(mesh):  # the attention kernel reads the TPU generation from it
         return programs.lower(program), weights, pool, len(programs.listed)
+
+
+def decode_bytes(
+    config: ModelConfig, engine: EngineConfig, dtype: str, mesh: Any
+) -> tuple[int, int, int]:
+    """Bytes per chip of a sampler, by the compiler's count: (weights, pages and results; temporaries;
+    instructions of all programs).
+
+    Compiling a deep model takes ten minutes. All layers are alike, so for a model with more than
+    max(`_DEPTHS`) layers the bytes are extrapolated linearly from two shallower models.
+
+    Args:
+      config, engine, dtype, mesh: as for `decode_program`.
+
+    Raises:
+      OutOfMemory: the compiler gave up.
+    """
+    depths = sorted({min(depth, config.num_layers) for depth in _DEPTHS})
+    found, programs = [], 0
+    for depth in depths:
+        shallow = dataclasses.replace(config, num_layers=depth)
+        lowered, _, _, programs = decode_program(shallow, engine, dtype, mesh)
+        found.append(_compile(lowered))
+    bytes_ = found[-1]
+    if depths[-1] < config.num_layers:
+        beyond = (config.num_layers - depths[-1]) / (depths[-1] - depths[0])
+        kept, temporary, code = (
+            round(b + max(b - a, 0) * beyond) for a, b in zip(*found, strict=True)
+        )
+        bytes_ = kept, temporary, code
+    kept, temporary, code = bytes_
+    return kept, temporary, code * programs  # all programs stay loaded; this one is the largest
 
 
 def _engine_config(settings: RunConfig) -> EngineConfig:
@@ -268,10 +299,7 @@ def _copy_devices(
 def plan_decoding(
     config: ModelConfig, settings: RunConfig, dtype: str, host: list, hosts: int, chip: Chip
 ) -> dict[str, Any]:
-    """Figures of the compiled `turn` of a sampler, per chip.
-
-    Compiling a deep model takes ten minutes. All layers are alike, so for a model with more than
-    max(`_DEPTHS`) layers the bytes are extrapolated linearly from two shallower models.
+    """Figures of the compiled `turn` of a sampler, per chip; see `decode_bytes`.
 
     Args:
       config: the model.
@@ -287,10 +315,10 @@ def plan_decoding(
     """
     from leafe_jax.models.sharding import make_mesh
 
-    sampler = settings.sampler
+    sampler, engine = settings.sampler, _engine_config(settings)
     own = _copy_devices(config, settings, dtype, host, chip)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": len(own)}, own)
-    _, weights, pool, programs = decode_program(config, settings, dtype, mesh)
+    _, weights, pool, programs = decode_program(config, engine, dtype, mesh)
     cache = _device_bytes(pool)
     # A step reads only its tokens' rows of the embedding, but all of it if the head is tied.
     read = cache + sum(
@@ -298,19 +326,6 @@ def plan_decoding(
         for part, leaf in weights.items()
         if part != "embed" or config.tie_word_embeddings
     )
-
-    def count() -> tuple[int, int, int]:
-        depths = sorted({min(depth, config.num_layers) for depth in _DEPTHS})
-        found = []
-        for depth in depths:
-            shallow = dataclasses.replace(config, num_layers=depth)
-            found.append(_compile(decode_program(shallow, settings, dtype, mesh)[0]))
-        bytes_ = found[-1]
-        if depths[-1] < config.num_layers:
-            beyond = (config.num_layers - depths[-1]) / (depths[-1] - depths[0])
-            bytes_ = [round(b + max(b - a, 0) * beyond) for a, b in zip(*found, strict=True)]
-        kept, temporary, code = bytes_
-        return kept, temporary, code * programs  # all programs stay loaded; this one is the largest
 
     slots = sampler.num_slots
     flops = matmul_flops(config, slots, slots * sampler.max_len) / len(own)
@@ -323,7 +338,7 @@ def plan_decoding(
         "compiled_layers": min(_DEPTHS[-1], config.num_layers),
         "parameters": _device_bytes(weights),
         "cache": cache,
-        **_memory(count, chip),
+        **_memory(lambda: decode_bytes(config, engine, dtype, mesh), chip),
         "flops": flops,  # one decode step for all sessions of a copy, at full length
         "roofline_seconds": _roofline(chip, flops, read),
     }
