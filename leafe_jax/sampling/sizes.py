@@ -1,8 +1,7 @@
 """How many slots and pages fit into a device's memory, and which would have fitted where they did not.
 
-All bytes are of one device. What programs need beside weights and pool is an estimate: on a GPU, for 7B in
-bfloat16 on four devices, 11% above what XLA counts for its largest program. The memory that
-`sampler.memory_share` leaves free is for its error, for the programs' code and for fragmentation.
+All bytes are of one device. What programs need beside weights and pool is an estimate from their shapes.
+The memory that `sampler.memory_share` leaves free is for its error and for fragmentation.
 """
 
 from __future__ import annotations
@@ -34,6 +33,9 @@ _MOST = 16  # pages for this many times the slots, at full length; more would ho
 _LOGITS = 4  # float32 arrays [B, V] at the same time: logits, log-probabilities, noise, their sum
 _OPTIONS = 4  # further ones with EngineConfig.options: sorted logits, penalties, masks
 _LANES = {"tpu": 128}  # a platform pads the last axis of an array to a multiple of this
+# Bytes of code per layer of a program: libtpu 0.0.51 makes 7 to 10 MB (docs/SCALING.md), and all programs
+# stay loaded. A GPU's are small, and are not kept where arrays are.
+_CODE = {"tpu": 10 * 2**20}
 _MARGIN = 1.05  # an allocator cannot use its last bytes
 
 
@@ -83,15 +85,17 @@ class Needs:
         """Pages without which a conversation of max_len would be refused."""
         return max(2, self.pages_for(self.settings.max_len))
 
-    def temporaries(self, slots: int) -> int:
-        """Bytes that the largest program for so many slots needs while it runs."""
+    def programs(self, slots: int) -> int:
+        """Bytes of the programs for so many slots: their code, and what the largest needs to run."""
         s = self.settings
         shapes = Shapes(
             num_rows=slots, max_len=s.max_len, page_size=s.page_size, spare=0,
             prefill_chunk=s.prefill_chunk, turn_chunk=s.turn_chunk, burst=1, goes_on=False,
             gathered=not self.in_place, weight_positions=1.0, token_positions=1.0,
         )  # fmt: skip
-        return max(map(self._temporaries, shapes.listed()))
+        listed = shapes.listed()
+        code = _CODE.get(self.platform, 0) * self.config.num_layers * len(listed)
+        return code + max(map(self._temporaries, listed))
 
     def _temporaries(self, program: Program) -> int:
         c, rows, size = self.config, program.rows, self.settings.page_size
@@ -114,8 +118,8 @@ class Needs:
         return math.ceil(found)
 
     def total(self, slots: int, pages: int) -> int:
-        """Bytes of the pool, with its spare page, and of the largest program."""
-        return (pages + 1) * self.page + self.temporaries(slots)
+        """Bytes of the pool, with its spare page, and of the programs."""
+        return (pages + 1) * self.page + self.programs(slots)
 
     def fitting(
         self,
@@ -141,7 +145,7 @@ class Needs:
             needed = max(least or self.least, number * each * typical)
             # XLA numbers the rows of all pages' keys with 32 bits.
             highest = min(most or _MOST * number * self.least, 2**31 // heads - 2)
-            pages = min(int(room - self.temporaries(number)) // self.page - 1, highest)
+            pages = min(int(room - self.programs(number)) // self.page - 1, highest)
             if pages >= needed:
                 return number, pages
         return None
