@@ -85,17 +85,21 @@ class Needs:
         """Pages without which a conversation of max_len would be refused."""
         return max(2, self.pages_for(self.settings.max_len))
 
+    def _listed(self, slots: int) -> list[Program]:
+        s = self.settings
+        return Shapes(
+            num_rows=slots, max_len=s.max_len, page_size=s.page_size, spare=0,
+            prefill_chunk=s.prefill_chunk, turn_chunk=s.turn_chunk, burst=1, goes_on=True,
+            gathered=not self.in_place, weight_positions=1.0, token_positions=1.0,
+        ).listed()  # fmt: skip
+
+    def code(self, slots: int) -> int:
+        """Bytes of the code of all programs for so many slots."""
+        return _CODE.get(self.platform, 0) * self.config.num_layers * len(self._listed(slots))
+
     def programs(self, slots: int) -> int:
         """Bytes of the programs for so many slots: their code, and what the largest needs to run."""
-        s = self.settings
-        shapes = Shapes(
-            num_rows=slots, max_len=s.max_len, page_size=s.page_size, spare=0,
-            prefill_chunk=s.prefill_chunk, turn_chunk=s.turn_chunk, burst=1, goes_on=False,
-            gathered=not self.in_place, weight_positions=1.0, token_positions=1.0,
-        )  # fmt: skip
-        listed = shapes.listed()
-        code = _CODE.get(self.platform, 0) * self.config.num_layers * len(listed)
-        return code + max(map(self._temporaries, listed))
+        return self.code(slots) + max(map(self._temporaries, self._listed(slots)))
 
     def _temporaries(self, program: Program) -> int:
         c, rows, size = self.config, program.rows, self.settings.page_size
@@ -233,8 +237,12 @@ def settle(needs: Needs, devices: Sequence[Any]) -> EngineConfig:
     if free is None:
         return settled(needs, None)
     found = _chosen.get(needs)
-    most = (1 + needs.settings.memory_share) / 2 * free
-    if found is None or needs.total(found.num_slots, found.num_pages) > most:
+    if found is not None:
+        # Programs are loaded already, so their code is not free.
+        needed = needs.total(found.num_slots, found.num_pages) - needs.code(found.num_slots)
+        if needed > (1 + needs.settings.memory_share) / 2 * free:
+            found = None
+    if found is None:
         found = _chosen[needs] = settled(needs, free)
     logging.getLogger("leafe_jax").info(
         "sampler: %d pages of %d positions, %d slots, %s of %s GiB", found.num_pages, found.page_size,

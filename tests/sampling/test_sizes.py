@@ -38,10 +38,7 @@ def engine_on(monkeypatch, params):
     monkeypatch.setattr(sizes, "_chosen", {})
 
     def make(*free, **changes):
-        monkeypatch.setattr(
-            replicas, "needs_of",
-            lambda *a: dataclasses.replace(sizes.needs_of(*a[:-1], "gpu")),
-        )  # fmt: skip
+        monkeypatch.setattr(replicas, "needs_of", lambda *a: sizes.needs_of(*a[:-1], "gpu"))
         monkeypatch.setattr(sizes, "free_bytes", lambda devices: free[0])
         monkeypatch.setattr(
             sizes.processes, "together", lambda what, value, decide: decide([value, *free[1:]])
@@ -102,7 +99,9 @@ def test_what_is_given_is_kept(engine_on, params):
     assert engine.settings.num_pages == 40 and engine.num_slots == 8  # 13 have 3 pages each
     engine = engine_on(1, num_slots=2, num_pages=40)
     assert (engine.num_slots, engine.settings.num_pages) == (2, 40)
-    # The host's memory is not filled.
+
+
+def test_the_memory_of_a_host_is_not_filled(params):
     engine = load(params, SIZES)
     assert (engine.num_slots, engine.tree.num_pages) == (128, 128 * 5)
 
@@ -259,8 +258,9 @@ def test_out_of_memory_wherever_it_happens(params, monkeypatch):
     def full(*_, **__):
         raise jax.errors.JaxRuntimeError(text)
 
+    zeros = jnp.zeros
     with monkeypatch.context() as patch:
-        patch.setattr("leafe_jax.sampling.engine.jnp.zeros", full)
+        patch.setattr(jnp, "zeros", lambda *a, **k: full() if "device" in k else zeros(*a, **k))
         with pytest.raises(UserError, match=message):
             make(params, num_slots=2, num_pages=101)
     engine = make(params, num_slots=2, num_pages=101, max_len=61)
