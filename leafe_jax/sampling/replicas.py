@@ -110,6 +110,8 @@ def make_engines(
       config: the model.
       load_params: load_params(shardings) gives its weights, placed like this, for each copy.
       settings: sizes of each engine; for those that are 0 see sizes.settle. All processes call it then.
+        What is on the devices counts as used: a trainer beside it is to be restored first, and its steps
+        need what memory_share leaves.
       copies: of the model; 0 makes as many as there are devices for.
       tensor: devices that divide one copy among them.
       devices: to use; this process's own by default.
