@@ -74,7 +74,7 @@ def test_a_long_prompt_blocks_the_others_for_one_chunk_at_a_time(params, monkeyp
     while ticket not in results:
         results.update(engine.collect())
     # 99 positions in chunks of 8. After each of these the others decode 4 of the 54 tokens that they lack.
-    assert calls[1:27] == ["prefill", "turn"] * 13 and set(calls[27:]) == {"turn"}
+    assert calls[1:27] == ["prefill", "turn"] * 13 and "prefill" not in calls[27:]
     assert list(results[ticket].ids) == reference(params, ids, 6, 0.0, 0)
 
 
