@@ -152,7 +152,7 @@ class Engine(Scheduler):
                     self._prefill(behind)
                     prefills += 1
                 else:
-                    self._start_burst(ready, hurry=bool(behind))
+                    self._start_burst(ready)
 
     # -- device --------------------------------------------------------------------------------
     @contextlib.contextmanager
@@ -186,22 +186,17 @@ class Engine(Scheduler):
                 self._running.remove(job)
                 self._leave(job)
 
-    def _start_burst(self, jobs: list[Job], hurry: bool) -> None:
-        """Dispatches turns; `land` collects their results.
-
-        Args:
-          jobs: the rows.
-          hurry: True if prompts wait for their next chunk: the burst ends as soon as it may.
-        """
+    def _start_burst(self, jobs: list[Job]) -> None:
+        """Dispatches turns; `land` collects their results."""
         chunk = 1 if all(j.rest == 1 for j in jobs) else self.settings.turn_chunk
         chunk = chunk if chunk in self.shapes.turns else self.settings.turn_chunk
         burst = self.shapes.burst
         ends = [max(j.done + chunk, len(j.ids) + min(burst, j.end - len(j.ids))) for j in jobs]
         ends = [min(end, self.max_len + chunk) for end in ends]
         layouts = self.shapes.lay_out_turn(jobs, ends, chunk)
-        self._flight = [(layout, jobs, self._dispatch(layout, jobs, hurry)) for layout in layouts]
+        self._flight = [(layout, jobs, self._dispatch(layout, jobs)) for layout in layouts]
 
-    def _dispatch(self, layout: Layout, jobs: list[Job], hurry: bool) -> list[Any]:
+    def _dispatch(self, layout: Layout, jobs: list[Job]) -> list[Any]:
         """Starts one program and returns its results, which are still on the device."""
         width, chunk = layout.program.rows, layout.program.tokens
         tokens = np.zeros((width, chunk), np.int32)
@@ -220,7 +215,7 @@ class Engine(Scheduler):
         vocab_size, full = self.config.vocab_size, self.settings.options
         options = methods.make_options(samplings, contexts, vocab_size, full)
         pages = self.shapes.tables(layout, jobs, chunk + self.shapes.burst)
-        leave = np.int32(0 if hurry else max(1, len(layout.numbers) // _LEAVE))
+        leave = np.int32(max(1, len(layout.numbers) // _LEAVE))
         self._pool, *results = self.programs.get(layout.program)(
             self.params, self._pool, pages,
             Burst(tokens, num_tokens, budget, options, seeds, leave),
