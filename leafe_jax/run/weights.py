@@ -139,6 +139,7 @@ class Weights:
             stop_ids=chat.stop_ids,
             attention=sampler.attention,
             options=config.needs_options,
+            memory_share=sampler.memory_share,
         )
         engine = make_engines(
             model_config, load_params, settings, copies=sampler.copies, tensor=sampler.tensor

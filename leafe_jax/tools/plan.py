@@ -31,8 +31,10 @@ if TYPE_CHECKING:  # `main` must set the platform before anything imports jax
     from leafe_jax.models.decoder import ModelConfig
     from leafe_jax.run.config import RunConfig
     from leafe_jax.sampling.requests import EngineConfig
+    from leafe_jax.sampling.sizes import Needs
     from leafe_jax.training.settings import TrainConfig
 
+_SESSIONS = 32  # that a copy of the model should serve, where sampler.num_slots does not say
 _DEPTHS = (4, 8)  # numbers of layers to compile the sampler's program with, if the model has more
 
 
@@ -183,7 +185,7 @@ def decode_program(config: ModelConfig, engine: EngineConfig, dtype: str, mesh: 
 
     Args:
       config: the model.
-      engine: sizes of the sampler.
+      engine: sizes, none of them 0.
       dtype: of weights and cache (model.dtype).
       mesh: devices of the copy, along "tensor".
 
@@ -244,7 +246,7 @@ def decode_bytes(
 
 
 def _engine_config(settings: RunConfig) -> EngineConfig:
-    """The engine of a run, with one stop token: there is no tokenizer here.
+    """The engine of a run, with one stop token: there is no tokenizer here. Sizes may be 0.
 
     Raises:
       UserError: a size is out of range.
@@ -257,8 +259,39 @@ def _engine_config(settings: RunConfig) -> EngineConfig:
         prefill_chunk=s.prefill_chunk,
         max_new_tokens=max(s.max_action_tokens, settings.prompts.reflection_tokens), stop_ids=(0,),
         page_size=s.page_size, num_pages=s.num_pages, attention=s.attention,
-        options=settings.needs_options,
+        options=settings.needs_options, memory_share=s.memory_share,
     )  # fmt: skip
+
+
+def _needs(
+    config: ModelConfig, engine: EngineConfig, dtype: str, tensor: int, chip: Chip
+) -> tuple[Needs, int]:
+    """(what an engine on `tensor` chips needs, bytes that the weights leave on each)."""
+    import jax
+
+    from leafe_jax.models.decoder import abstract_params
+    from leafe_jax.sampling.sizes import needs_of
+
+    shapes = abstract_params(config, dtype)
+    weights = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    return needs_of(config, shapes, engine, tensor, chip.platform), chip.memory - weights // tensor
+
+
+def _sized(
+    config: ModelConfig, engine: EngineConfig, dtype: str, tensor: int, chip: Chip
+) -> EngineConfig:
+    """The engine with the sizes that a run would choose; the smallest, which the compiler will refuse, if
+    nothing fits."""
+    from leafe_jax.errors import UserError
+    from leafe_jax.sampling.sizes import settled
+
+    needs, free = _needs(config, engine, dtype, tensor, chip)
+    try:
+        return settled(needs, None if chip.platform == "cpu" else free)
+    except UserError:
+        return dataclasses.replace(
+            engine, num_slots=engine.num_slots or 1, num_pages=engine.num_pages or needs.least
+        )
 
 
 def _copy_devices(
@@ -267,16 +300,13 @@ def _copy_devices(
     """The devices of one copy of the model, all on one `host`, because each process samples on its own.
 
     Their number is sampler.tensor. If that is 1, it is the smallest that divides the key-value heads and
-    has enough memory. The memory needed is an estimate, with 10% added for what a `turn` computes; the
-    compiler decides later whether it fits.
+    has enough memory for num_slots sessions (`_SESSIONS` if that is 0), each of typical length. The memory
+    needed is an estimate (sampling/sizes.py); the compiler decides later whether it fits.
 
     Raises:
       UserError: sampler.tensor does not divide the heads, or exceeds the devices of a host.
     """
-    import jax
-
     from leafe_jax.errors import UserError
-    from leafe_jax.models.decoder import abstract_params
 
     sampler = settings.sampler
     if sampler.tensor > 1:
@@ -286,14 +316,17 @@ def _copy_devices(
                 f" key-value heads and be at most {len(host)}, the devices of a host"
             )
         return host[: sampler.tensor]
-    shapes = jax.tree.leaves(abstract_params(config, dtype))
-    weights = sum(math.prod(x.shape) * x.dtype.itemsize for x in shapes)
-    # Bytes of one token's keys and values.
-    token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * shapes[0].dtype.itemsize
-    pages = _engine_config(settings).pool_pages
-    needed = 1.1 * (weights + pages * sampler.page_size * token)
-    sizes = [n for n in (1, 2, 4, 8) if config.num_kv_heads % n == 0 and n <= len(host)]
-    return host[: next((n for n in sizes if needed / n <= chip.memory), sizes[-1])]
+    engine, sizes = _engine_config(settings), []
+    for number in (1, 2, 4, 8):
+        if config.num_kv_heads % number or number > len(host):
+            continue
+        sizes.append(number)
+        needs, free = _needs(config, engine, dtype, number, chip)
+        slots, pages = [sampler.num_slots or _SESSIONS], sampler.num_pages
+        room = sampler.memory_share * free
+        if needs.fitting(room, slots, least=pages, most=pages, typical=not pages):
+            break
+    return host[: sizes[-1]]
 
 
 def plan_decoding(
@@ -303,8 +336,9 @@ def plan_decoding(
 
     Args:
       config: the model.
-      settings: of the run. Each copy of the model serves num_slots sessions. With
-        copies = 0 each host has as many copies as fit.
+      settings: of the run. Each copy of the model serves num_slots sessions; sizes that are 0 are
+        chosen as a run chooses them (sampling/sizes.py). With copies = 0 each host has as many copies as
+        fit.
       dtype: of weights and cache (model.dtype).
       host: devices of one host.
       hosts: number of hosts.
@@ -315,8 +349,9 @@ def plan_decoding(
     """
     from leafe_jax.models.sharding import make_mesh
 
-    sampler, engine = settings.sampler, _engine_config(settings)
+    sampler = settings.sampler
     own = _copy_devices(config, settings, dtype, host, chip)
+    engine = _sized(config, _engine_config(settings), dtype, len(own), chip)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": len(own)}, own)
     _, weights, pool, programs = decode_program(config, engine, dtype, mesh)
     cache = _device_bytes(pool)
@@ -327,12 +362,13 @@ def plan_decoding(
         if part != "embed" or config.tie_word_embeddings
     )
 
-    slots = sampler.num_slots
+    slots = engine.num_slots
     flops = matmul_flops(config, slots, slots * sampler.max_len) / len(own)
     return {
         "tensor": len(own),
         "copies": hosts * (sampler.copies or len(host) // len(own)),
         "sessions": slots,
+        "pages": engine.pool_pages,
         "length": sampler.max_len,
         "programs": programs,
         "compiled_layers": min(_DEPTHS[-1], config.num_layers),

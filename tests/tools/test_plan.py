@@ -245,10 +245,11 @@ def test_the_memory_of_a_deep_sampler_is_extrapolated(monkeypatch, depths, layer
 def test_a_copy_of_the_model_is_on_one_host():
     config = find_model("Qwen2.5-72B")
     made = load_config("household_instruct")
+    made.sampler.num_slots = 64
     settings = RunConfig.read(made)
     devices = list("abcd")
-    # Weights take 135 GiB and the pages of 64 sessions 160. Three chips of 100 GiB would be enough, but
-    # three do not divide the heads, and four do.
+    # Weights take 135 GiB and the pages of 64 sessions of half the length 80, of 85% of the rest. Three chips
+    # of 100 GiB would be enough, but three do not divide the heads, and four do.
     roomy = hardware.Chip("tpu", 100 * hardware.GIB, 1.0, 1.0)
     assert plan._copy_devices(config, settings, "bfloat16", devices, roomy) == devices
     # Far too little memory: all four chips of the host, and no more.

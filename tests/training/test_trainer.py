@@ -1,6 +1,7 @@
 """Interrupted runs end with the same bits; errors; what is told to stop saves first."""
 
 import dataclasses
+import errno
 import http.server
 import json
 import os
@@ -171,6 +172,47 @@ def test_out_of_memory_names_the_fields(tmp_path):
     ) as error:
         run_fit(tmp_path, log=full)
     assert str(error.value).endswith("(RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.)")
+
+
+MANY = "Used {}K of {}K hbm. Exceeded hbm capacity by 1.0K."  # of a whole program, by libtpu
+TEMPORARIES = "Out of memory while trying to allocate {}.0KiB."  # by XLA on a GPU
+
+
+@pytest.mark.parametrize(
+    ("text", "needed", "room", "said"),
+    [
+        # 80 KB of parameters: a state of 240, and 80 of gradients that are summed.
+        (MANY, 1240, 900, "set train.accumulation = 2, which fits (it is 1), or train.remat"),
+        (MANY, 1240, 650, "set train.accumulation = 4, which fits (it is 1), or train.remat"),
+        (MANY, 1240, 500, "no train.accumulation (it is 1) saves enough: set train.remat"),
+        (
+            TEMPORARIES,
+            1000,
+            700,
+            "set train.accumulation = 2, which fits (it is 1), or train.remat",
+        ),
+        (
+            TEMPORARIES,
+            1000,
+            500,
+            "set train.accumulation = 4, which fits (it is 1), or train.remat",
+        ),
+        (TEMPORARIES, 1000, None, "raise train.accumulation (it is 1), set train.remat"),
+    ],
+)
+def test_out_of_memory_names_an_accumulation_that_fits(
+    tmp_path, monkeypatch, text, needed, room, said
+):
+    free = None if room is None else room * 1024
+    monkeypatch.setattr("leafe_jax.runtime.memory.free_bytes", lambda devices: free)
+
+    def full(*_):
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {text.format(needed, room)}\nmore")
+
+    with pytest.raises(UserError) as error:
+        run_fit(tmp_path, log=full)
+    start = f"train: a device is out of memory while training: {said.partition(' train.remat')[0]}"
+    assert str(error.value).startswith(start) and "train.mesh.fsdp" in str(error.value)
 
 
 @pytest.mark.parametrize("where", ["load_params", "init_state"])
@@ -382,6 +424,56 @@ def test_a_maintenance_notice_saves_and_leaves(tmp_path, monkeypatch):
     server.shutdown()
     assert left.value.code == preemption.EXIT_PREEMPTED and len(answers) == 1
     assert [p for p in (tmp_path / "cut").iterdir() if p.name.isdigit()]
+
+
+def test_a_poller_that_dies_ends_the_training(tmp_path, monkeypatch):
+    """Otherwise it would go on, and no notice would be seen."""
+    from leafe_jax.runtime import preemption
+
+    def die(*_, **__):
+        raise RuntimeError("what it died of")
+
+    monkeypatch.setattr(preemption, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(preemption.urllib.request, "urlopen", die)
+    message = "train.notice_url = 'http://here/': polling has failed.*RuntimeError: what it died of"
+    with pytest.raises(UserError, match=message):
+        run_fit(tmp_path, notice_url="http://here/", progress=lambda *_: time.sleep(0.05))
+
+
+def test_a_save_that_fails_in_its_thread_ends_the_training(tmp_path, monkeypatch):
+    """At the next save; the last one at the end."""
+    failing = [4]
+
+    def finalize(self, step):
+        if step in failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "checkpoint")
+        return original(self, step)
+
+    original = checkpoint._Manager._finalize_checkpoint
+    monkeypatch.setattr(checkpoint._Manager, "_finalize_checkpoint", finalize)
+    seen = []
+
+    def slowly(step, total):
+        seen.append((step, total))
+        time.sleep(0.2)
+
+    with pytest.raises(OSError, match="Input/output error"):
+        run_fit(tmp_path / "between", progress=slowly)
+    assert seen[-1][0] == 6 < seen[-1][1]
+    failing[:] = [seen[-1][1]]
+    with pytest.raises(OSError, match="Input/output error"):
+        run_fit(tmp_path / "last")
+
+
+def test_an_example_that_a_reading_thread_cannot_read_ends_the_training():
+    class Damaged(list):
+        def __getitem__(self, index):
+            if threading.current_thread() is not threading.main_thread():
+                raise OSError(errno.EIO, os.strerror(errno.EIO), "examples")
+            return super().__getitem__(index)
+
+    with pytest.raises(OSError, match="Input/output error"):
+        list(trainer.batches(Damaged(trainer.examples())))
 
 
 def test_told_to_stop_in_the_last_step(tmp_path, caplog, whole):
