@@ -160,8 +160,6 @@ class Engine(Scheduler):
         """A context in which running out of device memory becomes a UserError that names what fits."""
         try:
             yield
-        except UserError:
-            raise
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -36,13 +36,13 @@ CHIPS = {
     "v5e": Chip("tpu", round(15.75 * GIB), 197e12, 819e9),
     "v5p": Chip("tpu", 95 * GIB, 459e12, 2765e9),  # 95.73
     "v6e": Chip("tpu", round(31.24 * GIB), 918e12, 1640e9),
-    # From NVIDIA's data sheets: dense operations, SXM modules where there are several. `memory` is as
-    # published; jax takes 75% of it unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+    # From NVIDIA's data sheets: dense operations, SXM modules where there are several. `memory` is the
+    # whole; jax takes 75% of it unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
     "t4": Chip("gpu", 16 * GIB, 0.0, 320e9),  # has no bfloat16
     "l4": Chip("gpu", 24 * GIB, 121e12, 300e9),
     "a100-40": Chip("gpu", 40 * GIB, 312e12, 1555e9),
     "a100-80": Chip("gpu", 80 * GIB, 312e12, 2039e9),
-    "h100": Chip("gpu", 80 * GIB, 989e12, 3350e9),
+    "h100": Chip("gpu", 84_942_979_072, 989e12, 3350e9),  # as XLA describes it
     "h200": Chip("gpu", 141 * 10**9, 989e12, 4800e9),
 }
 

@@ -1,12 +1,13 @@
-"""Predicts memory and time of a run before the job starts, on a machine without a TPU.
+"""Predicts memory and time of a run before the job starts, on a machine without an accelerator.
 
     python -m leafe_jax.tools.plan --config=configs/household_instruct.py --model=Qwen2.5-72B-Instruct \\
         --topology=v5p:4x4x4 [--json]
 
-It compiles the run's train step and its sampler's `turn` for a TPU topology. Bytes are the compiler's own
-count, per chip.
+It compiles the run's train step and its sampler's `turn` for a topology of TPUs or GPUs. Bytes are the
+compiler's own count, per chip.
 
-A topology is v4, v5e, v5p or v6e with a shape, e.g. v5e:4x4, or cpu:8 for eight devices on this machine.
+A topology is v4, v5e, v5p or v6e with a shape, e.g. v5e:4x4; h100 or h200 with the GPUs of a host, h100:8,
+or with hosts and GPUs, h100:2x8; or cpu:8 for eight devices on this machine.
 --model is a directory with config.json, or the name of one of the paper's models. The default is
 config.model.path.
 """
@@ -14,17 +15,16 @@ config.model.path.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from leafe_jax.runtime import console
-from leafe_jax.tools.hardware import CHIPS, GIB, Chip, matmul_flops, train_flops
+from leafe_jax.tools import topologies
+from leafe_jax.tools.hardware import GIB, Chip, matmul_flops, train_flops
 from leafe_jax.types import PACKED
 
 if TYPE_CHECKING:  # `main` must set the platform before anything imports jax
@@ -36,21 +36,6 @@ if TYPE_CHECKING:  # `main` must set the platform before anything imports jax
 
 _SESSIONS = 32  # that a copy of the model should serve, where sampler.num_slots does not say
 _DEPTHS = (4, 8)  # numbers of layers to compile the sampler's program with, if the model has more
-
-
-def parse_topology(text: str) -> tuple[str, str, int]:
-    """(kind, shape, number of chips) of a topology, e.g. "v5p:4x4x4" or "cpu:8".
-
-    Raises:
-      ValueError: the text is not a topology.
-    """
-    match = re.fullmatch(r"(cpu|v4|v5e|v5p|v6e):(\d+(?:x\d+){0,2})", text)
-    count = math.prod(map(int, match.group(2).split("x"))) if match else 0
-    if count < 1 or (match.group(1) == "cpu") != ("x" not in match.group(2)):
-        raise ValueError(
-            f"--topology={text}: must be cpu:N, or v4, v5e, v5p or v6e with a shape, e.g. v5e:4x4"
-        )
-    return match.group(1), match.group(2), count
 
 
 def _device_bytes(tree: Any) -> int:
@@ -397,45 +382,6 @@ def _table(name: str, part: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _host(kind: str, devices) -> tuple[list, int]:
-    """(devices of one host, number of hosts) of a topology.
-
-    The host's devices come from a topology of their own. The compiler needs device numbers from 0 without
-    gaps, and one host's devices in a larger topology have gaps (0, 1, 4, 5 in 4x4).
-    """
-    hosts = len({d.process_index for d in devices})
-    if hosts == 1:
-        return list(devices), 1
-    alone, _ = _devices(kind, "2x2" if kind in ("v5e", "v6e") else "2x2x1", 4)
-    return list(alone), hosts
-
-
-def _devices(kind: str, shape: str, count: int):
-    import jax
-
-    from leafe_jax.errors import UserError
-
-    if kind == "cpu":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return jax.devices()[:count], Chip("cpu", memory // count, 0.0, 0.0)
-    from jax.experimental import topologies
-
-    # jax sees a real v4 chip as one device. Without this option a topology has a device for each core.
-    whole = {"chip_config_name": "megacore"} if kind == "v4" else {}
-    try:
-        topology = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{'v5' if kind == 'v5p' else kind}:{shape}", **whole
-        )
-    except (RuntimeError, ValueError) as error:
-        if importlib.util.find_spec("libtpu") is None:
-            raise UserError(
-                f"--topology={kind}:{shape}: needs the TPU compiler, pip install libtpu"
-            ) from error
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--topology={kind}:{shape}: refused by libtpu ({reason})") from error
-    return topology.devices, CHIPS[kind]
-
-
 def _train_settings(settings: RunConfig) -> TrainConfig:
     """Of the first method that trains; of `leafe` if none of the run's methods does."""
     trained = [settings.find(name).config for name in (*settings.methods, "leafe")]
@@ -457,7 +403,7 @@ def main(argv: list[str]) -> int:
     config_flag = config_flags.DEFINE_config_file(
         "config", None, "Config file.", flag_values=values
     )
-    flags.DEFINE_string("topology", None, "e.g. v5p:4x4x4 or cpu:8", flag_values=values)
+    flags.DEFINE_string("topology", None, "e.g. v5p:4x4x4, h100:8 or cpu:8", flag_values=values)
     flags.DEFINE_string("model", "", "Directory, or name of a paper's model.", flag_values=values)
     flags.DEFINE_boolean("json", False, "Print figures as JSON.", flag_values=values)
     try:
@@ -466,7 +412,7 @@ def main(argv: list[str]) -> int:
         if config is None or values["topology"].value is None:
             return _fail("--config and --topology are needed; see docs/SCALING.md")
         config.keys()
-        kind, shape, count = parse_topology(values["topology"].value)
+        topology = topologies.parse(values["topology"].value)
     except (flags.Error, AttributeError, TypeError, ValueError, OSError, ImportError) as error:
         return _fail(" ".join(str(error).strip().splitlines()[-1].split()))
     # Must be set before jax is imported. The plan uses no accelerator of this machine.
@@ -474,8 +420,8 @@ def main(argv: list[str]) -> int:
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     # Lets other processes compile or use a TPU at the same time; this one opens none.
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    if kind == "cpu":
-        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+    if topology.kind == "cpu":
+        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={topology.count}"
 
     from leafe_jax.errors import UserError
     from leafe_jax.run.config import RunConfig
@@ -486,15 +432,14 @@ def main(argv: list[str]) -> int:
         settings = RunConfig.read(config)
         model = find_model(values["model"].value or settings.model.path)
         check_sizes(model, _engine_config(settings))  # before minutes of compiling
-        devices, chip = _devices(kind, shape, count)
+        devices, chip = topologies.find_devices(topology)
+        host, hosts = topologies.one_host(topology, devices)
         result = {
             "topology": values["topology"].value,
-            "chips": count,
+            "chips": topology.count,
             "memory_per_chip": chip.memory,
             "train": plan_training(model, _train_settings(settings), devices, chip),
-            "decode": plan_decoding(
-                model, settings, settings.model.dtype, *_host(kind, devices), chip
-            ),
+            "decode": plan_decoding(model, settings, settings.model.dtype, host, hosts, chip),
         }
     except UserError as error:
         return _fail(str(error))
@@ -502,7 +447,7 @@ def main(argv: list[str]) -> int:
         console.say(json.dumps(result))
     else:
         console.say(
-            f"{result['topology']}: {count} chips of {chip.memory / GIB:.4g} GiB; per chip:"
+            f"{result['topology']}: {topology.count} chips of {chip.memory / GIB:.4g} GiB; per chip:"
         )
         console.say(_table("train step", result["train"]))
         console.say(_table("sampler's turn, one copy of the model", result["decode"]))

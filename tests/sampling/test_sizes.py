@@ -186,9 +186,9 @@ def test_what_was_missing(text, monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda devices: 4 * 2**30)
     needed, room, whole = TEXTS[text]
     try:
-        raise RuntimeError(
-            "the sampler's program cannot be compiled"
-        ) from jax.errors.JaxRuntimeError(text)
+        raise RuntimeError("sampler: a program cannot be compiled") from jax.errors.JaxRuntimeError(
+            text
+        )
     except RuntimeError as error:
         found = memory.shortage(error, [])
     assert found.needed == pytest.approx(needed * 2**30) and found.whole == whole
@@ -217,7 +217,7 @@ def test_a_number_of_pages_that_fits(params, monkeypatch):
         engine.generate([ask(engine.start(), prompt(0, 3))])
     found = re.match(
         r"sampler\.num_pages = 101: a device is out of memory while sampling: it fits with (\d+)"
-        r" \(the sampler's Program.*RESOURCE_EXHAUSTED: Used 500\.0K", str(error.value),
+        r" \(sampler: Program.*RESOURCE_EXHAUSTED: Used 500\.0K", str(error.value),
     )  # fmt: skip
     assert found and "\n" not in str(error.value)
     assert (101 - int(found[1])) * PAGE == pytest.approx(1.05 * 102400, abs=PAGE)
@@ -281,5 +281,6 @@ def test_out_of_memory_wherever_it_happens(params, monkeypatch):
 def test_other_errors_stay_as_they_are(monkeypatch):
     engine = make(make_params(), num_slots=2, max_len=62)
     fail_with(monkeypatch, "INTERNAL: broken")
-    with pytest.raises(RuntimeError, match="cannot be compiled: INTERNAL: broken"):
+    message = r"^sampler: Program\(.*\) cannot be compiled: INTERNAL: broken; sampler.compile_ahead = False"
+    with pytest.raises(UserError, match=message):
         engine.generate([ask(engine.start(), prompt(0, 3))])
