@@ -73,23 +73,24 @@ def random_params(
     places = [None] * len(flat) if shardings is None else jax.tree.leaves(shardings)
     leaves = []
     for number, ((path, leaf), place) in enumerate(zip(flat, places, strict=True)):
-        name = path[-1].key
-        mean, spread = float(name == "scale"), 0.0 if name in ("scale", "bias") else deviation
-        draw = _drawer(leaf.shape, np.dtype(leaf.dtype).name, mean, spread, place)
-        leaves.append(draw(np.int32(number)))
+        name, dtype = path[-1].key, np.dtype(leaf.dtype).name
+        if name in ("scale", "bias"):
+            leaves.append(jnp.full(leaf.shape, name == "scale", dtype, device=place))
+            continue
+        # On the default device the program is the same whatever the sharding, so it is compiled once.
+        alone = place is None or place.device_set == set(jax.local_devices()[:1])
+        draw = _drawer(leaf.shape, dtype, None if alone else place)
+        drawn = draw(np.int32(number), np.float32(deviation))
+        leaves.append(drawn if place is None else jax.device_put(drawn, place))
     return jax.tree.unflatten(structure, leaves)
 
 
 @functools.lru_cache(maxsize=64)
-def _drawer(
-    shape: tuple[int, ...], dtype: str, mean: float, spread: float, place: Any
-) -> Callable[[Any], Any]:
-    """number -> array of independent normal numbers; the number is part of the seed."""
+def _drawer(shape: tuple[int, ...], dtype: str, place: Any) -> Callable[[Any, Any], Any]:
+    """(number, standard deviation) -> array of independent normal numbers; the number is in the seed."""
 
-    def draw(number: Any) -> Any:
-        if not spread:
-            return jnp.full(shape, mean, dtype)
+    def draw(number: Any, deviation: Any) -> Any:
         key = jax.random.fold_in(jax.random.key(0), number)
-        return (mean + spread * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+        return (deviation * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
     return jax.jit(draw, out_shardings=place)

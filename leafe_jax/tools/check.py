@@ -61,7 +61,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--shape", default="", help="models to measure: 0.5b,7b; without an accelerator tiny"
     )
     parser.add_argument(
-        "--workload", default="", help=f"of {', '.join(_WORKLOADS)}; plain,branches (CPU: plain)"
+        "--workload", default="", help=f"of {', '.join(_WORKLOADS)}; plain,branches (CPU: turns)"
     )
     parser.add_argument(
         "--only", default=",".join(_NAMES), help="parts to run beside the machine; all of them"
@@ -111,7 +111,7 @@ def _parts(options: argparse.Namespace, platform: str) -> list[Part]:
     """
     on_cpu = platform == "cpu"
     shapes = options.shape or (["tiny"] if on_cpu else ["0.5b", "7b"])
-    workloads = options.workload or (["plain"] if on_cpu else ["plain", "branches"])
+    workloads = options.workload or (["turns"] if on_cpu else ["plain", "branches"])
     every = [Part(name) for name in ("attention", "pages", "log-probabilities")]
     for shape in shapes:
         every += [Part("sampler", shape, workload) for workload in workloads]

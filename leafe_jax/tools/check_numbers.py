@@ -24,11 +24,13 @@ from leafe_jax.sampling.engine import Engine
 from leafe_jax.sampling.gathered import Gathered
 from leafe_jax.sampling.paged import Paged
 from leafe_jax.sampling.programs import num_targets
-from leafe_jax.sampling.requests import EngineConfig, Request
+from leafe_jax.sampling.requests import Request
 from leafe_jax.tools.bench_models import random_params
+from leafe_jax.tools.bench_sampling import sampler_sizes
 from leafe_jax.tools.check_lines import Line, Part, guarded
 from leafe_jax.tools.hardware import compute_dtype
 from leafe_jax.tools.known_models import shape_config
+from leafe_jax.tools.workloads import TINY
 from leafe_jax.training.forward import hidden_states
 from leafe_jax.training.losses import token_nll
 from leafe_jax.types import Sampling
@@ -38,6 +40,9 @@ from leafe_jax.types import Sampling
 _LIMITS = {"float32": 1e-5, "bfloat16": 2e-2}
 # (mean, largest) difference of a token's log-probability, for a model whose logits are far from uniform.
 _LOGPROB_LIMITS = {"float32": (1e-4, 1e-3), "bfloat16": (0.05, 0.25)}
+
+# Tokens of a turn's prompt in each row; a turn takes 32 at once, the others have a prefill before it.
+_PROMPTS = (5, 34, 41, 47)
 
 # Sizes of heads that models have; one is enough where no kernel depends on it.
 _HEADS = {False: (64, 128), True: (128,)}
@@ -243,10 +248,8 @@ def _log_probabilities() -> Line:
     config, dtype = shape_config("tiny"), compute_dtype()
     # Eight times larger than at initialisation, so that logits are far from uniform.
     params = random_params(config, dtype, deviation=0.16)
-    sizes = EngineConfig(
-        num_slots=4, max_len=128, turn_chunk=32, prefill_chunk=32, max_new_tokens=16, stop_ids=()
-    )
-    engine = Engine(config, params, sizes)
+    # The sizes of the tiny workload: its programs are in the cache then, or these are when it runs.
+    engine = Engine(config, params, sampler_sizes(TINY["turns"], config))
     rng = np.random.default_rng(0)
     sessions = [engine.start() for _ in range(4)]
     sampled: list[list[float]] = [[] for _ in sessions]
@@ -254,10 +257,10 @@ def _log_probabilities() -> Line:
     for turn in range(2):
         requests = [
             Request(
-                session, rng.integers(0, config.vocab_size, 5 + 13 * row).tolist(), 16,
+                session, rng.integers(0, config.vocab_size, count).tolist(), 16,
                 Sampling(1.0), 100 * turn + row,
             )
-            for row, session in enumerate(sessions)
+            for row, (session, count) in enumerate(zip(sessions, _PROMPTS, strict=True))
         ]  # fmt: skip
         for row, result in enumerate(engine.generate(requests)):
             end = len(sessions[row])

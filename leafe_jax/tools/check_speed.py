@@ -21,15 +21,8 @@ from leafe_jax.tools.bench_models import RANDOM
 from leafe_jax.tools.check_lines import OWN_FAULT, Line, Part, guarded
 from leafe_jax.tools.hardware import GIB, Chip, chip_at_hand, compute_dtype, matmul_flops
 from leafe_jax.tools.known_models import shape_config
-from leafe_jax.tools.workloads import WORKLOADS, Branch, Inputs, Plain, Ragged, Turns
+from leafe_jax.tools.workloads import TINY, WORKLOADS, Branch, Inputs, Plain, Turns
 
-# For the shape "tiny", in place of the workloads' own sizes.
-_TINY = {
-    "plain": Plain(4, 40, 16),
-    "turns": Turns(4, 3, 7, 8),
-    "branches": Branch(2, 50, 4, 9, 8),
-    "ragged": Ragged(8, 4, 2, (20, 60), (2, 9), (2, 16)),
-}
 _REPEATS = 2
 _RANK = 16  # of the adapters, if training all weights does not fit
 _WRONG_PLAN = 1.1  # measured memory divided by predicted: more than this is a warning
@@ -61,7 +54,7 @@ def sampler(part: Part) -> Iterator[Line]:
 
 def _sampler(part: Part) -> Line:
     config, dtype = shape_config(part.shape), compute_dtype()
-    w = _TINY[part.workload] if part.shape == "tiny" else WORKLOADS[part.workload]()
+    w = TINY[part.workload] if part.shape == "tiny" else WORKLOADS[part.workload]()
     chip = chip_at_hand(jax.local_devices()[0])
     sizes = bench_sampling.sampler_sizes(w, config)
     own, predicted = _fitting_devices(config, sizes, dtype, chip.memory)
@@ -116,7 +109,10 @@ def _predicted_sampler(
     config: ModelConfig, sizes: EngineConfig, dtype: str, devices: list
 ) -> int | None:
     """Bytes per device by the compiler's count; None if the compiler gave up."""
-    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": len(devices)}, devices)
+    # Without a mesh on one device, as make_engines does: a program that is the engine's is compiled once.
+    mesh = None
+    if len(devices) > 1:
+        mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": len(devices)}, devices)
     try:
         return sum(plan.decode_bytes(config, sizes, dtype, mesh))
     except plan.OutOfMemory:

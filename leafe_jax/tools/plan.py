@@ -14,6 +14,7 @@ config.model.path.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -181,11 +182,11 @@ def decode_program(config: ModelConfig, engine: EngineConfig, dtype: str, mesh: 
       config: the model.
       engine: sizes, none of them 0.
       dtype: of weights and cache (model.dtype).
-      mesh: devices of the copy, along "tensor".
+      mesh: devices of the copy, along "tensor"; None for the first device of this process.
 
     Returns:
-      (lowered program, weights, pages, number of the sampler's programs). Weights and pages are sharded
-      ShapeDtypeStructs.
+      (lowered program, weights, pages, number of the sampler's programs). Weights and pages are
+      ShapeDtypeStructs, sharded if there is a mesh.
     """
     import jax
 
@@ -194,7 +195,8 @@ def decode_program(config: ModelConfig, engine: EngineConfig, dtype: str, mesh: 
     from leafe_jax.sampling.engine import make_storage, plan_programs
 
     weights = abstract_params(config, dtype)
-    weights = _placed(weights, shardings_for(weights, mesh))
+    if mesh is not None:
+        weights = _placed(weights, shardings_for(weights, mesh))
     storage = make_storage(engine.attention, config, mesh)
     shapes, programs, pool = plan_programs(config, weights, storage, engine)
     program = next(
@@ -203,7 +205,8 @@ def decode_program(config: ModelConfig, engine: EngineConfig, dtype: str, mesh: 
         if (p.kind, p.rows, p.pages) == ("turn", engine.num_slots, shapes.contexts[-1])
         and p.tokens == max(shapes.turns)
     )
-    with jax.set_mesh(mesh):  # the attention kernel reads the TPU generation from it
+    # The attention kernel reads the TPU generation from the mesh.
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         return programs.lower(program), weights, pool, len(programs.listed)
 
 

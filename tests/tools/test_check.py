@@ -33,7 +33,7 @@ from leafe_jax.training import checkpoint
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [
     "machine", "attention jnp", "pages gather, heads of 128", "pages paged, heads of 128",
-    "log-probabilities", "sampler tiny plain", "train tiny", "checkpoint",
+    "log-probabilities", "sampler tiny turns", "train tiny", "checkpoint",
 ]  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_the_tiny_form(tmp_path):
     assert (machine["platform"], machine["dtype"]) == ("cpu", "float32")
     assert machine["versions"]["jax"] == jax.__version__ and machine["bytes_per_device"] > 2**30
     assert 0 < figures["attention jnp"]["of_k"] < 1e-5
-    sampler = figures["sampler tiny plain"]
+    sampler = figures["sampler tiny turns"]
     assert sampler["generated_tokens_per_s"] > 10 and sampler["predicted_bytes"] > 2 * 2**20
     assert sampler["share_of_bandwidth"] is None and sampler["measured_bytes"] is None
     assert figures["train tiny"]["last_loss"] < figures["train tiny"]["loss"]
@@ -264,7 +264,9 @@ def test_adapters_are_trained_where_all_weights_do_not_fit(monkeypatch):
     weights = sum(x.size for x in jax.tree.leaves(check_speed.abstract_params(config)))
     planned = check_speed.plan.plan_training
 
-    def roomy(config, settings, devices, chip, **same):  # the step itself needs more than the weights
+    def roomy(
+        config, settings, devices, chip, **same
+    ):  # the step itself needs more than the weights
         found = planned(config, settings, devices, chip, **same)
         return {**found, "fits": settings.lora.rank > 0}
 
