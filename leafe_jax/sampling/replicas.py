@@ -103,18 +103,20 @@ def make_engines(
     copies: int,
     tensor: int,
     devices: Sequence[Any] | None = None,
+    alone: bool = False,
 ) -> Engine | Replicas:
     """One engine, or several copies of the model on this process's devices.
 
     Args:
       config: the model.
       load_params: load_params(shardings) gives its weights, placed like this, for each copy.
-      settings: sizes of each engine; for those that are 0 see sizes.settle. All processes call it then.
-        What is on the devices counts as used: a trainer beside it is to be restored first, and its steps
-        need what memory_share leaves.
+      settings: sizes of each engine; for those that are 0 see sizes.settle. All processes make
+        engines then. What is on the devices counts as used: a trainer beside it is to be restored first,
+        and its steps need what memory_share leaves.
       copies: of the model; 0 makes as many as there are devices for.
       tensor: devices that divide one copy among them.
       devices: to use; this process's own by default.
+      alone: only this process makes engines.
 
     Raises:
       UserError: more devices are asked for than there are, they do not divide the model, or their memory
@@ -148,7 +150,7 @@ def make_engines(
     # All of them first: the pools take what they leave.
     placed = jax.block_until_ready([load_params(places(mesh)) for mesh in meshes])
     needs = needs_of(config, placed[0], settings, tensor, devices[0].platform)
-    settings = settle(needs, devices)
+    settings = settle(needs, devices, alone)
     engines = [
         Engine(config, params, settings, mesh) for params, mesh in zip(placed, meshes, strict=True)
     ]

@@ -215,16 +215,17 @@ def settled(needs: Needs, free: int | None) -> EngineConfig:
 _chosen: dict[Needs, EngineConfig] = {}  # so that engines share the programs they have compiled
 
 
-def settle(needs: Needs, devices: Sequence[Any]) -> EngineConfig:
+def settle(needs: Needs, devices: Sequence[Any], alone: bool = False) -> EngineConfig:
     """As `settled`, for what is free on devices that hold the weights already.
 
-    All processes choose the same, for the device with the least; all call it. Engines that differ in their
-    weights only get the same numbers while these leave half of what memory_share does not take. Then they
-    share compiled programs.
+    All processes choose the same, for the device with the least; all call it, unless `alone`. Engines that
+    differ in their weights only get the same numbers while these leave half of what memory_share does not
+    take. Then they share compiled programs.
 
     Args:
       needs: of the engine.
       devices: of all its copies in this process.
+      alone: only this process makes an engine.
 
     Raises:
       UserError: see `choose`.
@@ -233,6 +234,8 @@ def settle(needs: Needs, devices: Sequence[Any]) -> EngineConfig:
         return settled(needs, None)
     gc.collect()  # an engine that nobody uses any more may hold its pool
     free = free_bytes(devices)
+    if alone and processes.several():  # the others do not hear of the choice, so it is not kept
+        return settled(needs, free)
     free = processes.together("sampler: memory", free, decide=_least)
     if free is None:
         return settled(needs, None)

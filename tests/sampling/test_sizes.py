@@ -48,10 +48,10 @@ def engine_on(monkeypatch, params):
     return make
 
 
-def load(params, settings, copies=1, tensor=1):
+def load(params, settings, copies=1, tensor=1, alone=False):
     engine = make_engines(
         CONFIG, lambda places: jax.tree.map(jax.device_put, params, places), settings,
-        copies=copies, tensor=tensor,
+        copies=copies, tensor=tensor, alone=alone,
     )  # fmt: skip
     HELD.append(engine.programs)
     return engine
@@ -119,6 +119,22 @@ def test_all_processes_choose_for_the_smallest_device(engine_on):
     alone = engine_on(2 * MIB)
     sizes._chosen.clear()
     assert engine_on(64 * MIB, 2 * MIB).settings == alone.settings
+
+
+def test_one_process_alone_asks_no_other(engine_on, params, monkeypatch):
+    """While the base model is measured the others wait for the result: they answer nothing else."""
+    alone = engine_on(2 * MIB)
+
+    def never(*_, **__):
+        raise AssertionError("the others do not come")
+
+    monkeypatch.setattr(sizes.processes, "together", never)
+    monkeypatch.setattr(sizes.processes, "several", lambda: True)
+    sizes._chosen.clear()
+    assert load(params, SIZES, alone=True).settings == alone.settings
+    assert not sizes._chosen  # all choose together later
+    with pytest.raises(AssertionError, match="the others do not come"):
+        load(params, SIZES)
 
 
 def test_too_little_memory(engine_on):
