@@ -1,7 +1,9 @@
 """The check tool: its tiny form as a user runs it, and what it says about parts that are broken."""
 
+import itertools
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -47,12 +49,20 @@ def line(name, *more):
     return found
 
 
+def documented(page, number):
+    """(names, texts, last line) of the check's output in a page's code block of this number."""
+    block = (ROOT / "docs" / page).read_text().split("```\n")[2 * number + 1].splitlines()
+    pairs = [text.removeprefix("ok       ").split(": ", 1) for text in block[:-1]]
+    assert all(text.startswith("ok       ") for text in block[:-1])
+    return [name for name, _ in pairs], [text for _, text in pairs], block[-1]
+
+
 # -- as a user runs it -----------------------------------------------------------------------------
 def test_the_tiny_form(tmp_path):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-m", "leafe_jax.tools.check", "--json", f"--directory={tmp_path}"],
-        capture_output=True, text=True, cwd=ROOT, check=False, timeout=300,
+        capture_output=True, text=True, cwd=ROOT, check=False, timeout=900,
         env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     assert done.returncode == 0 and done.stderr == "", done.stdout[-3000:] + done.stderr
@@ -74,6 +84,23 @@ def test_the_tiny_form(tmp_path):
     assert figures["train tiny"]["last_loss"] < figures["train tiny"]["loss"]
     assert figures["train tiny"]["rank"] == 0 and figures["checkpoint"]["bytes"] > 2**20
     assert list(tmp_path.iterdir()) == []  # it cleans up
+    # The same lines as in the docs, up to figures; versions are the machine's.
+    names, texts, _ = documented("GPU.md", 1)
+    said = [x["text"] for x in result["lines"]]
+    assert names == NAMES and list(map(blurred, texts[1:])) == list(map(blurred, said[1:]))
+
+
+def blurred(text):
+    return re.sub(r"\d+(\.\d+)?(e-\d+)?", "#", text)
+
+
+@pytest.mark.parametrize(("page", "platform"), [("TPU.md", "tpu"), ("GPU.md", "gpu")])
+def test_the_docs_show_all_parts(page, platform):
+    names, _, last = documented(page, 0)
+    assert last.startswith(f"{len(names)} lines in ")
+    titles = ["machine", *(x.title for x in check._parts(check._parse([]), platform))]
+    shown = [name if name in titles else name.split()[0] for name in names]
+    assert [key for key, _ in itertools.groupby(shown)] == titles
 
 
 @pytest.mark.parametrize(
