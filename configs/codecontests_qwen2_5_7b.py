@@ -8,9 +8,9 @@ The files are those of deepmind/code_contests on the hub, or its protocol buffer
 name says its split. Programs run in the sandbox (docs/SECURITY.md): install bubblewrap.
 Optimizer, rollback and evaluation settings are the paper's (arXiv 2603.16843), tests and sampling
 of solutions are CTRL's. Numbers are compared more strictly: an expected integer must be met exactly, where
-CTRL's judge takes what is within 1e-5 of it (docs/ENVIRONMENTS.md). Needs accelerators: the sampler
-takes 70 GiB on one device, half of that on each of two with `--config.sampler.tensor=2`. No numbers have
-been measured with it yet.
+CTRL's judge takes what is within 1e-5 of it (docs/ENVIRONMENTS.md). Needs accelerators: 64 sessions take
+70 GiB on one device, half of that on each of two with `--config.sampler.tensor=2`; the sampler has as
+many as there is room for. No numbers have been measured with it yet.
 """
 
 from leafe_jax.run.presets import load_config, set_environment, set_training

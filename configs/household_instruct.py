@@ -3,9 +3,10 @@
     python -m leafe_jax.main --config=configs/household_instruct.py \
         --config.model.path=Qwen2.5-1.5B-Instruct --workdir=runs/household_qwen
 
-Needs accelerators: the sampler holds the whole model in bfloat16 and pages for 64 sessions of 8,192 tokens
-on each device (of 1.5B: 17 GiB; `--config.sampler.tensor=2` has two share them), the training step is
-sharded over all of them. Optimizer settings are the paper's; no numbers have been measured with it yet.
+Needs accelerators: on each device the sampler holds the whole model in bfloat16, and pages for as many
+sessions of 8,192 tokens as its memory has room for (64 take 17 GiB with 1.5B; `--config.sampler.tensor=2`
+has two devices share one copy). The training step is sharded over all of them. Optimizer settings are the
+paper's; no numbers have been measured with it yet.
 """
 
 from leafe_jax.run.config import default_config
@@ -17,7 +18,6 @@ def get_config(mode: str = "full"):
     c.model.dtype = "bfloat16"
     c.env.horizon = 50
     c.prompts.style = "react"
-    c.sampler.num_slots = 64
     c.sampler.max_len = 8192
     c.sampler.turn_chunk = 128
     c.sampler.prefill_chunk = 512

@@ -94,7 +94,7 @@ def _measure(
 ) -> None:
     begin, settings = time.monotonic(), config.evaluate
     tasks = first_tasks(env, settings.split, settings.num_tasks, "evaluate.num_tasks")
-    make_policy = weights.policies(agent)
+    make_policy = weights.policies(agent, alone=True)  # the other processes wait
     phase.begin()
     table = habits.measure(
         make_policy, env, agent.prompts, tasks, settings.num_samples, config.habits.reflect_every,

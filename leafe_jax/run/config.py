@@ -59,9 +59,15 @@ class ContextConfig:
 class SamplerConfig:
     """The sampler: how much it holds, and how tokens are drawn."""
 
-    num_slots: int = 128  # conversations computed together
+    # Conversations computed together; 0: on CPU 128, on an accelerator up to 256, as many as its memory
+    # has room for at half of max_len.
+    num_slots: int = 0
     page_size: int = 16  # positions per cache page
-    num_pages: int = 0  # of the pool; 0 has room for num_slots conversations of max_len
+    # Of the pool; 0: on CPU room for num_slots conversations of max_len, on an accelerator what fits.
+    num_pages: int = 0
+    # With a 0 above, the share of an accelerator's memory, free beside the weights, that is filled. More
+    # holds more cached prefixes; the rest is for the programs' code and for errors of the estimate.
+    memory_share: float = 0.85
     max_len: int = 384  # tokens per conversation
     turn_chunk: int = 16  # prompt tokens computed together with decoding
     prefill_chunk: int = 32  # prompt tokens per prefill call

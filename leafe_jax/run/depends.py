@@ -25,8 +25,8 @@ _CHANGEABLE = {
         "checkpoint_every", "log_every", "notice_url",
     ),
     "sampler": (
-        "tensor", "copies", "num_slots", "num_pages", "page_size", "turn_chunk", "prefill_chunk",
-        "attention", "compile_ahead",
+        "tensor", "copies", "num_slots", "num_pages", "memory_share", "page_size", "turn_chunk",
+        "prefill_chunk", "attention", "compile_ahead",
     ),
 }  # fmt: skip
 

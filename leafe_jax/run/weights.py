@@ -106,8 +106,12 @@ class Weights:
         # devices so that the sampler need not read them from disk.
         self._trained: dict[Path, Any] = {}
 
-    def policies(self, agent: Agent) -> Callable[[], LMPolicy]:
+    def policies(self, agent: Agent, alone: bool = False) -> Callable[[], LMPolicy]:
         """Loads an agent's model once.
+
+        Args:
+          agent: whose model it is.
+          alone: only this process calls it; otherwise all do.
 
         Returns:
           A function that gives a policy with an empty cache. All its policies share one engine, so
@@ -139,10 +143,12 @@ class Weights:
             stop_ids=chat.stop_ids,
             attention=sampler.attention,
             options=config.needs_options,
+            memory_share=sampler.memory_share,
         )
         engine = make_engines(
-            model_config, load_params, settings, copies=sampler.copies, tensor=sampler.tensor
-        )
+            model_config, load_params, settings, copies=sampler.copies, tensor=sampler.tensor,
+            alone=alone,
+        )  # fmt: skip
         for one in getattr(engine, "engines", [engine]):
             programs = one.programs
             logging.getLogger("leafe_jax").info(

@@ -66,6 +66,8 @@ class Preemption:
       UserError: notice_url is not an address.
     """
 
+    _failure: Exception | None = None  # of the thread that polls
+
     def __init__(self, notice_url: str):
         if notice_url and not notice_url.startswith(("http://", "https://")):
             raise UserError(f"train.notice_url = {notice_url!r}: must be an http address, or ''")
@@ -93,7 +95,7 @@ class Preemption:
                     continue  # jax's runtime handles it
                 self._previous[number] = signal.signal(number, self._take)
         if self._url:
-            threading.Thread(target=self._poll, daemon=True).start()
+            threading.Thread(target=self._poll, name="notice", daemon=True).start()
         return self
 
     def __exit__(self, kind, *_) -> None:
@@ -124,7 +126,16 @@ class Preemption:
             stopping.tell_runtime()
 
     def asked(self) -> bool:
-        """True if the process must save and stop now. Every process must call it after each step."""
+        """True if the process must save and stop now. Every process must call it after each step.
+
+        Raises:
+          UserError: the thread that polls `notice_url` has died, so no notice would be seen.
+        """
+        if self._failure is not None:
+            raise UserError(
+                f"train.notice_url = {self._url!r}: polling has failed, so that no notice would be seen:"
+                f" {type(self._failure).__name__}: {self._failure}"
+            ) from self._failure
         if jax.process_count() == 1:
             return self._noted.is_set()
         return multihost_utils.reached_preemption_sync_point(next(_calls))
@@ -134,6 +145,13 @@ class Preemption:
         stopping.note(signal.SIGINT if self.code != EXIT_PREEMPTED else signal.SIGTERM)
 
     def _poll(self) -> None:
+        try:
+            self._watch()
+        except Exception as error:  # `asked` raises it: a thread's own exception may end nothing
+            self._failure = error
+
+    def _watch(self) -> None:
+        """Waits for a notice, or for the end of training."""
         request = urllib.request.Request(self._url, headers={"Metadata-Flavor": "Google"})
         while not self._left.wait(_POLL_SECONDS):
             try:

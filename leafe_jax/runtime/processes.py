@@ -337,7 +337,7 @@ class _Peers:
                     raise ValueError("too long")
         except OSError:
             pass
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):  # the last of nested JSON
             problem = "has sent an invalid message"
         if peer not in self._gone:
             lost = f"error: process {peer} of {self.count} {problem}; {_AGAIN}"

@@ -33,6 +33,15 @@ def _in_words(speed: float) -> str:
     return f"{number} a second"
 
 
+class _Bar(tqdm):
+    """A bar without tqdm's monitor, a thread that redraws bars which skip updates; give it miniters=1.
+
+    A closed terminal would kill that thread, and a thread that dies ends the run.
+    """
+
+    monitor_interval = 0
+
+
 class Progress:
     """Shows on stderr how many of `total` units are done.
 
@@ -60,10 +69,11 @@ class Progress:
         self._bar = None
         if shown and sys.stderr.isatty():
             self._on_bar(
-                lambda: tqdm(
-                    total=total, unit=visible(unit), desc=visible(label), dynamic_ncols=True
+                lambda: _Bar(
+                    total=total, unit=visible(unit), desc=visible(label), dynamic_ncols=True,
+                    miniters=1,
                 )
-            )
+            )  # fmt: skip
 
     def __enter__(self) -> Progress:
         return self

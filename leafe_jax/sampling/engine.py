@@ -12,17 +12,21 @@ decides which run next; `Engine` lays rows out in compiled programs and dispatch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from leafe_jax.errors import UserError
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.models.sharding import hand_over
+from leafe_jax.runtime.memory import is_out_of_memory, shortage
 from leafe_jax.sampling import draw as methods
+from leafe_jax.sampling import sizes
 from leafe_jax.sampling.gathered import Gathered
 from leafe_jax.sampling.paged import Paged
 from leafe_jax.sampling.programs import Burst, Programs, Statics
@@ -36,7 +40,7 @@ _MIN_BURST = (
     16  # least steps before a burst ends with rows unfinished: regrouping costs about as much
 )
 _LEAVE = 4  # after _MIN_BURST steps, a burst ends once 1/_LEAVE of its rows have stopped
-_PREFILLS = 8  # most prefill calls between two bursts while rows wait to decode
+_PREFILLS = 1  # most chunks of a prompt between two bursts while rows wait to decode
 
 
 class Engine(Scheduler):
@@ -44,17 +48,19 @@ class Engine(Scheduler):
 
     Args:
       config, params: the model; the dtype of the parameters is the compute dtype.
-      settings: sizes, and what requests may ask for.
+      settings: sizes, none of them to be chosen, and what requests may ask for.
       mesh: from models.sharding.make_mesh, if the model is divided along its "tensor" axis.
 
     Raises:
-      UserError: a size does not go with the model.
+      UserError: a size does not go with the model, or with the device's memory.
     """
 
     def __init__(
         self, config: ModelConfig, params: Any, settings: EngineConfig, mesh: Mesh | None = None
     ):
         check_sizes(config, settings)
+        if settings.num_slots < 1:
+            raise UserError("sampler.num_slots = 0: must be at least 1: make_engines chooses it")
         storage = make_storage(settings.attention, config, mesh)
         shapes, self.programs, pool = plan_programs(config, params, storage, settings)
         super().__init__(config, settings, shapes)
@@ -63,9 +69,16 @@ class Engine(Scheduler):
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
         )
         self._tensor = 1 if mesh is None else mesh.shape["tensor"]
-        self._pool = jax.tree.map(
-            lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), pool
+        devices = jax.tree.leaves(params)[0].sharding.device_set
+        self._devices = sorted(devices, key=lambda device: device.id)
+        self._needs = sizes.needs_of(
+            config, params, settings, self._tensor, self._devices[0].platform
         )
+        with self._in_memory():
+            # Made on the device: the pool may be larger than the host's memory.
+            self._pool = jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), pool
+            )
         # Turns in flight: layout, rows, and results that are still on the device.
         self._flight: list[tuple[Layout, list[Job], list[Any]]] = []
 
@@ -124,19 +137,35 @@ class Engine(Scheduler):
         return self.take_done()
 
     def launch(self) -> None:
-        """Starts the next burst without waiting for it, unless one is in flight already."""
+        """Starts the next burst without waiting for it, unless one is in flight already.
+
+        Raises:
+          UserError: a device is out of memory; the message names a size that fits.
+        """
         prefills = 0
         while not self._flight and (self._running or self._waiting):
             self._grow()
             self._admit_waiting()
             ready, behind = self._sort()
-            if behind and (not ready or prefills < _PREFILLS):
-                self._prefill(behind)
-                prefills += 1
-            else:
-                self._start_burst(ready)
+            with self._in_memory():
+                if behind and (not ready or prefills < _PREFILLS):
+                    self._prefill(behind)
+                    prefills += 1
+                else:
+                    self._start_burst(ready)
 
     # -- device --------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def _in_memory(self) -> Iterator[None]:
+        """A context in which running out of device memory becomes a UserError that names what fits."""
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            lack = shortage(error, self._devices)
+            raise sizes.explain(self._needs, error, lack) from error
+
     def _prefill(self, jobs: list[Job]) -> None:
         """Computes one chunk of each prompt; finished trunks leave."""
         for layout in self.shapes.lay_out_prefill(jobs):
@@ -195,7 +224,8 @@ class Engine(Scheduler):
         """Waits for the burst in flight, if any, and finishes rows that have stopped."""
         flights, self._flight = self._flight, []
         for layout, jobs, results in flights:
-            ids, logprobs, count = jax.device_get(results)
+            with self._in_memory():  # programs run when the device gets to them, and fail then
+                ids, logprobs, count = jax.device_get(results)
             for number, line in zip(layout.numbers, layout.lines, strict=True):
                 n = count[line]
                 sampled = logprobs[:, line, :n]

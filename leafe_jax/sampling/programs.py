@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from leafe_jax.errors import UserError
 from leafe_jax.models import decoder
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.sampling import draw as methods
@@ -272,7 +273,7 @@ class Programs:
 
         Raises:
           KeyError: it is not listed. A run never adds programs.
-          RuntimeError: it cannot be compiled, or compiling a program ahead of time has failed.
+          UserError: it cannot be compiled, or compiling a program ahead of time has failed.
         """
         if self._failure is not None:
             raise self._failure
@@ -285,7 +286,11 @@ class Programs:
             return self.lower(program).compile()
         except Exception as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise RuntimeError(f"the sampler's {program} cannot be compiled: {reason}") from error
+            # Whoever sees it, in whatever thread it happened, sees one line.
+            raise UserError(
+                f"sampler: {program} cannot be compiled: {reason}; sampler.compile_ahead = False"
+                " compiles only what the run needs"
+            ) from error
 
     def lower(self, program: Program):
         """The program, traced and lowered but not compiled."""

@@ -12,13 +12,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from leafe_jax.errors import UserError
 from leafe_jax.models.decoder import ModelConfig, abstract_params
 from leafe_jax.models.sharding import make_mesh, shardings_for
 from leafe_jax.sampling.engine import Engine
 from leafe_jax.sampling.requests import EngineConfig, Generation, Request
+from leafe_jax.sampling.sizes import needs_of, settle
 
 
 class Replicas:
@@ -102,19 +103,24 @@ def make_engines(
     copies: int,
     tensor: int,
     devices: Sequence[Any] | None = None,
+    alone: bool = False,
 ) -> Engine | Replicas:
     """One engine, or several copies of the model on this process's devices.
 
     Args:
       config: the model.
       load_params: load_params(shardings) gives its weights, placed like this, for each copy.
-      settings: sizes of each engine.
+      settings: sizes of each engine; for those that are 0 see sizes.settle. All processes make
+        engines then. What is on the devices counts as used: a trainer beside it is to be restored first,
+        and its steps need what memory_share leaves.
       copies: of the model; 0 makes as many as there are devices for.
       tensor: devices that divide one copy among them.
       devices: to use; this process's own by default.
+      alone: only this process makes engines.
 
     Raises:
-      UserError: more devices are asked for than there are, or they do not divide the model.
+      UserError: more devices are asked for than there are, they do not divide the model, or their memory
+        is too small.
     """
     devices = jax.local_devices() if devices is None else devices
     if tensor < 1 or copies < 0 or max(copies, 1) * tensor > len(devices):
@@ -123,19 +129,29 @@ def make_engines(
             f" {len(devices)} devices"
         )
     copies = copies or len(devices) // tensor
+    devices = devices[: copies * tensor]
     shapes = abstract_params(config)
-    if copies * tensor == 1:
-        single = SingleDeviceSharding(devices[0])
-        return Engine(config, load_params(jax.tree.map(lambda _: single, shapes)), settings)
-    if config.num_kv_heads % tensor:
-        raise UserError(
-            f"sampler.tensor = {tensor}: does not divide the model's {config.num_kv_heads} key and"
-            " value heads"
-        )
-    engines = []
-    for number in range(copies):
-        own = np.asarray(devices[number * tensor : (number + 1) * tensor])
-        mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": tensor}, own)
-        placed = load_params(shardings_for(shapes, mesh))
-        engines.append(Engine(config, placed, settings, mesh))
+    meshes: list[Mesh | None] = [None]
+    if copies * tensor > 1:
+        if config.num_kv_heads % tensor:
+            raise UserError(
+                f"sampler.tensor = {tensor}: does not divide the model's {config.num_kv_heads} key and"
+                " value heads"
+            )
+        sizes = {"data": 1, "fsdp": 1, "tensor": tensor}
+        parts = np.asarray(devices).reshape(copies, tensor)
+        meshes = [make_mesh(sizes, own) for own in parts]
+
+    def places(mesh: Mesh | None) -> Any:
+        if mesh is None:
+            return jax.tree.map(lambda _: SingleDeviceSharding(devices[0]), shapes)
+        return shardings_for(shapes, mesh)
+
+    # All of them first: the pools take what they leave.
+    placed = jax.block_until_ready([load_params(places(mesh)) for mesh in meshes])
+    needs = needs_of(config, placed[0], settings, tensor, devices[0].platform)
+    settings = settle(needs, devices, alone)
+    engines = [
+        Engine(config, params, settings, mesh) for params, mesh in zip(placed, meshes, strict=True)
+    ]
     return engines[0] if copies == 1 else Replicas(engines)

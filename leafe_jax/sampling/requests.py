@@ -79,14 +79,17 @@ class EngineConfig:
     """Sizes of a sampler, and what its requests may ask for.
 
     Attributes:
-      num_slots: sequences computed together.
+      num_slots: sequences computed together; 0 lets replicas.make_engines choose.
       max_len: most tokens a session can have.
       turn_chunk: prompt tokens handled in the same program as decoding.
       prefill_chunk: prompt tokens a prefill call handles.
       max_new_tokens: most tokens a request may ask for.
       stop_ids: token ids that end a reply, all of the model.
       page_size: positions of a page.
-      num_pages: of the pool; 0 makes room for num_slots sessions of max_len tokens.
+      num_pages: of the pool; 0 lets replicas.make_engines choose on an accelerator, and makes room for
+        num_slots sessions of max_len tokens elsewhere.
+      memory_share: share of a device's memory, free beside the weights, that pages and programs fill
+        where a size is chosen.
       attention: "gather" or "paged" (see leafe_jax.sampling.gathered); "auto" is "paged" on TPU.
       options: requests may use top-k, top-p, min-p, repetition penalty and logit bias.
 
@@ -104,14 +107,21 @@ class EngineConfig:
     num_pages: int = 0
     attention: str = "auto"
     options: bool = False
+    memory_share: float = 0.85
 
     def __post_init__(self) -> None:
-        sizes = ("num_slots", "turn_chunk", "prefill_chunk", "max_new_tokens", "page_size")
+        sizes = ("turn_chunk", "prefill_chunk", "max_new_tokens", "page_size")
         for name in sizes:
             if getattr(self, name) < 1:
                 raise UserError(f"sampler.{name} = {getattr(self, name)}: must be at least 1")
-        if self.pool_pages < 2:
+        if self.num_slots < 0:
+            raise UserError(f"sampler.num_slots = {self.num_slots}: must be at least 1, or 0")
+        if self.num_pages and self.num_pages < 2:
             raise UserError(f"sampler.num_pages = {self.num_pages}: must be at least 2, or 0")
+        if not 0 < self.memory_share <= 1:
+            raise UserError(
+                f"sampler.memory_share = {self.memory_share}: must be above 0 and at most 1"
+            )
 
     @property
     def pool_pages(self) -> int:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import abc
 import argparse
+import functools
 import json
 import resource
 import statistics
@@ -29,7 +30,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,17 +38,17 @@ from leafe_jax.errors import UserError
 from leafe_jax.runtime.startup import keep_freed_memory, prefer_cpu
 from leafe_jax.tools.workloads import WORKLOADS, Branch, Inputs, Leafe, Play, Ragged
 
-
-def find_checkpoint(model: str, dtype: str) -> Path:
-    """`model` if it is a directory, else the checkpoint ckpt/NAME-DTYPE."""
-    return Path(model) if Path(model).is_dir() else Path("ckpt") / f"{model}-{dtype}"
+if TYPE_CHECKING:  # importing them would start jax, which `start_benchmark` must configure first
+    from leafe_jax.models.decoder import ModelConfig
+    from leafe_jax.sampling.requests import EngineConfig
 
 
 class Engine(abc.ABC):
     """An engine to benchmark: constructed for a workload, run on its inputs.
 
     Args:
-      model: checkpoint directory, or the name of one under ./ckpt (`NAME-DTYPE`).
+      model: checkpoint directory, or the name of one under ./ckpt (`NAME-DTYPE`); ours also takes
+        random:SHAPE (leafe_jax/tools/bench_models.py).
       dtype: "float32" or "bfloat16".
       w: the workload.
       do_sample: True samples at temperature 1 instead of greedily.
@@ -57,9 +58,20 @@ class Engine(abc.ABC):
     name = ""
 
     def __init__(self, model: str, dtype: str, w, *, do_sample: bool = False, chunk: int = 0):
-        self.path = find_checkpoint(model, dtype)
+        self.checkpoint = model
         self.dtype, self.w, self.do_sample, self.chunk = dtype, w, do_sample, chunk
         self.prefill_tokens = self.cached_tokens = 0
+
+    @property
+    def path(self) -> Path:
+        """Directory of the checkpoint.
+
+        Raises:
+          UserError: the model has random weights.
+        """
+        from leafe_jax.tools.bench_models import find_checkpoint
+
+        return find_checkpoint(self.checkpoint, self.dtype)
 
     @abc.abstractmethod
     def generate(self, prompts: list[list[int]], counts: list[int]) -> list[list[int]]:
@@ -109,40 +121,58 @@ class Engine(abc.ABC):
         return np.array([t for number in sorted(replies) for t in replies[number]])
 
 
+def sampler_sizes(w: Any, config: ModelConfig) -> EngineConfig:
+    """The sizes of a sampler that serves a whole workload at once.
+
+    Args:
+      w: the workload.
+      config: the model.
+    """
+    from leafe_jax.sampling.requests import EngineConfig
+
+    slots, longest, gen, turn_chunk = 128, min(1024, config.max_position_embeddings), 64, 32
+    if hasattr(w, "parents"):
+        slots, gen, turn_chunk = w.parents * w.branches, w.gen, w.suffix
+        longest = w.history + w.suffix + w.gen
+    elif hasattr(w, "system"):
+        slots, gen, longest = w.batch, w.gen, w.system + w.turns * (w.obs + w.gen)
+        turn_chunk = min(32, longest - w.gen)
+    elif hasattr(w, "prompt"):
+        slots, longest, gen, turn_chunk = w.batch, w.prompt + w.gen, w.gen, min(128, w.prompt)
+    elif isinstance(w, Ragged):
+        slots, gen = w.live, w.gen[1]
+        longest = w.history[1] + w.turns * (w.obs[1] + w.gen[1])
+    page = 16
+    return EngineConfig(
+        num_slots=slots, max_len=longest, max_new_tokens=gen, turn_chunk=turn_chunk,
+        prefill_chunk=128, stop_ids=(), page_size=page,
+        # Room for all sessions at their full length; a page that is read in part is written anew.
+        num_pages=slots * (-(-longest // page) + 1),
+    )  # fmt: skip
+
+
 class BenchEngine(Engine):
-    """This package's sampler."""
+    """This package's sampler.
+
+    Args:
+      tensor: number of this process's devices that divide the model among them (sampler.tensor).
+      The others are Engine's.
+    """
 
     name = "leafe_jax"
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, tensor: int = 1, **kwargs):
         super().__init__(*args, **kwargs)
-        from leafe_jax.models import hf
-        from leafe_jax.sampling.engine import Engine as Sampler
-        from leafe_jax.sampling.requests import EngineConfig
+        import jax
 
-        self.config = hf.read_config(str(self.path))
-        params = hf.load_params(str(self.path), self.config, self.dtype)
-        slots, max_len, gen, turn_chunk = self._sizes()
-        sizes = EngineConfig(
-            num_slots=slots, max_len=max_len, max_new_tokens=gen, turn_chunk=turn_chunk,
-            prefill_chunk=128, stop_ids=(),
+        from leafe_jax.sampling.replicas import make_engines
+        from leafe_jax.tools.bench_models import open_model
+
+        self.config, load = open_model(self.checkpoint, self.dtype)
+        self.sampler = make_engines(
+            self.config, functools.partial(load, self.dtype), sampler_sizes(self.w, self.config),
+            copies=1, tensor=tensor, devices=jax.local_devices(),
         )  # fmt: skip
-        self.sampler = Sampler(self.config, params, sizes)
-
-    def _sizes(self) -> tuple[int, int, int, int]:
-        """(slots, most tokens of a session, most tokens of a reply, turn chunk)."""
-        w = self.w
-        if hasattr(w, "parents"):
-            return w.parents * w.branches, w.history + w.suffix + w.gen, w.gen, w.suffix
-        if hasattr(w, "system"):
-            longest = w.system + w.turns * (w.obs + w.gen)
-            return w.batch, longest, w.gen, min(32, longest - w.gen)
-        if hasattr(w, "prompt"):
-            return w.batch, w.prompt + w.gen, w.gen, min(128, w.prompt)
-        if isinstance(w, Ragged):
-            longest = w.history[1] + w.turns * (w.obs[1] + w.gen[1])
-            return w.live, longest, w.gen[1], 32
-        return 128, min(1024, self.config.max_position_embeddings), 64, 32
 
     def run(self, x) -> np.ndarray:
         self.sampler.clear()  # every run starts with an empty cache
@@ -352,7 +382,9 @@ def bench_parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="Hugging Face directory")
+    parser.add_argument(
+        "--model", required=True, help="Hugging Face directory, or random:0.5b without a file"
+    )
     parser.add_argument(
         "--engine",
         default="leafe_jax",
@@ -413,9 +445,10 @@ def main(argv: Sequence[str]) -> int:
         workload = WORKLOADS[arguments.workload]
         w = workload(seed=arguments.seed) if workload is Ragged else workload()
         engines = [kind(arguments.model, arguments.dtype, w) for kind in kinds]
-        from leafe_jax.models import hf
+        from leafe_jax.tools.bench_models import open_model
 
-        x = Inputs(w, hf.read_config(arguments.model).vocab_size, arguments.trees)
+        config, _ = open_model(arguments.model, arguments.dtype)
+        x = Inputs(w, config.vocab_size, arguments.trees)
         for record in measure(engines, x, arguments.repeats, log):
             print(json.dumps({**common, **rounded(record)}), flush=True)
     except UserError as error:

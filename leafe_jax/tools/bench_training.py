@@ -2,15 +2,15 @@
 
     python -m leafe_jax.tools.bench_training --model=DIR --engine=leafe_jax,transformers,tunix
 
-prints one JSON line per engine for a whole step: forward, backward and AdamW on the same random tokens, all
-weights trained, no padding. Engines run interleaved, and times are medians. If the models do not fit into
-memory together, run one engine per command. Other harnesses can use `BenchTrain`: construct it with (model,
-batch, seq); `step` returns the loss.
+prints one JSON line per engine for a whole step: forward, backward and AdamW on the same random tokens,
+without padding. All weights are trained, or with --rank adapters (ours only). Engines run interleaved,
+and times are medians. If the models do not fit into memory together, run one engine per command. Other
+harnesses can use `BenchTrain`: construct it with (model, batch, seq); `step` returns the loss.
 
     step_s, steps_s         seconds per step: the median, and each
     ratio                   step_s of the first engine, divided by step_s of this one
     tokens_per_s            tokens of the batch per second
-    model_flops_per_s       3 x hardware.matmul_flops per step (causal attention), per second
+    model_flops_per_s       hardware.train_flops per step (causal attention; nothing twice), per second
     share_of_peak           model_flops_per_s divided by the device's bfloat16 peak, if that is known and
                             --dtype=bfloat16
     peak_bytes              peak memory of the first device, by torch's count for transformers and by jax's
@@ -27,71 +27,81 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from leafe_jax.errors import UserError
+from leafe_jax.models.settings import LoraConfig, MeshConfig
 from leafe_jax.tools.bench_sampling import (
     bench_parser,
     chosen_engines,
-    find_checkpoint,
     load_tunix,
     log,
     peak_bytes,
     rounded,
     start_benchmark,
 )
-from leafe_jax.tools.hardware import CHIPS, matmul_flops
-from leafe_jax.training.settings import REMAT, MeshConfig, TrainConfig
+from leafe_jax.tools.hardware import chip_at_hand, train_flops
+from leafe_jax.training.settings import REMAT, TrainConfig
 
 LEARNING_RATE, B1, B2, EPS, WEIGHT_DECAY = 1e-4, 0.9, 0.999, 1e-8, 0.01
 NEVER_CLIPPED = (
     1e9  # the norm is measured and applied as in a run, but never reached: rivals do not clip
 )
 
-# device_kind -> bfloat16 operations per second. GPUs: dense, from NVIDIA's data sheets (SXM).
-PEAKS = {
-    "TPU v4": CHIPS["v4"].flops,
-    "TPU v5 lite": CHIPS["v5e"].flops,
-    "TPU v5": CHIPS["v5p"].flops,
-    "TPU v6 lite": CHIPS["v6e"].flops,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
-
 
 class Engine(abc.ABC):
     """An engine to benchmark.
 
     Args:
-      model: checkpoint directory, or the name of one under ./ckpt (`NAME-DTYPE`).
+      model: checkpoint directory, or the name of one under ./ckpt (`NAME-DTYPE`); ours also takes
+        random:SHAPE (leafe_jax/tools/bench_models.py).
       batch: rows per batch.
       seq: tokens per row.
       dtype: to compute in, "float32" or "bfloat16"; weights are float32.
       remat: train.remat. transformers uses gradient checkpointing unless it is "none"; Tunix ignores it.
       scan_layers: train.scan_layers; only ours uses it.
+      rank: train.lora.rank; only ours trains adapters.
 
     Attributes:
       num_devices: number of devices that it computes on.
+      adapters: number of parameters of the adapters; None if all weights are trained.
+
+    Raises:
+      UserError: there is no such model, or this engine trains no adapters.
     """
 
     name = ""
     num_devices = 1
+    adapters: int | None = None
 
     def __init__(
         self, model: str, batch: int, seq: int, dtype: str = "float32", remat: str = "none",
-        scan_layers: bool = False,
+        scan_layers: bool = False, rank: int = 0,
     ):  # fmt: skip
-        from leafe_jax.models import hf
+        from leafe_jax.tools.bench_models import open_model
 
-        self.remat, self.scan_layers = remat, scan_layers
-        self.path, self.dtype = find_checkpoint(model, "float32"), dtype
-        self.config = hf.read_config(str(self.path))
+        if rank and not isinstance(self, BenchTrain):
+            raise UserError(f"--rank={rank}: only --engine=leafe_jax trains adapters here")
+        self.remat, self.scan_layers, self.rank = remat, scan_layers, rank
+        self.checkpoint, self.dtype = model, dtype
+        self.config, self.load_params = open_model(model, "float32")
         rng = np.random.default_rng(0)
         self.ids = rng.integers(10, self.config.vocab_size, (batch, seq), dtype=np.int32)
         self.load()
+
+    @property
+    def path(self) -> Path:
+        """Directory of the checkpoint.
+
+        Raises:
+          UserError: the model has random weights.
+        """
+        from leafe_jax.tools.bench_models import find_checkpoint
+
+        return find_checkpoint(self.checkpoint, "float32")
 
     @abc.abstractmethod
     def load(self) -> None:
@@ -106,6 +116,25 @@ class Engine(abc.ABC):
         return peak_bytes()
 
 
+def step_settings(
+    batch: int, seq: int, dtype: str, remat: str, scan_layers: bool, rank: int
+) -> TrainConfig:
+    """The settings of the benchmark's train step, over all devices; see Engine for the arguments."""
+    return TrainConfig(
+        batch_size=batch, seq_len=seq, compute_dtype=dtype, remat=remat, scan_layers=scan_layers,
+        mesh=MeshConfig(data=1, fsdp=-1, tensor=1), lora=LoraConfig(rank=rank),
+        learning_rate=LEARNING_RATE, schedule="constant", warmup_steps=0, b1=B1, b2=B2, eps=EPS,
+        weight_decay=WEIGHT_DECAY, clip_norm=NEVER_CLIPPED,
+    )  # fmt: skip
+
+
+def step_objective(rows: int, seq: int) -> dict[str, Any]:
+    """What make_train_step optimizes in the benchmark: the mean over the targets of a batch."""
+    from leafe_jax.training.objectives import sft
+
+    return {"objective": sft(rows * (seq - 1.0)), "sources": {"sft": 1.0}}
+
+
 class BenchTrain(Engine):
     """This package's train step, over all devices."""
 
@@ -115,35 +144,35 @@ class BenchTrain(Engine):
         import jax
         from jax.sharding import NamedSharding
 
-        from leafe_jax.models import hf
+        from leafe_jax.models import lora
         from leafe_jax.models.decoder import abstract_params
         from leafe_jax.models.sharding import BATCH, shardings_for, train_mesh
-        from leafe_jax.training.objectives import sft
         from leafe_jax.training.optimizer import make_optimizer
         from leafe_jax.training.step import init_state, make_train_step, step_options
 
         self.num_devices = jax.device_count()
         rows, seq = self.ids.shape
-        settings = TrainConfig(
-            batch_size=rows, seq_len=seq, compute_dtype=self.dtype, remat=self.remat,
-            scan_layers=self.scan_layers, mesh=MeshConfig(data=1, fsdp=-1, tensor=1),
-            learning_rate=LEARNING_RATE, schedule="constant", warmup_steps=0, b1=B1, b2=B2, eps=EPS,
-            weight_decay=WEIGHT_DECAY, clip_norm=NEVER_CLIPPED,
-        )  # fmt: skip
+        settings = step_settings(rows, seq, self.dtype, self.remat, self.scan_layers, self.rank)
         mesh = train_mesh(settings.mesh)
-        options = step_options(settings, self.config, mesh)
+        adapted = lora.with_adapters(self.config, settings.lora)
+        options = step_options(settings, adapted, mesh)
         places = shardings_for(abstract_params(self.config), mesh)
-        params = hf.load_params(str(self.path), self.config, "float32", places)
+        if self.rank:
+            self.frozen = self.load_params(self.dtype, places)
+            trained = lora.init_adapters(adapted, jax.random.key(0))
+            self.adapters = sum(x.size for x in jax.tree.leaves(trained))
+        else:
+            self.frozen, trained = {}, self.load_params("float32", places)
         tx = make_optimizer(settings, 10**9)
-        self.state = init_state(params, tx, mesh)
+        self.state = init_state(trained, tx, mesh)
         self._step = make_train_step(
-            self.config, tx, objective=sft(rows * (seq - 1.0)), sources={"sft": 1.0}, options=options,
-            state=self.state, frozen={},
+            adapted, tx, **step_objective(rows, seq), options=options, state=self.state,
+            frozen=self.frozen,
         )  # fmt: skip
         self.batch = jax.device_put(_packed(self.ids), NamedSharding(mesh, BATCH))
 
     def step(self) -> float:
-        self.state, measurements = self._step(self.state, {}, self.batch)
+        self.state, measurements = self._step(self.state, self.frozen, self.batch)
         return float(measurements["loss"])
 
 
@@ -251,13 +280,14 @@ def measure(engines: Sequence[Engine], repeats: int, log: Callable[[str], None])
             losses.setdefault(engine.name, loss)
             log(f"{engine.name} {number} {seconds[engine.name][-1]:.3f} s, loss {loss:.6f}")
     records = []
-    peak = PEAKS.get(jax.devices()[0].device_kind)
+    peak = chip_at_hand(jax.local_devices()[0]).flops
     for engine in engines:
         first, *rest = seconds[engine.name]
         step = statistics.median(rest)
         rows, seq = engine.ids.shape
-        flops = 3 * matmul_flops(engine.config, rows * seq, rows * seq * (seq + 1) // 2)
-        known = peak is not None and engine.dtype == "bfloat16"
+        pairs = rows * seq * (seq + 1) // 2
+        flops = train_flops(engine.config, rows * seq, pairs, "none", engine.adapters)
+        known = peak > 0 and engine.dtype == "bfloat16"
         records.append(
             {
                 "engine": engine.name,
@@ -282,9 +312,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seq", type=int, default=256, help="tokens per row")
     parser.add_argument("--remat", choices=REMAT, default="none", help="train.remat")
     parser.add_argument("--scan_layers", action="store_true", help="train.scan_layers")
+    parser.add_argument("--rank", type=int, default=0, help="train.lora.rank; only ours")
     arguments = parser.parse_args(argv)
     start_benchmark()
-    names = ("model", "batch", "seq", "dtype", "remat", "scan_layers")
+    names = ("model", "batch", "seq", "dtype", "remat", "scan_layers", "rank")
     common = {name: getattr(arguments, name) for name in names}
     try:
         kinds = chosen_engines(arguments, ENGINES)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing it would start jax, which tools.plan must configure first
     from leafe_jax.models.decoder import ModelConfig
@@ -35,7 +36,55 @@ CHIPS = {
     "v5e": Chip("tpu", round(15.75 * GIB), 197e12, 819e9),
     "v5p": Chip("tpu", 95 * GIB, 459e12, 2765e9),  # 95.73
     "v6e": Chip("tpu", round(31.24 * GIB), 918e12, 1640e9),
+    # From NVIDIA's data sheets: dense operations, SXM modules where there are several. `memory` is the
+    # whole; jax takes 75% of it unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+    "t4": Chip("gpu", 16 * GIB, 0.0, 320e9),  # has no bfloat16
+    "l4": Chip("gpu", 24 * GIB, 121e12, 300e9),
+    "a100-40": Chip("gpu", 40 * GIB, 312e12, 1555e9),
+    "a100-80": Chip("gpu", 80 * GIB, 312e12, 2039e9),
+    "h100": Chip("gpu", 84_942_979_072, 989e12, 3350e9),  # as XLA describes it
+    "h200": Chip("gpu", 141 * 10**9, 989e12, 4800e9),
 }
+
+# What jax calls them: Device.device_kind.
+_KINDS = {
+    "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e", "TPU v6e": "v6e", "Tesla T4": "t4", "NVIDIA L4": "l4",
+    "NVIDIA A100-SXM4-40GB": "a100-40", "NVIDIA A100-SXM4-80GB": "a100-80",
+    "NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200",
+}  # fmt: skip
+
+
+def chip_at_hand(device: Any) -> Chip:
+    """The figures of a device of this machine.
+
+    Published ones, as far as they are known. The memory is what jax may use of it; on a CPU it is the
+    machine's.
+
+    Args:
+      device: one of jax.local_devices().
+    """
+    chip = CHIPS.get(_KINDS.get(device.device_kind, ""), Chip(device.platform, 0, 0.0, 0.0))
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is None and device.platform == "cpu":
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return chip if limit is None else dataclasses.replace(chip, memory=limit)
+
+
+def compute_dtype() -> str:
+    """The dtype that a run on this machine's devices would compute in."""
+    import jax
+
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return "float32"
+    return "bfloat16" if _capability(device) >= (8, 0) else "float32"
+
+
+def _capability(device: Any) -> tuple[int, ...]:
+    """Compute capability of an NVIDIA GPU; (99,) for other devices."""
+    text = str(getattr(device, "compute_capability", "99"))
+    return tuple(int(part) for part in text.split(".") if part.isdecimal())
 
 
 def matmul_flops(config: ModelConfig, tokens: int, pairs: int) -> float:

@@ -1,54 +1,43 @@
-"""Predicts memory and time of a run before the job starts, on a machine without a TPU.
+"""Predicts memory and time of a run before the job starts, on a machine without an accelerator.
 
     python -m leafe_jax.tools.plan --config=configs/household_instruct.py --model=Qwen2.5-72B-Instruct \\
         --topology=v5p:4x4x4 [--json]
 
-It compiles the run's train step and its sampler's `turn` for a TPU topology. Bytes are the compiler's own
-count, per chip.
+It compiles the run's train step and its sampler's `turn` for a topology of TPUs or GPUs. Bytes are the
+compiler's own count, per chip.
 
-A topology is v4, v5e, v5p or v6e with a shape, e.g. v5e:4x4, or cpu:8 for eight devices on this machine.
+A topology is v4, v5e, v5p or v6e with a shape, e.g. v5e:4x4; h100 or h200 with the GPUs of a host, h100:8,
+or with hosts and GPUs, h100:2x8; or cpu:8 for eight devices on this machine.
 --model is a directory with config.json, or the name of one of the paper's models. The default is
 config.model.path.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import importlib.util
 import json
 import math
 import os
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from leafe_jax.runtime import console
-from leafe_jax.tools.hardware import CHIPS, GIB, Chip, matmul_flops, train_flops
+from leafe_jax.tools import topologies
+from leafe_jax.tools.hardware import GIB, Chip, matmul_flops, train_flops
 from leafe_jax.types import PACKED
 
 if TYPE_CHECKING:  # `main` must set the platform before anything imports jax
     from leafe_jax.models.decoder import ModelConfig
     from leafe_jax.run.config import RunConfig
     from leafe_jax.sampling.requests import EngineConfig
+    from leafe_jax.sampling.sizes import Needs
+    from leafe_jax.training.objectives import Objective
     from leafe_jax.training.settings import TrainConfig
 
+_SESSIONS = 32  # that a copy of the model should serve, where sampler.num_slots does not say
 _DEPTHS = (4, 8)  # numbers of layers to compile the sampler's program with, if the model has more
-
-
-def parse_topology(text: str) -> tuple[str, str, int]:
-    """(kind, shape, number of chips) of a topology, e.g. "v5p:4x4x4" or "cpu:8".
-
-    Raises:
-      ValueError: the text is not a topology.
-    """
-    match = re.fullmatch(r"(cpu|v4|v5e|v5p|v6e):(\d+(?:x\d+){0,2})", text)
-    count = math.prod(map(int, match.group(2).split("x"))) if match else 0
-    if count < 1 or (match.group(1) == "cpu") != ("x" not in match.group(2)):
-        raise ValueError(
-            f"--topology={text}: must be cpu:N, or v4, v5e, v5p or v6e with a shape, e.g. v5e:4x4"
-        )
-    return match.group(1), match.group(2), count
 
 
 def _device_bytes(tree: Any) -> int:
@@ -113,7 +102,13 @@ def _roofline(chip: Chip, flops: float, traffic: float) -> float | None:
 
 
 def plan_training(
-    config: ModelConfig, train: TrainConfig, devices: Sequence[Any], chip: Chip
+    config: ModelConfig,
+    train: TrainConfig,
+    devices: Sequence[Any],
+    chip: Chip,
+    *,
+    objective: Objective | None = None,
+    sources: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Figures of the compiled train step, per chip.
 
@@ -122,6 +117,8 @@ def plan_training(
       train: training settings.
       devices: of the topology.
       chip: of the topology.
+      objective, sources: as for make_train_step. They make no difference to the figures, but a step that
+        runs afterwards with the same is not compiled again. By default SFT on two sources.
     """
     import jax
     import jax.numpy as jnp
@@ -151,7 +148,7 @@ def plan_training(
     }
     batch = _placed(batch, shardings_for({"batch": batch}, mesh)["batch"])
     step = make_train_step(
-        config, tx, objective=sft(), sources={"a": 1.0, "b": 1.0}, options=options,
+        config, tx, objective=objective or sft(), sources=sources or {"a": 1.0, "b": 1.0}, options=options,
         state=state, frozen=frozen,
     )  # fmt: skip
     tokens = train.batch_size * train.seq_len
@@ -175,7 +172,7 @@ def plan_training(
     }
 
 
-def decode_program(config: ModelConfig, settings: RunConfig, dtype: str, mesh: Any):
+def decode_program(config: ModelConfig, engine: EngineConfig, dtype: str, mesh: Any):
     """The sampler's `turn` for all rows of one copy of the model at full length, lowered.
 
     It prefills a chunk of the prompt, then decodes token by token. None of the sampler's programs has more
@@ -183,13 +180,13 @@ def decode_program(config: ModelConfig, settings: RunConfig, dtype: str, mesh: A
 
     Args:
       config: the model.
-      settings: of the run.
+      engine: sizes, none of them 0.
       dtype: of weights and cache (model.dtype).
-      mesh: devices of the copy, along "tensor".
+      mesh: devices of the copy, along "tensor"; None for the first device of this process.
 
     Returns:
-      (lowered program, weights, pages, number of the sampler's programs). Weights and pages are sharded
-      ShapeDtypeStructs.
+      (lowered program, weights, pages, number of the sampler's programs). Weights and pages are
+      ShapeDtypeStructs, sharded if there is a mesh.
     """
     import jax
 
@@ -198,8 +195,8 @@ def decode_program(config: ModelConfig, settings: RunConfig, dtype: str, mesh: A
     from leafe_jax.sampling.engine import make_storage, plan_programs
 
     weights = abstract_params(config, dtype)
-    weights = _placed(weights, shardings_for(weights, mesh))
-    engine = _engine_config(settings)
+    if mesh is not None:
+        weights = _placed(weights, shardings_for(weights, mesh))
     storage = make_storage(engine.attention, config, mesh)
     shapes, programs, pool = plan_programs(config, weights, storage, engine)
     program = next(
@@ -208,12 +205,45 @@ def decode_program(config: ModelConfig, settings: RunConfig, dtype: str, mesh: A
         if (p.kind, p.rows, p.pages) == ("turn", engine.num_slots, shapes.contexts[-1])
         and p.tokens == max(shapes.turns)
     )
-    with jax.set_mesh(mesh):  # the attention kernel reads the TPU generation from it
+    # The attention kernel reads the TPU generation from the mesh.
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         return programs.lower(program), weights, pool, len(programs.listed)
 
 
+def decode_bytes(
+    config: ModelConfig, engine: EngineConfig, dtype: str, mesh: Any
+) -> tuple[int, int, int]:
+    """Bytes per chip of a sampler, by the compiler's count: (weights, pages and results; temporaries;
+    instructions of all programs).
+
+    Compiling a deep model takes ten minutes. All layers are alike, so for a model with more than
+    max(`_DEPTHS`) layers the bytes are extrapolated linearly from two shallower models.
+
+    Args:
+      config, engine, dtype, mesh: as for `decode_program`.
+
+    Raises:
+      OutOfMemory: the compiler gave up.
+    """
+    depths = sorted({min(depth, config.num_layers) for depth in _DEPTHS})
+    found, programs = [], 0
+    for depth in depths:
+        shallow = dataclasses.replace(config, num_layers=depth)
+        lowered, _, _, programs = decode_program(shallow, engine, dtype, mesh)
+        found.append(_compile(lowered))
+    bytes_ = found[-1]
+    if depths[-1] < config.num_layers:
+        beyond = (config.num_layers - depths[-1]) / (depths[-1] - depths[0])
+        kept, temporary, code = (
+            round(b + max(b - a, 0) * beyond) for a, b in zip(*found, strict=True)
+        )
+        bytes_ = kept, temporary, code
+    kept, temporary, code = bytes_
+    return kept, temporary, code * programs  # all programs stay loaded; this one is the largest
+
+
 def _engine_config(settings: RunConfig) -> EngineConfig:
-    """The engine of a run, with one stop token: there is no tokenizer here.
+    """The engine of a run, with one stop token: there is no tokenizer here. Sizes may be 0.
 
     Raises:
       UserError: a size is out of range.
@@ -226,8 +256,39 @@ def _engine_config(settings: RunConfig) -> EngineConfig:
         prefill_chunk=s.prefill_chunk,
         max_new_tokens=max(s.max_action_tokens, settings.prompts.reflection_tokens), stop_ids=(0,),
         page_size=s.page_size, num_pages=s.num_pages, attention=s.attention,
-        options=settings.needs_options,
+        options=settings.needs_options, memory_share=s.memory_share,
     )  # fmt: skip
+
+
+def _needs(
+    config: ModelConfig, engine: EngineConfig, dtype: str, tensor: int, chip: Chip
+) -> tuple[Needs, int]:
+    """(what an engine on `tensor` chips needs, bytes that the weights leave on each)."""
+    import jax
+
+    from leafe_jax.models.decoder import abstract_params
+    from leafe_jax.sampling.sizes import needs_of
+
+    shapes = abstract_params(config, dtype)
+    weights = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    return needs_of(config, shapes, engine, tensor, chip.platform), chip.memory - weights // tensor
+
+
+def _sized(
+    config: ModelConfig, engine: EngineConfig, dtype: str, tensor: int, chip: Chip
+) -> EngineConfig:
+    """The engine with the sizes that a run would choose; the smallest, which the compiler will refuse, if
+    nothing fits."""
+    from leafe_jax.errors import UserError
+    from leafe_jax.sampling.sizes import settled
+
+    needs, free = _needs(config, engine, dtype, tensor, chip)
+    try:
+        return settled(needs, None if chip.platform == "cpu" else free)
+    except UserError:
+        return dataclasses.replace(
+            engine, num_slots=engine.num_slots or 1, num_pages=engine.num_pages or needs.least
+        )
 
 
 def _copy_devices(
@@ -236,16 +297,13 @@ def _copy_devices(
     """The devices of one copy of the model, all on one `host`, because each process samples on its own.
 
     Their number is sampler.tensor. If that is 1, it is the smallest that divides the key-value heads and
-    has enough memory. The memory needed is an estimate, with 10% added for what a `turn` computes; the
-    compiler decides later whether it fits.
+    has enough memory for num_slots sessions (`_SESSIONS` if that is 0), each of typical length. The memory
+    needed is an estimate (sampling/sizes.py); the compiler decides later whether it fits.
 
     Raises:
       UserError: sampler.tensor does not divide the heads, or exceeds the devices of a host.
     """
-    import jax
-
     from leafe_jax.errors import UserError
-    from leafe_jax.models.decoder import abstract_params
 
     sampler = settings.sampler
     if sampler.tensor > 1:
@@ -255,28 +313,29 @@ def _copy_devices(
                 f" key-value heads and be at most {len(host)}, the devices of a host"
             )
         return host[: sampler.tensor]
-    shapes = jax.tree.leaves(abstract_params(config, dtype))
-    weights = sum(math.prod(x.shape) * x.dtype.itemsize for x in shapes)
-    # Bytes of one token's keys and values.
-    token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * shapes[0].dtype.itemsize
-    pages = _engine_config(settings).pool_pages
-    needed = 1.1 * (weights + pages * sampler.page_size * token)
-    sizes = [n for n in (1, 2, 4, 8) if config.num_kv_heads % n == 0 and n <= len(host)]
-    return host[: next((n for n in sizes if needed / n <= chip.memory), sizes[-1])]
+    engine, sizes = _engine_config(settings), []
+    for number in (1, 2, 4, 8):
+        if config.num_kv_heads % number or number > len(host):
+            continue
+        sizes.append(number)
+        needs, free = _needs(config, engine, dtype, number, chip)
+        slots, pages = [sampler.num_slots or _SESSIONS], sampler.num_pages
+        room = sampler.memory_share * free
+        if needs.fitting(room, slots, least=pages, most=pages, typical=not pages):
+            break
+    return host[: sizes[-1]]
 
 
 def plan_decoding(
     config: ModelConfig, settings: RunConfig, dtype: str, host: list, hosts: int, chip: Chip
 ) -> dict[str, Any]:
-    """Figures of the compiled `turn` of a sampler, per chip.
-
-    Compiling a deep model takes ten minutes. All layers are alike, so for a model with more than
-    max(`_DEPTHS`) layers the bytes are extrapolated linearly from two shallower models.
+    """Figures of the compiled `turn` of a sampler, per chip; see `decode_bytes`.
 
     Args:
       config: the model.
-      settings: of the run. Each copy of the model serves num_slots sessions. With
-        copies = 0 each host has as many copies as fit.
+      settings: of the run. Each copy of the model serves num_slots sessions; sizes that are 0 are
+        chosen as a run chooses them (sampling/sizes.py). With copies = 0 each host has as many copies as
+        fit.
       dtype: of weights and cache (model.dtype).
       host: devices of one host.
       hosts: number of hosts.
@@ -289,8 +348,9 @@ def plan_decoding(
 
     sampler = settings.sampler
     own = _copy_devices(config, settings, dtype, host, chip)
+    engine = _sized(config, _engine_config(settings), dtype, len(own), chip)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": len(own)}, own)
-    _, weights, pool, programs = decode_program(config, settings, dtype, mesh)
+    _, weights, pool, programs = decode_program(config, engine, dtype, mesh)
     cache = _device_bytes(pool)
     # A step reads only its tokens' rows of the embedding, but all of it if the head is tied.
     read = cache + sum(
@@ -299,31 +359,19 @@ def plan_decoding(
         if part != "embed" or config.tie_word_embeddings
     )
 
-    def count() -> tuple[int, int, int]:
-        depths = sorted({min(depth, config.num_layers) for depth in _DEPTHS})
-        found = []
-        for depth in depths:
-            shallow = dataclasses.replace(config, num_layers=depth)
-            found.append(_compile(decode_program(shallow, settings, dtype, mesh)[0]))
-        bytes_ = found[-1]
-        if depths[-1] < config.num_layers:
-            beyond = (config.num_layers - depths[-1]) / (depths[-1] - depths[0])
-            bytes_ = [round(b + max(b - a, 0) * beyond) for a, b in zip(*found, strict=True)]
-        kept, temporary, code = bytes_
-        return kept, temporary, code * programs  # all programs stay loaded; this one is the largest
-
-    slots = sampler.num_slots
+    slots = engine.num_slots
     flops = matmul_flops(config, slots, slots * sampler.max_len) / len(own)
     return {
         "tensor": len(own),
         "copies": hosts * (sampler.copies or len(host) // len(own)),
         "sessions": slots,
+        "pages": engine.pool_pages,
         "length": sampler.max_len,
         "programs": programs,
         "compiled_layers": min(_DEPTHS[-1], config.num_layers),
         "parameters": _device_bytes(weights),
         "cache": cache,
-        **_memory(count, chip),
+        **_memory(lambda: decode_bytes(config, engine, dtype, mesh), chip),
         "flops": flops,  # one decode step for all sessions of a copy, at full length
         "roofline_seconds": _roofline(chip, flops, read),
     }
@@ -344,45 +392,6 @@ def _table(name: str, part: dict[str, Any]) -> str:
             value = "yes" if value else "NO"
         lines.append(f"  {key:18}{value}")
     return "\n".join(lines)
-
-
-def _host(kind: str, devices) -> tuple[list, int]:
-    """(devices of one host, number of hosts) of a topology.
-
-    The host's devices come from a topology of their own. The compiler needs device numbers from 0 without
-    gaps, and one host's devices in a larger topology have gaps (0, 1, 4, 5 in 4x4).
-    """
-    hosts = len({d.process_index for d in devices})
-    if hosts == 1:
-        return list(devices), 1
-    alone, _ = _devices(kind, "2x2" if kind in ("v5e", "v6e") else "2x2x1", 4)
-    return list(alone), hosts
-
-
-def _devices(kind: str, shape: str, count: int):
-    import jax
-
-    from leafe_jax.errors import UserError
-
-    if kind == "cpu":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return jax.devices()[:count], Chip("cpu", memory // count, 0.0, 0.0)
-    from jax.experimental import topologies
-
-    # jax sees a real v4 chip as one device. Without this option a topology has a device for each core.
-    whole = {"chip_config_name": "megacore"} if kind == "v4" else {}
-    try:
-        topology = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{'v5' if kind == 'v5p' else kind}:{shape}", **whole
-        )
-    except (RuntimeError, ValueError) as error:
-        if importlib.util.find_spec("libtpu") is None:
-            raise UserError(
-                f"--topology={kind}:{shape}: needs the TPU compiler, pip install libtpu"
-            ) from error
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--topology={kind}:{shape}: refused by libtpu ({reason})") from error
-    return topology.devices, CHIPS[kind]
 
 
 def _train_settings(settings: RunConfig) -> TrainConfig:
@@ -406,7 +415,7 @@ def main(argv: list[str]) -> int:
     config_flag = config_flags.DEFINE_config_file(
         "config", None, "Config file.", flag_values=values
     )
-    flags.DEFINE_string("topology", None, "e.g. v5p:4x4x4 or cpu:8", flag_values=values)
+    flags.DEFINE_string("topology", None, "e.g. v5p:4x4x4, h100:8 or cpu:8", flag_values=values)
     flags.DEFINE_string("model", "", "Directory, or name of a paper's model.", flag_values=values)
     flags.DEFINE_boolean("json", False, "Print figures as JSON.", flag_values=values)
     try:
@@ -415,7 +424,7 @@ def main(argv: list[str]) -> int:
         if config is None or values["topology"].value is None:
             return _fail("--config and --topology are needed; see docs/SCALING.md")
         config.keys()
-        kind, shape, count = parse_topology(values["topology"].value)
+        topology = topologies.parse(values["topology"].value)
     except (flags.Error, AttributeError, TypeError, ValueError, OSError, ImportError) as error:
         return _fail(" ".join(str(error).strip().splitlines()[-1].split()))
     # Must be set before jax is imported. The plan uses no accelerator of this machine.
@@ -423,8 +432,8 @@ def main(argv: list[str]) -> int:
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     # Lets other processes compile or use a TPU at the same time; this one opens none.
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    if kind == "cpu":
-        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+    if topology.kind == "cpu":
+        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={topology.count}"
 
     from leafe_jax.errors import UserError
     from leafe_jax.run.config import RunConfig
@@ -435,15 +444,14 @@ def main(argv: list[str]) -> int:
         settings = RunConfig.read(config)
         model = find_model(values["model"].value or settings.model.path)
         check_sizes(model, _engine_config(settings))  # before minutes of compiling
-        devices, chip = _devices(kind, shape, count)
+        devices, chip = topologies.find_devices(topology)
+        host, hosts = topologies.one_host(topology, devices)
         result = {
             "topology": values["topology"].value,
-            "chips": count,
+            "chips": topology.count,
             "memory_per_chip": chip.memory,
             "train": plan_training(model, _train_settings(settings), devices, chip),
-            "decode": plan_decoding(
-                model, settings, settings.model.dtype, *_host(kind, devices), chip
-            ),
+            "decode": plan_decoding(model, settings, settings.model.dtype, host, hosts, chip),
         }
     except UserError as error:
         return _fail(str(error))
@@ -451,7 +459,7 @@ def main(argv: list[str]) -> int:
         console.say(json.dumps(result))
     else:
         console.say(
-            f"{result['topology']}: {count} chips of {chip.memory / GIB:.4g} GiB; per chip:"
+            f"{result['topology']}: {topology.count} chips of {chip.memory / GIB:.4g} GiB; per chip:"
         )
         console.say(_table("train step", result["train"]))
         console.say(_table("sampler's turn, one copy of the model", result["decode"]))

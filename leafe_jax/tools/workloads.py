@@ -69,6 +69,14 @@ class Leafe:
 
 WORKLOADS = {"plain": Plain, "turns": Turns, "branches": Branch, "ragged": Ragged, "leafe": Leafe}
 
+# As small as the machine without an accelerator that tools.check runs on.
+TINY = {
+    "plain": Plain(4, 40, 16),
+    "turns": Turns(4, 2, 48, 16),
+    "branches": Branch(2, 50, 4, 9, 8),
+    "ragged": Ragged(8, 4, 2, (20, 60), (2, 9), (2, 16)),
+}
+
 
 @dataclasses.dataclass(eq=False)
 class Script:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from leafe_jax.errors import UserError
 from leafe_jax.models import lora
 from leafe_jax.models.decoder import abstract_params
 from leafe_jax.models.sharding import BATCH, shardings_for
-from leafe_jax.runtime.memory import DIVIDE, needed_for
+from leafe_jax.runtime.memory import DIVIDE, Shortage, needed_for, shortage
 from leafe_jax.runtime.preemption import Preemption
 from leafe_jax.training.checkpoint import Checkpoints
 from leafe_jax.training.objectives import Objective
@@ -50,7 +51,8 @@ from leafe_jax.types import Example
 Rows = dict[str, np.ndarray]  # a batch, or this process's rows of it; see packing.Batches
 
 _REMEDY = f"{DIVIDE}, or train adapters (train.lora.rank)"
-_STEP_REMEDY = f"raise train.accumulation, set train.remat = 'full', or {_REMEDY}"
+_STEP_REMEDY = f"set train.remat = 'full', or {_REMEDY}"
+_MARGIN = 1.05  # an allocator cannot use its last bytes
 
 
 class Trainer:
@@ -224,10 +226,39 @@ class Trainer:
         Raises:
           UserError: see `refuse_nonfinite`; or the devices' memory is too small.
         """
-        with needed_for("training", _STEP_REMEDY):
+        with needed_for("training", self.remedy):
             measurements = self.launch(self.put(rows))
             self.refuse_nonfinite(measurements, rows)
             return to_floats(measurements)
+
+    def remedy(self, error: BaseException) -> str:
+        """What to do after a step ran out of memory: which train.accumulation fits, where that is known."""
+        own = [d for d in self.mesh.devices.flat if d.process_index == jax.process_index()]
+        now, lack = self.train.accumulation, shortage(error, own)
+        fits = None if lack is None else self._accumulation(lack)
+        if fits is not None:
+            return f"set train.accumulation = {fits}, which fits (it is {now}), or {_STEP_REMEDY}"
+        if lack is None:
+            return f"raise train.accumulation (it is {now}), {_STEP_REMEDY}"
+        return f"no train.accumulation (it is {now}) saves enough: {_STEP_REMEDY}"
+
+    def _accumulation(self, lack: Shortage) -> int | None:
+        """The least train.accumulation with which a step fits, by estimate, or None.
+
+        What a step needs beside its state grows with the rows of a part.
+        """
+        now, rows = self.train.accumulation, self.train.batch_size
+        rows //= self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        # With parts, a sum of float32 gradients stays beside the gradients of a part.
+        held = 0 if now > 1 else _device_bytes(self.params)
+        needed = lack.needed
+        if lack.whole:
+            state = _device_bytes(self._state) + _device_bytes(self.frozen)
+            held, needed = held + state, needed - state
+        for number in range(now + 1, rows + 1):
+            if rows % number == 0 and _MARGIN * (held + needed * now / number) <= lack.room:
+                return number
+        return None
 
     def refuse_nonfinite(self, measurements: Measurements, rows: Rows) -> None:
         """Ends the run after train.max_nonfinite skipped steps in a row.
@@ -267,6 +298,13 @@ class Trainer:
         if self._checkpoints is not None:
             self._checkpoints.close()
             self._checkpoints = None
+
+
+def _device_bytes(tree: Any) -> int:
+    """Bytes that arrays take on each device; they may be donated."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
 
 
 def to_floats(measurements: Measurements) -> dict[str, float]:
@@ -323,7 +361,7 @@ def fit(
     if data_state is not None:
         iterator.set_state(data_state)
     try:
-        with needed_for("training", _STEP_REMEDY), Preemption(train.notice_url) as preemption:
+        with needed_for("training", trainer.remedy), Preemption(train.notice_url) as preemption:
             _steps(trainer, iterator, batches.num_steps, preemption, log, progress)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:

@@ -1,12 +1,15 @@
 """metrics.jsonl after kills and resumes: no line is doubled, lost or incomplete."""
 
+import errno
 import json
 import os
 import re
+import time
 
 import pytest
 
 from leafe_jax.errors import UserError
+from leafe_jax.runtime import stopping
 from leafe_jax.runtime.metrics import Metrics, code_block
 
 
@@ -142,3 +145,18 @@ def test_a_run_with_nothing_to_do_touches_no_file(tmp_path):
         pass
     assert (tmp_path / "metrics.jsonl").stat().st_mtime_ns == before
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_writer_that_dies_ends_the_run(tmp_path):
+    """TensorBoard's events are written by a thread."""
+
+    def full(event):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left on device"):
+        with stopping.handlers(lambda line, code: None), Metrics(tmp_path) as metrics:
+            metrics.scalars(0, {"a/loss": 1.0})
+            worker = metrics._tensorboard().file_writer.event_writer._worker
+            worker._record_writer.write_event = full
+            metrics.scalars(1, {"a/loss": 1.0})
+            time.sleep(20)

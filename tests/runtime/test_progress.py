@@ -2,6 +2,7 @@
 
 import io
 import sys
+import threading
 
 import pytest
 
@@ -86,6 +87,19 @@ def test_a_bar_on_a_terminal(monkeypatch):
     text = screen.getvalue()
     assert "distill: 100%" in text and "4/4" in text and "loss=0.25" in text
     assert "a second" not in text
+
+
+def test_a_bar_has_no_thread(monkeypatch):
+    """tqdm's monitor would die with the terminal, and the run with it."""
+    monkeypatch.setattr(progress.tqdm, "monitor", None)
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    before = threading.enumerate()
+    with Progress(3, "tree", "explore") as bar:
+        bar.update(1)
+        assert threading.enumerate() == before
+    assert "explore" in terminal.getvalue()
 
 
 def test_a_clock_that_is_set_back(clock, capsys):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import gc
+import math
+import re
 import threading
 import weakref
 
@@ -105,6 +107,26 @@ def test_programs_go_with_their_engines(compiled):
     alive = [one() is not None for one in sets]
     assert alive == [False] * 2 + [True] * programs._KEPT
     assert all(one() is None for one in weights), "no weights are kept"
+
+
+@pytest.mark.parametrize("attention", ["gather", "paged"])
+@pytest.mark.parametrize("options", [False, True])
+def test_only_the_last_token_of_a_prompt_has_logits(attention, options):
+    """No array of any program has the vocabulary for more than the rows, the weights apart."""
+    engine = changed(attention=attention, options=options, max_new_tokens=20)
+    kinds = {(p.kind, p.tokens): p for p in engine.programs.listed}
+    assert set(kinds) == {("prefill", 4), ("turn", 4), ("turn", 1)}
+    vocab, weights = CONFIG.vocab_size, {CONFIG.vocab_size, CONFIG.hidden_size}
+    for program in kinds.values():
+        text = engine.programs.lower(program).as_text()
+        shapes = {
+            tuple(map(int, found.split("x")[:-1]))
+            for found in re.findall(r"tensor<((?:\d+x)+)[a-z]", text)
+        }
+        wide = {shape for shape in shapes if vocab in shape and set(shape) != weights}
+        assert bool(wide) == (program.kind == "turn"), program
+        for shape in wide:
+            assert math.prod(shape) <= program.rows * vocab, (program, shape)
 
 
 def test_two_threads_compile_a_program_once(compiled):

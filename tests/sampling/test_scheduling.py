@@ -10,6 +10,7 @@ import pytest
 from small import LONG, ask, check_no_leak, forward, make, mixed_load, prompt, reference
 
 from leafe_jax.errors import UserError
+from leafe_jax.sampling import engine as sampler
 from leafe_jax.sampling import programs
 
 
@@ -54,6 +55,26 @@ def test_a_pool_smaller_than_one_request(params):
     assert list(good.ids) == reference(params, ids, 6, 0.0, 0)
     with pytest.raises(UserError, match="sampler.num_pages = 1: must be at least 2"):
         make(params, num_pages=1)
+
+
+def test_a_long_prompt_blocks_the_others_for_one_chunk_at_a_time(params, monkeypatch):
+    monkeypatch.setattr(sampler, "_BURST", 8)
+    engine = make(params, **LONG, num_slots=5, stop_ids=())
+    calls, get = [], engine.programs.get
+    monkeypatch.setattr(engine.programs, "get", lambda p: calls.append(p.kind) or get(p))
+    for i in range(4):
+        engine.submit(ask(engine.start(), prompt(i, 3), count=70))
+    engine.launch()
+    engine.land()
+    assert calls == ["turn"]
+    ids = prompt(9, 100)
+    ticket = engine.submit(ask(engine.start(), ids))
+    results = {}
+    while ticket not in results:
+        results.update(engine.collect())
+    # 96 positions in chunks of 8, the rest in a turn. After each chunk the others decode 8 of the 62 tokens that they lack.
+    assert (calls[1:17], calls.count("prefill")) == (["prefill", "turn"] * 8, 12)
+    assert list(results[ticket].ids) == reference(params, ids, 6, 0.0, 0)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

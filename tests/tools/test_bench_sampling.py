@@ -7,9 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from leafe_jax.errors import UserError
 from leafe_jax.models import hf
-from leafe_jax.models.decoder import ModelConfig
+from leafe_jax.models.decoder import ModelConfig, abstract_params
 from leafe_jax.tools import bench_sampling as bench
+from leafe_jax.tools.bench_models import random_params
+from leafe_jax.tools.known_models import shape_config
 from leafe_jax.tools.workloads import Branch, Inputs, Leafe, Plain, Play, Ragged, Script, Turns
 
 CONFIG = ModelConfig(
@@ -104,6 +107,26 @@ def test_the_ragged_workload_is_ragged_and_the_same_every_time():
     assert min(replies) == 4 and max(replies) == 64
     forks = [s.turns[0][0] for s in a.scripts]
     assert all(forks[i][:100] == forks[i % 32][:100] for i in range(128))
+
+
+def test_random_weights_need_no_checkpoint(capsys):
+    w = Branch(2, 20, 2, 5, 4)
+    config = shape_config("tiny")
+    ours = bench.BenchEngine("random:tiny", "float32", w)
+    x = Inputs(w, config.vocab_size)
+    np.testing.assert_array_equal(ours.run(x), ours.run(x))
+    with pytest.raises(UserError, match="--model=random:tiny: only --engine=leafe_jax"):
+        bench.Transformers("random:tiny", "float32", w)
+    assert bench.main(["--workload=plain", "--model=random:9b"]) == 2
+    assert "shape '9b': must be one of tiny, small, 0.5b" in capsys.readouterr().err
+    params = random_params(config, "bfloat16")
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, abstract_params(config))
+    assert {x.dtype.name for x in jax.tree.leaves(params)} == {"bfloat16"}
+    layers = [params["layers"][i]["mlp"]["up_proj"]["kernel"] for i in "01"]
+    assert not np.array_equal(*layers), "layers are drawn independently"
+    for kernel in layers:
+        np.testing.assert_allclose(np.std(np.float32(kernel)), 0.02, rtol=0.05)
+    assert np.all(np.float32(params["final_norm"]["scale"]) == 1)
 
 
 def test_the_command(model, capsys):

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from leafe_jax.errors import UserError
 from leafe_jax.models import hf
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.tools import bench_training as bench
@@ -43,6 +44,22 @@ def test_a_checkpoint_by_its_name(model, monkeypatch):
     monkeypatch.chdir(f"{model}/../..")
     named = bench.BenchTrain("mine", 2, 9)
     assert np.isfinite(named.step()) and named.ids.shape == (2, 9)
+
+
+def test_adapters_on_random_weights():
+    pytest.importorskip("torch")
+    ours = bench.BenchTrain("random:tiny", 2, 16, rank=4)
+    frozen = jax.tree.map(np.asarray, ours.frozen)
+    losses = [ours.step() for _ in range(4)]
+    assert losses[3] < losses[0]
+    # Two layers; a projection has rank x (in + out): q, k, v, o, then gate, up and down.
+    sides = (64 + 512) * 2 + (64 + 256) * 2 + (64 + 128) * 3
+    assert ours.adapters == 2 * 4 * sides
+    jax.tree.map(np.testing.assert_array_equal, frozen, ours.frozen)
+    with pytest.raises(UserError, match="--rank=4: only --engine=leafe_jax"):
+        bench.Transformers("random:tiny", 2, 16, rank=4)
+    with pytest.raises(UserError, match="--model=random:tiny: only --engine=leafe_jax"):
+        bench.Transformers("random:tiny", 2, 16)
 
 
 def test_figures_by_hand():

@@ -20,7 +20,7 @@ from leafe_jax.models.attention import segment_attend
 from leafe_jax.models.settings import TARGETS
 from leafe_jax.run.config import RunConfig
 from leafe_jax.run.presets import load_config
-from leafe_jax.tools import hardware, plan
+from leafe_jax.tools import hardware, plan, topologies
 from leafe_jax.tools.known_models import find_model
 from leafe_jax.training.objectives import sft
 from leafe_jax.training.step import loss_sums
@@ -97,15 +97,23 @@ def test_train_flops_are_the_compilers(rank, remat):
     assert planned == pytest.approx(counted, rel=0.1)
 
 
-@pytest.mark.parametrize("text", ["v5p", "v5p:", "v7x:2x2", "cpu:2x2", "v5e:0x4", "v5e:8", "cpu:x"])
+BAD = (
+    "v5p", "v5p:", "v7x:2x2", "cpu:2x2", "v5e:0x4", "v5e:8", "cpu:x", "h100:", "h100:1x2x8", "h100:0",
+    "h100:2x", "a100:8", "cpu:8\n",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BAD)
 def test_bad_topologies(text):
     with pytest.raises(ValueError, match="must be cpu:N, or v4"):
-        plan.parse_topology(text)
+        topologies.parse(text)
 
 
 def test_topologies_and_models():
-    assert plan.parse_topology("v5p:4x4x4") == ("v5p", "4x4x4", 64)
-    assert plan.parse_topology("cpu:8") == ("cpu", "8", 8)
+    found = [topologies.parse(text) for text in ("v5p:4x4x4", "cpu:8", "h100:8", "h200:2x8")]
+    assert [(x.kind, x.shape, x.count) for x in found] == [
+        ("v5p", "4x4x4", 64), ("cpu", "8", 8), ("h100", "8", 8), ("h200", "2x8", 16),
+    ]  # fmt: skip
     with pytest.raises(
         UserError, match="--model=GPT-2: must be a directory with config.json, or one of"
     ):
@@ -175,10 +183,10 @@ def test_plan_on_fake_devices():
 _LIMITS = """
 import re
 import jax, jax.numpy as jnp
-from leafe_jax.tools import plan
+from leafe_jax.tools import plan, topologies
 
-for kind, shape, count in (("v4", "2x2x1", 4), ("v5e", "2x2", 4), ("v5p", "2x2x1", 4), ("v6e", "2x2", 4)):
-    devices, chip = plan._devices(kind, shape, count)
+for kind, shape in (("v4", "2x2x1"), ("v5e", "2x2"), ("v5p", "2x2x1"), ("v6e", "2x2")):
+    devices, chip = topologies.find_devices(topologies.Topology(kind, shape))
     where = jax.sharding.SingleDeviceSharding(devices[0])
     large = jax.ShapeDtypeStruct((2**35,), jnp.float32, sharding=where)
     try:
@@ -245,10 +253,11 @@ def test_the_memory_of_a_deep_sampler_is_extrapolated(monkeypatch, depths, layer
 def test_a_copy_of_the_model_is_on_one_host():
     config = find_model("Qwen2.5-72B")
     made = load_config("household_instruct")
+    made.sampler.num_slots = 64
     settings = RunConfig.read(made)
     devices = list("abcd")
-    # Weights take 135 GiB and the pages of 64 sessions 160. Three chips of 100 GiB would be enough, but
-    # three do not divide the heads, and four do.
+    # Weights take 135 GiB and the pages of 64 sessions of half the length 80, of 85% of the rest. Three chips
+    # of 100 GiB would be enough, but three do not divide the heads, and four do.
     roomy = hardware.Chip("tpu", 100 * hardware.GIB, 1.0, 1.0)
     assert plan._copy_devices(config, settings, "bfloat16", devices, roomy) == devices
     # Far too little memory: all four chips of the host, and no more.

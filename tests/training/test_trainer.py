@@ -1,7 +1,7 @@
 """Interrupted runs end with the same bits; errors; what is told to stop saves first."""
 
 import dataclasses
-import http.server
+import errno
 import json
 import os
 import random
@@ -171,6 +171,47 @@ def test_out_of_memory_names_the_fields(tmp_path):
     ) as error:
         run_fit(tmp_path, log=full)
     assert str(error.value).endswith("(RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.)")
+
+
+MANY = "Used {}K of {}K hbm. Exceeded hbm capacity by 1.0K."  # of a whole program, by libtpu
+TEMPORARIES = "Out of memory while trying to allocate {}.0KiB."  # by XLA on a GPU
+
+
+@pytest.mark.parametrize(
+    ("text", "needed", "room", "said"),
+    [
+        # 80 KB of parameters: a state of 240, and 80 of gradients that are summed.
+        (MANY, 1240, 900, "set train.accumulation = 2, which fits (it is 1), or train.remat"),
+        (MANY, 1240, 650, "set train.accumulation = 4, which fits (it is 1), or train.remat"),
+        (MANY, 1240, 500, "no train.accumulation (it is 1) saves enough: set train.remat"),
+        (
+            TEMPORARIES,
+            1000,
+            700,
+            "set train.accumulation = 2, which fits (it is 1), or train.remat",
+        ),
+        (
+            TEMPORARIES,
+            1000,
+            500,
+            "set train.accumulation = 4, which fits (it is 1), or train.remat",
+        ),
+        (TEMPORARIES, 1000, None, "raise train.accumulation (it is 1), set train.remat"),
+    ],
+)
+def test_out_of_memory_names_an_accumulation_that_fits(
+    tmp_path, monkeypatch, text, needed, room, said
+):
+    free = None if room is None else room * 1024
+    monkeypatch.setattr("leafe_jax.runtime.memory.free_bytes", lambda devices: free)
+
+    def full(*_):
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {text.format(needed, room)}\nmore")
+
+    with pytest.raises(UserError) as error:
+        run_fit(tmp_path, log=full)
+    start = f"train: a device is out of memory while training: {said.partition(' train.remat')[0]}"
+    assert str(error.value).startswith(start) and "train.mesh.fsdp" in str(error.value)
 
 
 @pytest.mark.parametrize("where", ["load_params", "init_state"])
@@ -356,32 +397,40 @@ def test_twenty_kills(tmp_path):
     assert same_file(tmp_path / "cut.npz", tmp_path / "whole.npz")
 
 
-def test_a_maintenance_notice_saves_and_leaves(tmp_path, monkeypatch):
-    from leafe_jax.runtime import preemption
+def test_a_save_that_fails_in_its_thread_ends_the_training(tmp_path, monkeypatch):
+    """At the next save; the last one at the end."""
+    failing = [4]
 
-    answers = ["NONE", "FALSE", "TERMINATE_ON_HOST_MAINTENANCE"]
+    def finalize(self, step):
+        if step in failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "checkpoint")
+        return original(self, step)
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            assert self.headers["Metadata-Flavor"] == "Google"
-            body = (answers.pop(0) if len(answers) > 1 else answers[0]).encode()
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(body)
+    original = checkpoint._Manager._finalize_checkpoint
+    monkeypatch.setattr(checkpoint._Manager, "_finalize_checkpoint", finalize)
+    seen = []
 
-        def log_message(self, *_):
-            pass
+    def slowly(step, total):
+        seen.append((step, total))
+        time.sleep(0.2)
 
-    monkeypatch.setattr(preemption, "_POLL_SECONDS", 0.2)
-    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/"
-    with pytest.raises(SystemExit) as left:
-        run_fit(tmp_path / "cut", num_epochs=50, notice_url=url, checkpoint_every=1000,
-                progress=lambda *_: time.sleep(0.05))  # fmt: skip
-    server.shutdown()
-    assert left.value.code == preemption.EXIT_PREEMPTED and len(answers) == 1
-    assert [p for p in (tmp_path / "cut").iterdir() if p.name.isdigit()]
+    with pytest.raises(OSError, match="Input/output error"):
+        run_fit(tmp_path / "between", progress=slowly)
+    assert seen[-1][0] == 6 < seen[-1][1]
+    failing[:] = [seen[-1][1]]
+    with pytest.raises(OSError, match="Input/output error"):
+        run_fit(tmp_path / "last")
+
+
+def test_an_example_that_a_reading_thread_cannot_read_ends_the_training():
+    class Damaged(list):
+        def __getitem__(self, index):
+            if threading.current_thread() is not threading.main_thread():
+                raise OSError(errno.EIO, os.strerror(errno.EIO), "examples")
+            return super().__getitem__(index)
+
+    with pytest.raises(OSError, match="Input/output error"):
+        list(trainer.batches(Damaged(trainer.examples())))
 
 
 def test_told_to_stop_in_the_last_step(tmp_path, caplog, whole):
@@ -400,53 +449,3 @@ def test_told_to_stop_in_the_last_step(tmp_path, caplog, whole):
     steps = []
     again = run_fit(tmp_path / "cut", log=lambda step, _: steps.append(step))
     assert steps == [] and equal(again, whole)
-
-
-def test_a_signal_that_nobody_has_seen_is_sent_again():
-    from leafe_jax.runtime import preemption
-
-    got = []
-    previous = signal.signal(signal.SIGTERM, lambda *_: got.append("SIGTERM"))
-    try:
-        with preemption.Preemption("") as context:
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert got == [] and context.asked()
-        assert got == ["SIGTERM"]
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def test_a_notice_that_comes_too_late_kills_nobody(tmp_path, monkeypatch):
-    """The answer is on its way while the training ends."""
-    from leafe_jax.runtime import preemption
-
-    asked, answer, got = threading.Event(), threading.Event(), []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.set()
-            answer.wait(20)
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"TERMINATE_ON_HOST_MAINTENANCE")
-
-        def log_message(self, *_):
-            pass
-
-    monkeypatch.setattr(preemption, "_POLL_SECONDS", 0.1)
-    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    previous = signal.signal(signal.SIGTERM, lambda *_: got.append("SIGTERM"))
-    before = set(threading.enumerate())
-    try:
-        with preemption.Preemption(f"http://127.0.0.1:{server.server_port}/") as context:
-            (poller,) = set(threading.enumerate()) - before
-            monkeypatch.setattr(preemption, "_POLL_SECONDS", 20)  # the answer may take its time
-            assert asked.wait(20)
-        answer.set()
-        poller.join(20)
-        time.sleep(0.1)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        server.shutdown()
-    assert not poller.is_alive() and got == [] and not context.asked()
