@@ -135,6 +135,8 @@ def run(workdir, *overrides, config="quickstart.py:smoke"):
         [*command, f"--workdir={workdir}", *overrides], stdout=subprocess.PIPE, cwd=ROOT,
         stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
         start_new_session=True,
+        # A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

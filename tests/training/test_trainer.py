@@ -380,12 +380,21 @@ def test_twenty_kills(tmp_path):
     settings = dict(count=200, num_epochs=8, checkpoint_every=3)
     finish(child(tmp_path, "whole", **settings))
     rng, kills, longest, begun = random.Random(0), 0, 0, []
+
+    def saves():
+        return [p for p in (tmp_path / "cut").glob("*") if p.name.isdigit()]
+
     while kills < 20:
         process = child(tmp_path, "cut", slow=0.05, **settings)
         first = process.stdout.readline()
         begun.append(int(first.split()[0]))
-        # From the first step on: a process needs some seconds to get there.
+        # From the first step on: a process needs some seconds to get there. Every third goes on to its
+        # first save, however long that takes on a busy machine.
         time.sleep(rng.uniform(0.0, 1.2))
+        if kills % 3 == 2:
+            last = max((int(p.name) for p in saves()), default=0)
+            while max((int(p.name) for p in saves()), default=0) == last and process.poll() is None:
+                time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         rest = process.communicate(timeout=300)[0].splitlines()
         longest = max(longest, int([first, *rest][-1].split()[0]))
