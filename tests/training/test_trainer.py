@@ -408,10 +408,11 @@ def test_twenty_kills(tmp_path):
 
 def test_a_save_that_fails_in_its_thread_ends_the_training(tmp_path, monkeypatch):
     """At the next save; the last one at the end."""
-    failing = [4]
+    failing, reached = [2], threading.Event()
 
     def finalize(self, step):
         if step in failing:
+            reached.set()
             raise OSError(errno.EIO, os.strerror(errno.EIO), "checkpoint")
         return original(self, step)
 
@@ -419,13 +420,15 @@ def test_a_save_that_fails_in_its_thread_ends_the_training(tmp_path, monkeypatch
     monkeypatch.setattr(checkpoint._Manager, "_finalize_checkpoint", finalize)
     seen = []
 
-    def slowly(step, total):
+    def wait(step, total):
         seen.append((step, total))
-        time.sleep(0.2)
+        if step == 3:  # a save in progress would make the next one be left out
+            assert reached.wait(60)
+            time.sleep(1)
 
     with pytest.raises(OSError, match="Input/output error"):
-        run_fit(tmp_path / "between", progress=slowly)
-    assert seen[-1][0] == 6 < seen[-1][1]
+        run_fit(tmp_path / "between", progress=wait)
+    assert seen[-1][0] < seen[-1][1]
     failing[:] = [seen[-1][1]]
     with pytest.raises(OSError, match="Input/output error"):
         run_fit(tmp_path / "last")
