@@ -15,8 +15,8 @@ LAYOUTS = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2))
 # Heads, width and vocabulary that 8 and 2 divide; the loss in pieces on every device, with a rest.
 MODEL = dict(vocab_size=48, hidden_size=32, num_layers=2)
 # Adam divides gradients of the size of rounding errors by themselves: with its usual epsilon those
-# weights move by the learning rate this way or that. This epsilon lies above them.
-SETTINGS = dict(count=60, batch_size=8, num_epochs=2, eps=1e-6, learning_rate=1e-3, loss_chunk=10,
+# weights move by the learning rate this way or that (1e-6 still let one weight through).
+SETTINGS = dict(count=60, batch_size=8, num_epochs=2, eps=1e-5, learning_rate=1e-3, loss_chunk=10,
                 model=MODEL, checkpoint_every=3)  # fmt: skip
 
 _MANY = """
