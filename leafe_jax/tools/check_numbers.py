@@ -137,7 +137,7 @@ def _attention(backend: str, config: ModelConfig, dtype: str, advice: str, mesh:
     real = segments > 0
     weight = jnp.where(real[..., None, None], weight, 0)  # the output at padding is meaningless
     mask = (segments[:, :, None] == segments[:, None]) & np.tril(np.ones((time, time), bool))
-    values, gradients = exact_attention(*map(_float, (q, k, v)), mask, _float(weight))
+    values, gradients = exact_attention(_float(q), _float(k), _float(v), mask, _float(weight))
 
     @jax.jit
     def run(q, k, v, weight):
@@ -200,21 +200,22 @@ def _pages(name: str, storage: Gathered | Paged, dim: int, dtype: str, advice: s
     zeros, nothing = np.zeros(rows, np.int32), np.zeros((rows, 0), np.int32)
     q, k, v = drawn(0, first)
     target = table[:, : num_targets(first, size)]
-    out, pool = run(pool, Pages(nothing, zeros, np.zeros_like(table), zeros, target), q, k, v)
+    where = Pages(*map(jnp.asarray, (nothing, zeros, np.zeros_like(table), zeros, target)))
+    out, pool = run(pool, where, q, k, v)
     figures = {"prefill": _relative(_float(out), _exact_rows(q, k, v, k, v, zeros))}
     for count in (1, 8):  # a decode step, and a turn's prompt
-        more = drawn(count, count)
+        new_q, new_k, new_v = drawn(count, count)
         width = num_targets(count, size)
         fresh = rows * own + np.arange(rows * width, dtype=np.int32).reshape(rows, width)
-        out, _ = run(pool, Pages(nothing, zeros, table, starts, fresh), *more)
-        right = _exact_rows(*more, k, v, starts)
+        where = Pages(*map(jnp.asarray, (nothing, zeros, table, starts, fresh)))
+        out, _ = run(pool, where, new_q, new_k, new_v)
+        right = _exact_rows(new_q, new_k, new_v, k, v, starts)
         figures["step" if count == 1 else "turn"] = _relative(_float(out), right)
     return _judged(name, dtype, figures, advice)
 
 
 def _call(storage: Any, pool: Any, where: Pages, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
     """(attention of one layer as a program of the sampler computes it, the pool afterwards)."""
-    where = jax.tree.map(jnp.asarray, where)
     carry, fixed = storage.begin(pool, where)
     written: list = []
     out = storage.attend(carry, fixed, where.start, written)(0, q, k, v)

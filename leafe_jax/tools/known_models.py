@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from leafe_jax.errors import UserError
 from leafe_jax.models.decoder import ModelConfig
@@ -25,7 +26,7 @@ _LLAMA = {
 }
 
 # Shapes for tools that make random weights: nobody has trained such a model.
-_MADE_UP = {
+_MADE_UP: dict[str, dict[str, Any]] = {
     "tiny": dict(vocab_size=512, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4,
                  num_kv_heads=2),
     "small": dict(vocab_size=32768, hidden_size=1024, intermediate_size=4096, num_layers=8,

@@ -147,7 +147,7 @@ def plan_training(
         for name in PACKED
     }
     batch = _placed(batch, shardings_for({"batch": batch}, mesh)["batch"])
-    step = make_train_step(
+    step: Any = make_train_step(
         config, tx, objective=objective or sft(), sources=sources or {"a": 1.0, "b": 1.0}, options=options,
         state=state, frozen=frozen,
     )  # fmt: skip
