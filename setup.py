@@ -59,6 +59,7 @@ setup(
             "pyarrow",  # the Parquet loader's test
             "torch==2.13.0",  # transformers runs on it: the independent side of the parity tests
             "peft",  # reads the adapters that training writes
+            "gguf",  # transformers reads SmolLM2's weights with it: a real model in the tests
             # compiles the TPU programs for a topology on a machine without a TPU
             "libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'",
         ],

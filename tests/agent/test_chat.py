@@ -137,9 +137,9 @@ def make_checkpoint(directory: Path, kind: str) -> ModelConfig:
     return config
 
 
-def rendered_by_transformers(tokenizer, messages: list[dict]) -> str:
-    """The conversation as text, up to where a reply begins."""
-    arguments = dict(add_generation_prompt=True, date_string="26 Jul 2024")
+def rendered_by_transformers(tokenizer, messages: list[dict], **variables) -> str:
+    """The conversation as text, up to where a reply begins; `variables` are the template's."""
+    arguments = dict(add_generation_prompt=True, date_string="26 Jul 2024", **variables)
     if not isinstance(tokenizer, SentencePieceTokenizer):
         return tokenizer.apply_chat_template(messages, tokenize=False, **arguments)
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -188,12 +188,20 @@ def test_stop_strings_end_a_reply_where_they_are_complete(tmp_path):
             Sampling(stop_strings=bad)
 
 
-@pytest.mark.parametrize("kind", TEMPLATES)
-def test_ten_turns_are_what_was_sampled_and_what_was_said(kind, tmp_path):
-    config = make_checkpoint(tmp_path / "model", kind)
-    policy = open_policy(tmp_path / "model", config)
-    chat, end = policy.chat, TEMPLATES[kind][0]
-    fed = []
+def check_sampled_turns(policy: LMPolicy, end: str, count: int, **variables) -> list[bool]:
+    """Samples a dialogue of `count` turns and checks every id of it: what the engine gets, what the session
+    holds, and that each prompt is what the template writes there.
+
+    Args:
+      policy: the model.
+      end: the text of the token that ends a reply.
+      count: user turns.
+      variables: what the template sees beside the messages.
+
+    Returns:
+      for each reply, whether the model has ended it itself.
+    """
+    chat, fed = policy.chat, []
     submit, collect = policy.engine.submit, policy.engine.collect
 
     def spy_prompt(request):
@@ -207,9 +215,8 @@ def test_ten_turns_are_what_was_sampled_and_what_was_said(kind, tmp_path):
 
     policy.engine.submit, policy.engine.collect = spy_prompt, spy_reply
     session, expected, messages = policy.start(), [], []
-    last_id = None
-    endings = set()
-    for turn in range(10):
+    last_id, ended = None, []
+    for turn in range(count):
         text = f"[{turn + 1}] You arrive at drawer {turn}. Ünïcode is text too."
         done = ask(policy, Request(session, text, text + "?", 6, Sampling(), turn))
         expected += [*done.prompt_ids, *done.ids]
@@ -220,15 +227,23 @@ def test_ten_turns_are_what_was_sampled_and_what_was_said(kind, tmp_path):
         # What was appended is what the template puts after the last reply, its end left out where
         # the model has said it already.
         messages.append({"role": "user", "content": text})
-        rendered = rendered_by_transformers(chat.tokenizer, messages)
+        rendered = rendered_by_transformers(chat.tokenizer, messages, **variables)
         after = rendered.rpartition("REPLY")[2]
         if last_id == chat.turn_end:
             after = after.removeprefix(end)
         assert list(done.prompt_ids) == chat.tokenizer.encode(after, add_special_tokens=False)
         messages.append({"role": "assistant", "content": "REPLY"})
         last_id = done.ids[-1]
-        endings.add(last_id == chat.turn_end)
-    assert False in endings  # cut off by the token budget at least once
+        ended.append(last_id == chat.turn_end)
+    return ended
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_ten_turns_are_what_was_sampled_and_what_was_said(kind, tmp_path):
+    config = make_checkpoint(tmp_path / "model", kind)
+    policy = open_policy(tmp_path / "model", config)
+    # At least once the token budget cuts a reply.
+    assert False in check_sampled_turns(policy, TEMPLATES[kind][0], 10)
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
