@@ -195,7 +195,10 @@ def test_no_control_token_comes_out_of_a_message(chat):
 
     turns = (chat.first_turn, lambda text: chat.next_turn(text, chat.turn_end))
     framing = [control(turn("x")) for turn in turns]
-    texts = [*rng.sample(spelt, 10), *("".join(rng.choices([*spelt, *TEXTS], k=4)) for _ in range(50))]
+    texts = [
+        *rng.sample(spelt, 10),
+        *("".join(rng.choices([*spelt, *TEXTS], k=4)) for _ in range(50)),
+    ]
     for text in texts:
         for turn, expected in zip(turns, framing, strict=True):
             assert control(turn(text)) == expected, text
