@@ -8,6 +8,7 @@ docs/BASE_MODEL.md names). What the corpus is made of, without training:
 `--config=configs/bootstrap.py:household`.
 """
 
+from envs.prompts import PromptsConfig
 from leafe_jax.bootstrap.config import BootstrapConfig, GameConfig
 from leafe_jax.run.config import default_config, to_config_dict
 from leafe_jax.run.presets import load_config
@@ -33,7 +34,7 @@ GAMES = dict(
         options=dict(num_products=250, show_instruction=False),
     ),
     code=GameConfig(
-        6000.0, 4, prompt_style="program",
+        6000.0, 4, prompts=PromptsConfig(style="program"),
         unaided_rates=dict(int=0.03, floor=0.04, part=0.03, end=0.03, list=0.03, order=0.04),
         options=dict(layout="drills", num_tests=4, time_limit=2.0),
     ),

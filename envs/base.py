@@ -116,7 +116,7 @@ class Environment(abc.ABC):
     Options: type[Options] = Options
     splits: tuple[str, ...] = ("train", "valid", "test")
     split: str | None = None
-    prompt_styles: tuple[str, ...] = ("plain", "react")
+    prompt_styles: tuple[str, ...] = ("plain", "chat", "react")
     form: Form = Form()
     programs: bool = False
     states_goal: bool = False

@@ -3,8 +3,9 @@
 The texts are templates (envs/templates), one file each, and a config field replaces any of them by a
 file of the user's. Replies are read by envs/actions.py and envs/reflections.py.
 
-Three styles. "plain": the user turn is the observation and the whole reply is the action; the
-embedded base model speaks it. "react": instructions in words, and the reply is
+Four styles. "plain": the user turn is the observation and the whole reply is the action; the
+embedded base model speaks it. "chat": the same, and a system message says so in words; for instruct
+models that a warm start has taught the replies. "react": instructions in words, and the reply is
 `<think>...</think><action>...</action>` as in verl-agent; instruct models speak it. "program":
 the reply's first fenced block is the action, many lines long. Steps are numbered in what the model
 reads, so that a reflection can name one.
@@ -31,7 +32,8 @@ from envs.errors import EnvDataError
 from envs.reflections import Reflection
 from envs.templates import Template, fenced, find
 
-STYLES = ("plain", "react", "program")
+STYLES = ("plain", "chat", "react", "program")
+_LINES = ("plain", "chat")  # the whole reply is the action
 
 # Template -> the variables it may use; docs/PROMPTS.md says what they are.
 _ALWAYS = ("description", "environment")
@@ -55,7 +57,9 @@ class PromptsConfig:
       EnvDataError: a value is not allowed.
     """
 
-    style: str = "plain"  # plain (the reply is the action), react (think, then act) or program
+    # plain (the reply is the action), chat (so it is, and a system message says so), react (think,
+    # then act) or program
+    style: str = "plain"
     answer_tokens: int = 16  # most sampled tokens of a reflection's answer (tau, e)
     # Most sampled tokens that a reflection may reason for before its answer. 0: it is asked for one
     # line, without reasoning.
@@ -253,7 +257,7 @@ class Prompts:
     # -- parsing -------------------------------------------------------------------------------
     def parse_action(self, reply: str) -> tuple[str, bool]:
         """(action, well-formed). Any string gives an action; an odd one is the environment's no-op."""
-        if self.config.style == "plain":
+        if self.config.style in _LINES:
             return _actions.from_line(reply)
         if self.config.style == "program":
             return _actions.from_program(reply)
@@ -263,12 +267,13 @@ class Prompts:
         """The reply that `parse_action` reads as `action` (for scripted players)."""
         if self.config.style == "program":
             return fenced(action)
-        plain = self.config.style == "plain"
-        return action if plain else f"<think></think><action>{action}</action>"
+        return (
+            action if self.config.style in _LINES else f"<think></think><action>{action}</action>"
+        )
 
     @property
     def _reasons(self) -> bool:
-        """Reflections are read as `after_reasoning`. The embedded model's styles have one line."""
+        """Reflections are read as `after_reasoning`. The other styles are trained to reply in one line."""
         return self.config.reasoning_tokens > 0 or self.config.style == "react"
 
     def parse_reflection(self, reply: str, cut: bool = False) -> Reflection:

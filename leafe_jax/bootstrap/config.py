@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from envs.prompts import PromptsConfig
 from leafe_jax.errors import UserError
 from leafe_jax.training.settings import TrainConfig
 
@@ -15,7 +16,9 @@ class GameConfig:
 
     weight: float = 1.0  # share of the conversations, relative to the other games' weights
     horizon: int = 20  # environment steps per episode
-    prompt_style: str = "plain"
+    prompts: PromptsConfig = (
+        PromptsConfig()
+    )  # what the conversations look like, as the section `prompts`
     slip_rate: float = 0.02  # probability per step of a random wrong action; not trained on
     # Probability that a player avoids a habit without being told: one per habit.
     unaided_rates: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -66,3 +69,8 @@ class BootstrapConfig:
     def __post_init__(self) -> None:
         if self.dtype not in ("bfloat16", "float32"):
             raise UserError(f"bootstrap.dtype = {self.dtype!r}: must be bfloat16 or float32")
+        if self.train.lora.rank:
+            raise UserError(
+                f"bootstrap.train.lora.rank = {self.train.lora.rank}: must be 0, because all weights are"
+                " trained there"
+            )

@@ -16,7 +16,7 @@ from typing import Any
 import envs
 from envs.base import Environment, Task, stable_seed
 from envs.player import Played, Player, make_player
-from envs.prompts import Prompts, PromptsConfig
+from envs.prompts import Prompts
 from leafe_jax.bootstrap.config import BootstrapConfig, GameConfig
 from leafe_jax.errors import UserError
 
@@ -94,7 +94,7 @@ def _open_game(name: str, section: GameConfig, env: Environment) -> Game:
     missing = [habit for habit in player.habits if habit not in section.unaided_rates]
     if missing:
         raise UserError(f"bootstrap.games.{name}.unaided_rates: {', '.join(missing)} missing")
-    prompts = Prompts(env, PromptsConfig(style=section.prompt_style))
+    prompts = Prompts(env, section.prompts)
     return Game(name, section, player, prompts, tasks)
 
 

@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -75,7 +76,7 @@ def _write(path: Path, config: BootstrapConfig, games: list[Game], seed: int) ->
     """Writes a run's corpus unless the file already holds it: some of the games are slow to play."""
     if path.exists():
         try:
-            if len(_read(path)) == config.num_conversations:
+            if len(_read(path, games)) == config.num_conversations:
                 return
             problem = f"{path}: incomplete"
         except UserError as error:
@@ -90,16 +91,17 @@ def _write(path: Path, config: BootstrapConfig, games: list[Game], seed: int) ->
             bar.update(1)
 
 
-def _read(path: Path) -> list[list[Turn]]:
-    """The conversations of a corpus. A line that is not a conversation raises a UserError."""
-    conversations = []
+def _read(path: Path, games: list[Game]) -> list[tuple[str, list[Turn]]]:
+    """(game, conversation) pairs of a corpus. A line that is not a conversation raises a UserError."""
+    names, conversations = {game.name for game in games}, []
     for number, line in enumerate(read_json_lines(path), start=1):
         turns = line.get("turns") if isinstance(line, dict) else None
-        if not isinstance(turns, list) or not all(
+        known = isinstance(turns, list) and line.get("game") in names
+        if not known or not all(
             isinstance(turn, dict) and {"role", "text"} <= turn.keys() for turn in turns
         ):
             raise UserError(f"{path}, line {number}: not a conversation")
-        conversations.append(turns)
+        conversations.append((line["game"], turns))
     return conversations
 
 
@@ -146,22 +148,26 @@ def run(
         processes.together(
             "bootstrap: corpus", decide=lambda _: _write(corpus, config, games, seed), seconds=None
         )
-    conversations = _read(corpus)
+    conversations = _read(corpus, games)
     if start is None:
-        tokenizer = build_tokenizer(conversations, config.min_count, games)
+        tokenizer = build_tokenizer([turns for _, turns in conversations], config.min_count, games)
         model_config = _shape(config.model, len(tokenizer))
         key = jax.random.key(seed_for(seed, "bootstrap", "init"))
         load_params = place(init_params(model_config, key))
-        chat = ChatFormat(tokenizer)
+        open_chat = functools.partial(ChatFormat, tokenizer)
     else:
         model_config = hf.read_config(start.path)
         load_params = functools.partial(hf.load_params, start.path, model_config)
-        chat = load_chat(
-            str(start.path), model_config.vocab_size, start.chat_template, start.enable_thinking
-        )
+        open_chat = functools.partial(
+            load_chat, str(start.path), model_config.vocab_size, start.chat_template,
+            start.enable_thinking,
+        )  # fmt: skip
+    chats = {game.name: open_chat(system=game.prompts.system) for game in games}
     mass = config.observation_mass
     records = directory / "examples.array_record"
-    write_examples(records, [to_example(turns, chat, mass, max_len) for turns in conversations])
+    write_examples(
+        records, [to_example(turns, chats[game], mass, max_len) for game, turns in conversations]
+    )
     params = fit(
         Start(model_config, load_params),
         Data(ExampleFile(records), {"corpus": 1.0}),
@@ -172,8 +178,10 @@ def run(
         log=log,
         progress=progress,
     )
-    files = {"tokenizer": chat.tokenizer}
-    if start is not None:
+    files: dict[str, Any]
+    if start is None:
+        files = {"tokenizer": tokenizer}
+    else:
         files = {"source": start.path, "chat_template": start.chat_template}
     with needed_for("writing the trained model", DIVIDE):
         hf.save(directory / "model", model_config, cast(params, config.dtype), **files)

@@ -142,7 +142,7 @@ def test_units_are_one_token_and_goals_are_read_word_by_word(made):
 def test_the_corpus_plays_what_the_laptop_config_plays(name):
     game = get_config().bootstrap.games[name]
     config = load_config(name)
-    assert config.env.horizon == game.horizon and config.prompts.style == game.prompt_style
+    assert config.env.horizon == game.horizon and config.prompts.style == game.prompts.style
     assert config.context.mode == "dialogue" and config.sampler.max_len == MAX_POSITIONS
     for option, value in game.options.items():
         if option != "allow_weak":

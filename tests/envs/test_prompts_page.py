@@ -17,7 +17,9 @@ ASKED = ["Read a number and print its double.", "Wrong answer on the input 3: 33
 
 
 def examples() -> dict[str, dict[str, str]]:
-    plain, react = (prompts_for(HOUSE, "household", style=style) for style in ("plain", "react"))
+    plain, words, react = (
+        prompts_for(HOUSE, "household", style=style) for style in ("plain", "chat", "react")
+    )
     code = prompts_for(PROBLEMS, "code", style="program")
     reasoning = prompts_for(HOUSE, "household", style="react", reasoning_tokens=256)
     house = (SEEN[0], [(SEEN[0], "go to drawer 1")], 2, SEEN[1], TOLD, "find the mug.")
@@ -28,6 +30,13 @@ def examples() -> dict[str, dict[str, str]]:
             "turn": plain.observation(2, SEEN[1], TOLD),
             "window": plain.window(*house),
             "reflection": plain.reflection(2, SEEN[1]),
+        },
+        "chat": {
+            "system": words.system,
+            "first": words.observation(1, SEEN[0]),
+            "turn": words.observation(2, SEEN[1], TOLD),
+            "window": words.window(*house, ["open drawer 1", "go to shelf 1"]),
+            "reflection": words.reflection(2, SEEN[1]),
         },
         "react": {
             "first": react.observation(1, SEEN[0]),

@@ -137,7 +137,10 @@ def test_a_file_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(style="prose"), "prompts.style = 'prose': must be one of plain, react, program"),
+        (
+            dict(style="prose"),
+            "prompts.style = 'prose': must be one of plain, chat, react, program",
+        ),
         (dict(answer_tokens=0), "prompts.answer_tokens = 0: must be an integer of at least 1"),
         (dict(answer_tokens=True), "prompts.answer_tokens = True"),
         (
@@ -165,6 +168,7 @@ def test_a_reflection_that_may_reason_is_asked_for_an_answer_at_its_end(style):
 def test_the_style_that_was_trained_on_one_line_is_read_as_such():
     said = "[1] open it.\nThen go on."
     assert prompts_for().parse_reflection(said).tau == 1
+    assert prompts_for(style="chat").parse_reflection(said).tau == 1
     assert prompts_for(style="program").parse_reflection(said).tau == 1
     assert prompts_for(reasoning_tokens=9).parse_reflection(said).status == "unparsable"
     assert prompts_for(style="react").parse_reflection(said).status == "unparsable"
