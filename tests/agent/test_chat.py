@@ -386,3 +386,26 @@ def test_the_instruct_configs_run_on_a_checkpoint(name, tmp_path, monkeypatch):
     assert {t["mode"] for t in trees} == {mode}
     turns = [t for tree in trees for node in tree["nodes"] for t in node["turns"]]
     assert turns and all(t["action_ids"] and t["prompt_ids"] for t in turns)
+
+
+def test_the_config_of_a_real_model_warms_up_and_runs_every_phase(tmp_path, monkeypatch):
+    """configs/smollm2.py at smoke size on a small checkpoint: what is trained on is what is asked."""
+    import sys
+
+    make_checkpoint(tmp_path / "model", "qwen2.5")
+    arguments = [
+        "main", f"--config={ROOT}/configs/smollm2.py:smoke", f"--workdir={tmp_path / 'run'}",
+        f"--config.model.path={tmp_path / 'model'}",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert main(arguments) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(results["methods"]) == ["base", "rft", "leafe"]
+    warm = tmp_path / "run" / "bootstrap" / "model"
+    chat = load_chat(str(warm), hf.read_config(warm).vocab_size)
+    lines = (tmp_path / "run" / "trees" / "tree" / "0000.jsonl").read_text().splitlines()
+    for tree in map(json.loads, lines):
+        (first, *_) = tree["nodes"][0]["turns"]
+        asked = chat.tokenizer.decode(first["prompt_ids"])
+        assert asked.startswith("<|im_start|>system\nYou act in a house")
+        assert "Reply with one command and nothing else." in asked
