@@ -68,7 +68,7 @@ def start():
 
 def train_config(**changes):
     return trainer.train_config(
-        seq_len=160, batch_size=1, num_epochs=1, schedule="linear", warmup_steps=3,
+        seq_len=176, batch_size=1, num_epochs=1, schedule="linear", warmup_steps=3,
         scan_layers=True, **changes,
     )  # fmt: skip
 
