@@ -21,24 +21,13 @@ from leafe_jax.training.trainer import fit
 
 STEPS = 20
 SYSTEM = "Play the game."
-# Household turns in its own words.
+# Few tokens, because a step of 135 million parameters takes seconds.
 DIALOGUES = [
-    [
-        (
-            "[1] You see a desk 1 and a fridge 1. Your task is to: put a cool mug in desk.",
-            "go to desk 1",
-        )
-    ],
     [
         ("[1] You see a safe 1. Your task is to: put two pens in safe.", "go to safe 1"),
         ("[2] The safe 1 is closed.", "open safe 1"),
     ],
-    [
-        (
-            "[1] You are at drawer 1. Reflect: which step was the first mistake?",
-            "[3] open the drawer 1.",
-        )
-    ],
+    [("Which step was the first mistake?", "[3] open the drawer 1.")],
 ]
 
 
@@ -68,7 +57,7 @@ def start():
 
 def train_config(**changes):
     return trainer.train_config(
-        seq_len=176, batch_size=1, num_epochs=1, schedule="linear", warmup_steps=3,
+        seq_len=112, batch_size=1, num_epochs=1, schedule="linear", warmup_steps=3,
         scan_layers=True, **changes,
     )  # fmt: skip
 
@@ -93,7 +82,7 @@ def test_twenty_steps_have_torchs_losses_and_transformers_opens_the_result(start
 
     weights.export(tmp_path, directory, settings, trained)
     exported = tmp_path / "model"
-    ids = made[1].ids[None]
+    ids = made[0].ids[None]
     found = torch_logits(open_model(exported), ids)
     expected = logits(config, trained, ids)
     np.testing.assert_allclose(found, expected, atol=1e-3)  # of logits up to 40
@@ -117,7 +106,7 @@ def test_peft_opens_the_adapter(start, tmp_path):
     )  # fmt: skip
     merged = weights.export(tmp_path, directory, settings, adapters)
     assert jax.tree.leaves(merged)
-    ids = made[1].ids[None]
+    ids = made[0].ids[None]
     base = open_model(directory)
     before = torch_logits(base, ids)
     adapted = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
