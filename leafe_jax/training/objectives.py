@@ -11,6 +11,9 @@ Columns are float32 [R, T] arrays of a packed batch. `mass` is always there: the
 none is trained. The others come from Example.columns and are 0 in padding. Behaviour log-probabilities are
 those under the model (Turn.logprobs), not under the distribution sampled from. They are exact importance
 ratios only if the two are the same: temperature 1, no truncation, no penalty (Sampling.unchanged).
+
+An objective that asks for it (`Objective.entropy`) finds the entropy of each token's distribution in the
+column `entropy`. It has a gradient.
 """
 
 from __future__ import annotations
@@ -24,11 +27,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from leafe_jax.errors import UserError
-
-ADVANTAGE = "advantage"
-BEHAVIOUR = "behaviour_logprob"
-REFERENCE = "reference_logprob"
-TEACHER = "teacher_logprob"
+from leafe_jax.types import ADVANTAGE, BEHAVIOUR, ENTROPY, REFERENCE, SAMPLER_WEIGHT, TEACHER
 
 _MOST = 20.0  # |log ratio|; exp(89) overflows float32
 _MOST_KL = 10.0  # of one token, as in verl
@@ -49,6 +48,7 @@ class Objective:
         batch: an example's weight would depend on its neighbours.
       measurements: name -> quantity of each token, float32 [R, T]; logged as the mean over the batch,
         weighted by the mass.
+      entropy: token_loss or a measurement reads the column `entropy`.
 
     Raises:
       UserError: the denominator is not above 0.
@@ -58,6 +58,7 @@ class Objective:
     columns: tuple[str, ...] = ()
     denominator: float = 1.0
     measurements: Mapping[str, TokenFunction] = dataclasses.field(default_factory=dict)
+    entropy: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.denominator < math.inf:
@@ -81,12 +82,16 @@ def grpo(
     clip_high: float = 0.2,
     dual_clip: float = 3.0,
     kl_coefficient: float = 0.0,
+    entropy_coefficient: float = 0.0,
+    sequence_ratios: bool = False,
+    truncated_weights: bool = False,
 ) -> Objective:
     """The clipped surrogate of PPO and GRPO, with exact importance ratios.
 
     With r = exp(logprob - behaviour_logprob) and the advantage A, the loss of a token is
 
-        mass * (L + kl_coefficient * k3),    L = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))
+        mass * (w L + kl_coefficient * k3 - entropy_coefficient * H)
+        L = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))
 
     and, if A < 0, L = min(L, -A dual_clip): a bad token that has become likely pulls no harder than
     that. k3 = exp(d) - d - 1 with d = reference_logprob - logprob is the usual unbiased estimate of the
@@ -98,6 +103,12 @@ def grpo(
       clip_low, clip_high: r counts within [1 - clip_low, 1 + clip_high]; larger values allow larger steps.
       dual_clip: above 1; most of the ratio where the advantage is negative.
       kl_coefficient: weight of the KL term; 0 leaves it out, and reads no reference.
+      entropy_coefficient: weight of the entropy H, which larger values keep higher.
+      sequence_ratios: r is that of a whole reply, exp(mean of logprob - behaviour_logprob over its
+        tokens), the same for each of its tokens (GSPO, arXiv 2507.18071). A reply is a run of tokens with
+        mass.
+      truncated_weights: w is the column `sampler_weight`; otherwise it is 1. Behaviour is then the
+        trainer's own before its first step.
 
     Raises:
       UserError: a value is out of range.
@@ -107,20 +118,29 @@ def grpo(
         ("clip_high", clip_high, 0 <= clip_high < math.inf, "at least 0"),
         ("dual_clip", dual_clip, 1 < dual_clip < math.inf, "above 1"),
         ("kl_coefficient", kl_coefficient, 0 <= kl_coefficient < math.inf, "at least 0"),
-    ):
+        ("entropy_coefficient", entropy_coefficient, 0 <= entropy_coefficient < math.inf, "at least 0"),
+    ):  # fmt: skip
         if not fits:
             raise UserError(f"grpo.{name} = {value}: must be {text}")
 
+    def ratios(columns: Columns, logprobs: Array) -> Array:
+        gap = -_gap(columns, BEHAVIOUR, logprobs)
+        return jnp.exp(_reply_means(columns, gap) if sequence_ratios else gap)
+
     def both(columns: Columns, logprobs: Array) -> tuple[Array, Array]:
-        ratio, advantage = _ratio(columns, logprobs), columns[ADVANTAGE]
+        ratio, advantage = ratios(columns, logprobs), columns[ADVANTAGE]
         return -advantage * ratio, -advantage * jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
 
     def token_loss(columns: Columns, logprobs: Array) -> Array:
         advantage = columns[ADVANTAGE]
         loss = jnp.maximum(*both(columns, logprobs))
         loss = jnp.where(advantage < 0, jnp.minimum(loss, -advantage * dual_clip), loss)
+        if truncated_weights:
+            loss = columns[SAMPLER_WEIGHT] * loss
         if kl_coefficient:
             loss = loss + kl_coefficient * _k3(columns, logprobs)
+        if entropy_coefficient:
+            loss = loss - entropy_coefficient * columns[ENTROPY]
         return columns["mass"] * loss
 
     def clipped(columns: Columns, logprobs: Array) -> Array:
@@ -130,11 +150,16 @@ def grpo(
     measurements: dict[str, TokenFunction] = {
         "clip_fraction": clipped,
         "behaviour_kl": lambda columns, logprobs: _gap(columns, BEHAVIOUR, logprobs),
+        "behaviour_gap": lambda columns, logprobs: jnp.abs(_gap(columns, BEHAVIOUR, logprobs)),
+        "ratio": ratios,
+        "ratio_squared": lambda columns, logprobs: ratios(columns, logprobs) ** 2,
+        "entropy": lambda columns, logprobs: columns[ENTROPY],
     }
     if kl_coefficient:
         measurements["reference_kl"] = _k3
-    names = (ADVANTAGE, BEHAVIOUR) + ((REFERENCE,) if kl_coefficient else ())
-    return Objective(token_loss, names, denominator, measurements)
+    names = (ADVANTAGE, BEHAVIOUR)
+    names += ((REFERENCE,) if kl_coefficient else ()) + (SAMPLER_WEIGHT,) * truncated_weights
+    return Objective(token_loss, names, denominator, measurements, entropy=True)
 
 
 def distillation(denominator: float, ratio_clip: float = 2.0) -> Objective:
@@ -179,6 +204,24 @@ def _gap(columns: Columns, name: str, logprobs: Array) -> Array:
 def _ratio(columns: Columns, logprobs: Array) -> Array:
     """Importance ratio of each token: the model that is trained to the one that sampled it."""
     return jnp.exp(-_gap(columns, BEHAVIOUR, logprobs))
+
+
+def _reply_means(columns: Columns, values: Array) -> Array:
+    """The mean of `values` over the reply that each token belongs to; a reply is a run of tokens with
+    mass within a segment."""
+    trained, segments = columns["mass"] > 0, columns["segment_ids"]
+    after = jnp.pad(trained[:, :-1], ((0, 0), (1, 0)))
+    same = jnp.pad(segments[:, 1:] == segments[:, :-1], ((0, 0), (1, 0)))
+    reply = jnp.cumsum(trained & ~(after & same), axis=1)
+
+    def means(trained: Array, reply: Array, values: Array) -> Array:
+        def add(x: Array) -> Array:
+            return jax.ops.segment_sum(x, reply, num_segments=trained.size + 1)
+
+        total, count = add(jnp.where(trained, values, 0.0)), add(trained.astype(jnp.float32))
+        return (total / jnp.maximum(count, 1.0))[reply]
+
+    return jax.vmap(means)(trained, reply, values)
 
 
 def _k3(columns: Columns, logprobs: Array) -> Array:

@@ -34,7 +34,13 @@ from leafe_jax.runtime.preemption import Preemption
 from leafe_jax.training.checkpoint import Checkpoints
 from leafe_jax.training.objectives import Objective
 from leafe_jax.training.optimizer import make_optimizer
-from leafe_jax.training.packing import Batches, make_plan, mixing_coefficients
+from leafe_jax.training.packing import (
+    Batches,
+    Plan,
+    make_even_plan,
+    make_plan,
+    mixing_coefficients,
+)
 from leafe_jax.training.records import Survey, survey
 from leafe_jax.training.settings import TrainConfig
 from leafe_jax.training.start import Data, Start, agree, check, own_rows
@@ -182,12 +188,17 @@ class Trainer:
     ) -> Batches:
         """This process's rows of the batches of examples whose lengths are known."""
         train = dataclasses.replace(self.train, num_epochs=num_epochs)
-        plan = make_plan(lengths, train, seed, self.options.row_multiple)
-        own = own_rows(self._rows, (plan.batch_rows, train.seq_len))
-        return Batches(examples, plan, train.seq_len, own, self.objective.columns)
+        return self._read(examples, make_plan(lengths, train, seed, self.options.row_multiple))
+
+    def _read(self, examples: Sequence[Example], plan: Plan) -> Batches:
+        own = own_rows(self._rows, (plan.batch_rows, self.train.seq_len))
+        return Batches(examples, plan, self.train.seq_len, own, self.objective.columns)
 
     def batches(self, examples: Sequence[Example], *, num_epochs: int, seed: int) -> Batches:
         """Fresh examples as batches for `step`; in a run of several processes all have the same.
+
+        Batches are even (packing.make_even_plan). Masses are multiplied by the number of an epoch's
+        batches: if they add up to 1, the mean of an epoch's batch losses is the mean over all examples.
 
         Args:
           examples: sources as in `restore`, with the objective's columns.
@@ -198,7 +209,11 @@ class Trainer:
           UserError: see records.survey, or an example is longer than a row.
         """
         facts = self.survey(examples, self._num_sources)
-        return self.pack(examples, facts.lengths, num_epochs, seed)
+        train = dataclasses.replace(self.train, num_epochs=num_epochs)
+        plan = make_even_plan(facts.lengths, train, seed)
+        factor = np.float32(plan.num_steps / num_epochs)
+        scaled = [dataclasses.replace(e, mass=e.mass * factor) for e in examples]
+        return self._read(scaled, plan)
 
     # -- steps ---------------------------------------------------------------------------------
     def put(self, rows: Rows) -> dict[str, jax.Array]:

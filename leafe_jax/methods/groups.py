@@ -1,0 +1,132 @@
+"""Groups: several plain episodes of one task, as on-policy methods sample and judge them.
+
+A group is played by one process, beginning with the task's first prompt, which its episodes share in the
+sampler's cache. What is kept of it can be JSON, so that processes exchange groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from envs.base import Environment, State, Task
+from envs.prompts import Prompts
+from leafe_jax.agent.evaluate import play
+from leafe_jax.agent.policy import Policy
+from leafe_jax.agent.rollout import Episode, RolloutConfig
+from leafe_jax.types import Budget, Turn
+
+
+@dataclasses.dataclass
+class Played:
+    """An episode of a group.
+
+    Attributes:
+      turns: what was sampled, and what came of it.
+      return_: sum of the rewards.
+      success: the goal was reached.
+      final_observation: what the last action brought.
+      stop: as Node.stop; "context" if the context was full.
+      budget: what it spent.
+      anchors: of each step, a number of the state before it. Within a group, states have the same number
+        if they are equal, counters of steps aside.
+    """
+
+    turns: list[Turn]
+    return_: float
+    success: bool
+    final_observation: str
+    stop: str
+    budget: Budget
+    anchors: list[int]
+
+
+@dataclasses.dataclass
+class Group:
+    """Episodes of one task.
+
+    Attributes:
+      task_id, family: of the task.
+      episodes: in the order of their numbers.
+    """
+
+    task_id: str
+    family: str
+    episodes: list[Played]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Group:
+        """Inverse of `to_json`."""
+        episodes = [
+            Played(
+                **{
+                    **episode,
+                    "turns": [Turn(**turn) for turn in episode["turns"]],
+                    "budget": Budget(**episode["budget"]),
+                }
+            )
+            for episode in data["episodes"]
+        ]
+        return cls(data["task_id"], data["family"], episodes)
+
+
+def anchor_of(state: State) -> State:
+    """The state without its counters (fields `num_*`): the same place at another time is equal to it.
+
+    An environment that replays (envs/replay.py) has its history as its state: there only equal histories
+    are equal states.
+    """
+    counters = {f.name: 0 for f in dataclasses.fields(state) if f.name.startswith("num_")}
+    return dataclasses.replace(state, **counters)
+
+
+def _numbered(paths: Sequence[Sequence[State]]) -> list[list[int]]:
+    """A number for each state of each path, the same for equal anchors."""
+    numbers: dict[State, int] = {}
+    return [
+        [numbers.setdefault(anchor_of(state), len(numbers)) for state in path] for path in paths
+    ]
+
+
+def play_groups(
+    policy: Policy,
+    env: Environment,
+    prompts: Prompts,
+    tasks: Sequence[Task],
+    size: int,
+    rollout: RolloutConfig,
+    on_episode: Callable[[], None],
+) -> list[Group]:
+    """Plays `size` episodes of each task; returns the groups in the order of the tasks.
+
+    Args:
+      policy, env, prompts: who plays, what is played, and how it is put into words.
+      tasks: different ones.
+      size: episodes of a group.
+      rollout: how turns are rendered and sampled; its purpose is part of every sampling key's name.
+      on_episode: called after each episode, for progress.
+    """
+    found: dict[str, dict[int, Episode]] = {task.task_id: {} for task in tasks}
+
+    def keep(episode: Episode) -> None:
+        found[episode.owner.task_id][episode.node.id] = episode
+        on_episode()
+
+    play(policy, env, prompts, tasks, size, rollout, keep)
+    groups = []
+    for task in tasks:
+        episodes = [found[task.task_id][number] for number in range(size)]
+        anchors = _numbered([e.states[: len(e.turns)] for e in episodes])
+        played = [
+            Played(
+                e.turns, e.node.return_, bool(e.state.success), e.node.final_observation,
+                e.node.stop, e.budget, numbers,
+            )
+            for e, numbers in zip(episodes, anchors, strict=True)
+        ]  # fmt: skip
+        groups.append(Group(task.task_id, task.family, played))
+    return groups
