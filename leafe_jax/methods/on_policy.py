@@ -126,12 +126,13 @@ class OnPolicy(Method):
     def agent(self, run: Run) -> Agent:
         return Agent(run.trained_model(self), run.prompts)
 
-    def refuse(self, num_tasks: int, sampling: Sampling, several: bool) -> None:
+    def refuse(self, num_tasks: int, sampling: Sampling, max_len: int, several: bool) -> None:
         """Refuses settings that do not go with the rest of a run.
 
         Args:
           num_tasks: that are trained on.
           sampling: how training rollouts are drawn.
+          max_len: most tokens of a rollout's sequence.
           several: the run has several processes.
 
         Raises:
@@ -147,6 +148,11 @@ class OnPolicy(Method):
             raise UserError(
                 f"{name}: sampler.temperature must be 1, without top_k, top_p, min_p, penalty or bias: the"
                 " ratio of what is trained to what was sampled would not be exact"
+            )
+        if config.train.seq_len < max_len - 1:
+            raise UserError(
+                f"{name}.train.seq_len = {config.train.seq_len}: must be at least {max_len - 1}, one less"
+                " than sampler.max_len: a rollout may be that long"
             )
         if config.overlap and several:
             raise UserError(f"{name}.overlap = True: must be False with several processes")

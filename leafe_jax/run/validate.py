@@ -111,7 +111,9 @@ def _check_on_policy(config: RunConfig, env: Environment, method: OnPolicy) -> N
             f"{name}.probe_split = {settings.split!r}: must not be the split it trains on"
         )
     tasks = first_tasks(env, settings.split, settings.num_tasks, f"{name}.num_tasks")
-    method.refuse(len(tasks), config.sampler.sampling(), processes.several())
+    method.refuse(
+        len(tasks), config.sampler.sampling(), config.sampler.max_len, processes.several()
+    )
 
 
 def _refuse_empty(env: Environment, split: str, num_tasks: int, section: str) -> None:

@@ -144,13 +144,15 @@ def test_wrong_settings_are_refused_in_one_line(changes, message):
 
 def test_settings_that_do_not_go_with_the_run():
     method = grpo()
-    method.refuse(8, Sampling(), several=False)
+    method.refuse(8, Sampling(), 385, several=False)
     with pytest.raises(UserError, match="grpo.episodes = 64: must be at most 7 tasks times"):
-        method.refuse(7, Sampling(), several=False)
+        method.refuse(7, Sampling(), 385, several=False)
     with pytest.raises(UserError, match="sampler.temperature must be 1"):
-        method.refuse(8, Sampling(temperature=0.7), several=False)
+        method.refuse(8, Sampling(temperature=0.7), 385, several=False)
+    with pytest.raises(UserError, match="grpo.train.seq_len = 384: must be at least 385"):
+        method.refuse(8, Sampling(), 386, several=False)
     with pytest.raises(UserError, match="grpo.overlap = True: must be False"):
-        grpo(overlap=True).refuse(8, Sampling(), several=True)
+        grpo(overlap=True).refuse(8, Sampling(), 385, several=True)
 
 
 def test_it_is_registered_and_reads_its_start():
