@@ -1,5 +1,13 @@
 """The on-policy loop: it learns, and it can be stopped anywhere."""
 
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 from bandit import engine as make_engine
@@ -59,3 +67,36 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path, engine, monkeypatch, mo
     resumed, other = run(tmp_path / "cut", engine, again, mode, kept, overlap=overlap)
     assert equal(resumed, whole) and again == logged
     assert other.state == loop.state and equal(kept["best"], exported["best"])
+
+
+def program(directory, out, *arguments) -> subprocess.Popen:
+    command = [sys.executable, str(Path(__file__).with_name("bandit.py")), str(directory), str(out)]
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    return subprocess.Popen([*command, *arguments], cwd=root, env=environment)
+
+
+@pytest.mark.slow
+def test_kills_at_ten_moments_change_nothing(tmp_path):
+    """kill -9 of a whole process, later each time; weights and curve are those of a run without kills."""
+    arguments = ("grpo", '{"iterations": 30, "probe_every": 3}')
+    begin = time.monotonic()
+    assert program(tmp_path / "whole", tmp_path / "whole.npz", *arguments).wait() == 0
+    seconds = time.monotonic() - begin
+    rng, kills = random.Random(0), 0
+    while True:
+        process = program(tmp_path / "cut", tmp_path / "cut.npz", *arguments)
+        try:
+            # Late enough that a start gets to work, or the run would never end.
+            process.wait(timeout=seconds * rng.uniform(0.25, 0.7) if kills < 10 else None)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    assert process.returncode == 0 and kills >= 3
+    whole, cut = (np.load(tmp_path / f"{name}.npz") for name in ("whole", "cut"))
+    assert all(np.array_equal(whole[name], cut[name]) for name in whole.files)
+    lines = (tmp_path / "whole.txt").read_text().splitlines()
+    # A program that was resumed has logged what came after its last checkpoint.
+    assert set((tmp_path / "cut.txt").read_text().splitlines()) <= set(lines)
