@@ -25,6 +25,7 @@ REGISTRY = {
     "grpo": "leafe_jax.methods.grpo:GRPO",
     "leafe": "leafe_jax.methods.leafe:Leafe",
     "rft": "leafe_jax.methods.rft:RejectionFineTuning",
+    "sdpo": "leafe_jax.methods.sdpo:SDPO",
 }
 
 

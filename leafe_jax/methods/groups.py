@@ -7,7 +7,7 @@ sampler's cache. What is kept of it can be JSON, so that processes exchange grou
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from envs.base import Environment, State, Task
@@ -31,6 +31,7 @@ class Played:
       budget: what it spent.
       anchors: of each step, a number of the state before it. Within a group, states have the same number
         if they are equal, counters of steps aside.
+      shown_actions: of each step, what a window prompt lists as admissible; [] in dialogue mode.
     """
 
     turns: list[Turn]
@@ -40,6 +41,7 @@ class Played:
     stop: str
     budget: Budget
     anchors: list[int]
+    shown_actions: list[list[str] | str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -99,7 +101,6 @@ def play_groups(
     tasks: Sequence[Task],
     size: int,
     rollout: RolloutConfig,
-    on_episode: Callable[[], None],
 ) -> list[Group]:
     """Plays `size` episodes of each task; returns the groups in the order of the tasks.
 
@@ -108,25 +109,34 @@ def play_groups(
       tasks: different ones.
       size: episodes of a group.
       rollout: how turns are rendered and sampled; its purpose is part of every sampling key's name.
-      on_episode: called after each episode, for progress.
     """
     found: dict[str, dict[int, Episode]] = {task.task_id: {} for task in tasks}
 
     def keep(episode: Episode) -> None:
         found[episode.owner.task_id][episode.node.id] = episode
-        on_episode()
 
     play(policy, env, prompts, tasks, size, rollout, keep)
-    groups = []
-    for task in tasks:
-        episodes = [found[task.task_id][number] for number in range(size)]
-        anchors = _numbered([e.states[: len(e.turns)] for e in episodes])
-        played = [
-            Played(
-                e.turns, e.node.return_, bool(e.state.success), e.node.final_observation,
-                e.node.stop, e.budget, numbers,
-            )
-            for e, numbers in zip(episodes, anchors, strict=True)
-        ]  # fmt: skip
-        groups.append(Group(task.task_id, task.family, played))
-    return groups
+    return [
+        group_of(env, task, [found[task.task_id][number] for number in range(size)], rollout)
+        for task in tasks
+    ]
+
+
+def group_of(
+    env: Environment, task: Task, episodes: Sequence[Episode], rollout: RolloutConfig
+) -> Group:
+    """What is kept of the finished episodes of a task."""
+    paths = [e.states[: len(e.turns)] for e in episodes]
+    window = rollout.mode == "window"
+    played = [
+        Played(
+            e.turns, e.node.return_, bool(e.state.success), e.node.final_observation, e.node.stop,
+            e.budget, numbers, [_plain(env.shown_actions(s)) for s in path] if window else [],
+        )
+        for e, numbers, path in zip(episodes, _numbered(paths), paths, strict=True)
+    ]  # fmt: skip
+    return Group(task.task_id, task.family, played)
+
+
+def _plain(actions: Sequence[str] | str) -> list[str] | str:
+    return actions if isinstance(actions, str) else list(actions)

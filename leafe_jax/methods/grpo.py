@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from leafe_jax.agent.rollout import RolloutConfig
 from leafe_jax.methods.examples import sequence
 from leafe_jax.methods.groups import Group, Played
-from leafe_jax.methods.on_policy import OnPolicy, OnPolicyConfig
+from leafe_jax.methods.on_policy import Lesson, OnPolicy, OnPolicyConfig, Scene
 from leafe_jax.types import ADVANTAGE, BEHAVIOUR, Example
 
 if TYPE_CHECKING:
@@ -149,20 +148,25 @@ class GRPO(OnPolicy):
         """What each step loses."""
         return self.config.invalid_penalty * np.array([not t.valid for t in episode.turns], float)
 
-    def examples(self, groups: Sequence[Group], rollout: RolloutConfig) -> list[Example]:
+    def lesson(self, groups: Sequence[Group], scene: Scene) -> Lesson:
         replies = [t for g in groups for e in g.episodes for t in e.turns]
         kind = self.config.loss_mean
         total = sum(len(t.action_ids) for t in replies) if kind == "token" else len(replies)
         if kind == "constant":
-            total *= rollout.max_action_tokens
+            total *= scene.rollout.max_action_tokens
         made: list[Example] = []
         for group in groups:
             for episode, own in zip(group.episodes, self.advantages(group), strict=True):
-                made += _examples(episode, own, rollout.mode, kind)
+                made += _examples(episode, own, scene.rollout.mode, kind)
         # Without KL and entropy there is no gradient where the advantage is 0. The mean still counts it.
         if not (self.config.kl_coefficient or self.config.entropy_coefficient):
             made = [e for e in made if e.columns[ADVANTAGE].any()]
-        return [dataclasses.replace(e, mass=(e.mass / total).astype(np.float32)) for e in made]
+        return Lesson(scaled(made, total))
+
+
+def scaled(examples: Sequence[Example], total: float) -> list[Example]:
+    """The examples with their masses divided by `total`."""
+    return [dataclasses.replace(e, mass=(e.mass / total).astype(np.float32)) for e in examples]
 
 
 def normalised(scores: Sequence[np.ndarray], over: np.ndarray, divide: bool) -> list[np.ndarray]:

@@ -28,8 +28,8 @@ from leafe_jax.agent.evaluate import Evaluation, evaluate
 from leafe_jax.agent.rollout import RolloutConfig
 from leafe_jax.agent.seeds import seed_for
 from leafe_jax.methods import watch
-from leafe_jax.methods.groups import Group, play_groups
-from leafe_jax.methods.on_policy import OnPolicy
+from leafe_jax.methods.groups import Group
+from leafe_jax.methods.on_policy import Lesson, OnPolicy, Scene
 from leafe_jax.models import lora
 from leafe_jax.models.decoder import abstract_params
 from leafe_jax.models.sharding import shardings_for
@@ -40,7 +40,7 @@ from leafe_jax.sampling.lm_policy import LMPolicy
 from leafe_jax.training.score import Scorer
 from leafe_jax.training.start import Start
 from leafe_jax.training.trainer import Trainer
-from leafe_jax.types import BEHAVIOUR, REFERENCE, SAMPLER_WEIGHT, Budget, Example
+from leafe_jax.types import BEHAVIOUR, REFERENCE, SAMPLER_WEIGHT, TEACHER, Budget, Example
 
 _LOG = logging.getLogger("leafe_jax")
 
@@ -150,7 +150,7 @@ class Loop:
         self.state = State()
         self.trainer = Trainer(
             stage.start, config.train, self.objective, stage.directory / "checkpoints",
-            seed=seed_for(stage.seed, "distill"),
+            seed=seed_for(stage.seed, "distill"), average=method.average,
         )  # fmt: skip
         self.base = dataclasses.replace(self.trainer.config, lora=None)
 
@@ -295,10 +295,7 @@ class Loop:
         stage = self.stage
         stage.policy.engine.clear()  # as a run that was resumed finds it
         own, count = tasks[jax.process_index() :: jax.process_count()], jax.process_count()
-        played = play_groups(
-            stage.policy, stage.env, stage.prompts, own, self.config.group_size,
-            stage.rollout(purpose), lambda: None,
-        )  # fmt: skip
+        played = self.method.play(stage.policy, self._scene(purpose), own)
         if count == 1:
             return played
 
@@ -309,6 +306,13 @@ class Loop:
             f"{self.method.name}: rollouts", [g.to_json() for g in played], merge, seconds=None
         )
         return [Group.from_json(group) for group in merged]
+
+    def _scene(self, purpose: str = "") -> Scene:
+        stage = self.stage
+        return Scene(
+            stage.env, stage.prompts, stage.rollout(purpose), stage.policy.chat.first_turn,
+            self.config.train.seq_len + 1,
+        )  # fmt: skip
 
     def _ahead(self, iteration: int) -> Path:
         return self.stage.directory / "rollouts" / f"{iteration:06d}.json"
@@ -342,10 +346,10 @@ class Loop:
 
     def _train(self, groups: Sequence[Group]) -> list[dict[str, float]]:
         """The measurements of each optimizer step."""
-        examples = self.method.examples(groups, self.stage.rollout(""))
-        if not examples:
+        lesson = self.method.lesson(groups, self._scene())
+        if not lesson.examples:
             return []
-        examples = self._filled(examples)
+        examples = self._filled(lesson)
         self.state.target_tokens += int(sum((e.mass > 0).sum() for e in examples))
         batches = self.trainer.batches(
             examples,
@@ -354,8 +358,9 @@ class Loop:
         )
         return [self.trainer.step(rows) for rows in batches]
 
-    def _filled(self, examples: list[Example]) -> list[Example]:
+    def _filled(self, lesson: Lesson) -> list[Example]:
         """The examples with the columns that only a model can give."""
+        examples = lesson.examples
         columns: dict[str, list[np.ndarray]] = {}
         if REFERENCE in self.objective.columns:
             columns[REFERENCE] = self._score(self._reference, examples)
@@ -365,6 +370,14 @@ class Loop:
             columns[SAMPLER_WEIGHT] = [
                 np.minimum(np.exp(ours - e.columns[BEHAVIOUR]), self.method.weight_cap)
                 for ours, e in zip(columns[BEHAVIOUR], examples, strict=True)
+            ]
+        if TEACHER in self.objective.columns:
+            params = lora.join(self.trainer.frozen, self.trainer.averaged)
+            columns[TEACHER] = [
+                _moved(own, taught, e)
+                for own, taught, e in zip(
+                    self._own(params, lesson.taught), lesson.taught, examples, strict=True
+                )
             ]
         for name, values in columns.items():
             examples = [
@@ -430,6 +443,13 @@ class Loop:
         if not state.best or values["pass_at_1"] > state.best["pass_at_1"]:
             state.best = {"iteration": state.iteration, "pass_at_1": values["pass_at_1"]}
             stage.export(self.trainer.params, "best")
+
+
+def _moved(values: np.ndarray, taught: Example, example: Example) -> np.ndarray:
+    """The values of the trained tokens of `taught`, at the places that they have in `example`."""
+    found = np.zeros(len(example.ids), np.float32)
+    found[example.mass > 0] = values[taught.mass > 0]
+    return found
 
 
 @functools.lru_cache(maxsize=4)

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from envs.base import Environment, Task
+from envs.prompts import Prompts
+from leafe_jax.agent.policy import Policy
 from leafe_jax.agent.rollout import RolloutConfig
 from leafe_jax.errors import UserError
 from leafe_jax.methods import watch
 from leafe_jax.methods.base import Agent, Method, Run
-from leafe_jax.methods.groups import Group
+from leafe_jax.methods.groups import Group, play_groups
 from leafe_jax.training.settings import TrainConfig
 from leafe_jax.types import Example, Sampling
 
@@ -85,6 +88,38 @@ class OnPolicyConfig:
         return UserError(f"{self.section}.{name} = {getattr(self, name)!r}: {allowed}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """How a method's rollouts are played and put into words.
+
+    Attributes:
+      env, prompts: what is played, and how.
+      rollout: how turns are rendered and sampled.
+      first_turn: first_turn(text) gives the ids of a conversation's first user turn.
+      longest: most ids of an example.
+    """
+
+    env: Environment
+    prompts: Prompts
+    rollout: RolloutConfig
+    first_turn: Callable[[str], Sequence[int]]
+    longest: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What an iteration trains on.
+
+    Attributes:
+      examples: with masses that add up to 1, or less.
+      taught: for an objective that reads `teacher_logprob`: what the teacher sees instead of each example.
+        It ends differently from the example in nothing: the same trained tokens, in the same order.
+    """
+
+    examples: list[Example]
+    taught: list[Example] = dataclasses.field(default_factory=list)
+
+
 class OnPolicy(Method):
     """A method that trains a model on its own rollouts.
 
@@ -92,6 +127,7 @@ class OnPolicy(Method):
       sources: names of the data sources, in the order of Example.source.
       max_rounds: of sampling an iteration, until enough groups are `wanted`.
       weight_cap: most of the column `sampler_weight`, for objectives that read it.
+      average: rate of the running average of the weights, the teacher of objectives that have one.
       remedies: kind of a warning -> the fields that help; see watch.REMEDIES.
     """
 
@@ -99,6 +135,7 @@ class OnPolicy(Method):
     sources: ClassVar[tuple[str, ...]] = ("rollouts",)
     max_rounds: int = 1
     weight_cap: float = 1.0
+    average: float = 0.0
     remedies: Mapping[str, str] = watch.REMEDIES
 
     @property
@@ -107,14 +144,20 @@ class OnPolicy(Method):
 
     @abc.abstractmethod
     def objective(self) -> Objective:
-        """What is minimised. The masses of `examples` add up to 1, so its denominator is 1."""
+        """What is minimised. The masses of a lesson add up to 1, so its denominator is 1."""
 
     @abc.abstractmethod
-    def examples(self, groups: Sequence[Group], rollout: RolloutConfig) -> list[Example]:
-        """What is trained on, with the columns `advantage` and `behaviour_logprob`.
+    def lesson(self, groups: Sequence[Group], scene: Scene) -> Lesson:
+        """What is trained on, with the columns of the objective that no model has to compute.
 
         The masses of all that is counted add up to 1, also if examples without a gradient are left out.
         """
+
+    def play(self, policy: Policy, scene: Scene, tasks: Sequence[Task]) -> list[Group]:
+        """Plays a group of each task; several processes call it with tasks of their own."""
+        return play_groups(
+            policy, scene.env, scene.prompts, tasks, self.config.group_size, scene.rollout
+        )  # fmt: skip
 
     def wanted(self, group: Group) -> bool:
         """False drops a group, and another one is sampled in its place."""

@@ -49,6 +49,7 @@ class Objective:
       measurements: name -> quantity of each token, float32 [R, T]; logged as the mean over the batch,
         weighted by the mass.
       entropy: token_loss or a measurement reads the column `entropy`.
+      watched: the source whose tokens are measured; None measures all.
 
     Raises:
       UserError: the denominator is not above 0.
@@ -59,6 +60,7 @@ class Objective:
     denominator: float = 1.0
     measurements: Mapping[str, TokenFunction] = dataclasses.field(default_factory=dict)
     entropy: bool = False
+    watched: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.denominator < math.inf:
@@ -162,28 +164,38 @@ def grpo(
     return Objective(token_loss, names, denominator, measurements, entropy=True)
 
 
-def distillation(denominator: float, ratio_clip: float = 2.0) -> Objective:
-    """Reverse KL D(student || teacher), estimated on tokens that the student sampled.
+def distillation(denominator: float, ratio_clip: float = 2.0, alpha: float = 1.0) -> Objective:
+    """A divergence of the student from a teacher, estimated on tokens that the student sampled.
 
-    With w = min(exp(logprob - behaviour_logprob), ratio_clip) and g = logprob - teacher_logprob, both
-    without gradient, the loss of a token has the value mass * w * g and the gradient
-    mass * w * g * d logprob: the policy gradient of the KL divergence, unbiased as long as no ratio is
-    clipped. Distilling on a teacher's tokens instead is `sft`.
+    With w = min(exp(logprob - behaviour_logprob), ratio_clip) and g = alpha log(student / m), where
+    m = alpha student + (1 - alpha) teacher, both without gradient, the loss of a token has the value
+    mass * w * g and the gradient mass * w * g * d logprob. That is the gradient of
+
+        alpha KL(student || m) + (1 - alpha) KL(teacher || m)
+
+    unbiased as long as no ratio is clipped: the reverse KL divergence D(student || teacher) for alpha = 1,
+    where m is taken as the teacher, and the generalised Jensen-Shannon divergence below it. Distilling on a
+    teacher's tokens instead is `sft`.
 
     Args:
       denominator: see Objective and `grpo`.
       ratio_clip: most of a token's importance ratio; larger values have less bias and more variance.
+      alpha: share of the student in the mixture; 1 is the reverse KL divergence.
 
     Raises:
-      UserError: ratio_clip is below 1.
+      UserError: ratio_clip is below 1, or alpha outside (0, 1].
     """
     if not 1 <= ratio_clip < math.inf:
         raise UserError(f"distillation.ratio_clip = {ratio_clip}: must be at least 1")
+    if not 0 < alpha <= 1:
+        raise UserError(f"distillation.alpha = {alpha}: must be above 0 and at most 1")
 
     def token_loss(columns: Columns, logprobs: Array) -> Array:
         fixed = jax.lax.stop_gradient(logprobs)
         ratio = jnp.minimum(_ratio(columns, fixed), ratio_clip)
-        gap = -_gap(columns, TEACHER, fixed)
+        gap = -_gap(columns, TEACHER, fixed)  # log(student / teacher)
+        if alpha < 1:
+            gap = -alpha * jnp.logaddexp(math.log(alpha), math.log1p(-alpha) - gap)
         # exp(0) is 1, and its derivative that of logprobs.
         return columns["mass"] * ratio * gap * jnp.exp(logprobs - fixed)
 
@@ -191,8 +203,32 @@ def distillation(denominator: float, ratio_clip: float = 2.0) -> Objective:
         token_loss,
         (TEACHER, BEHAVIOUR),
         denominator,
-        {"teacher_kl": lambda columns, logprobs: -_gap(columns, TEACHER, logprobs)},
+        {
+            "teacher_kl": lambda columns, logprobs: -_gap(columns, TEACHER, logprobs),
+            "behaviour_kl": lambda columns, logprobs: _gap(columns, BEHAVIOUR, logprobs),
+            "behaviour_gap": lambda columns, logprobs: jnp.abs(_gap(columns, BEHAVIOUR, logprobs)),
+            "entropy": lambda columns, logprobs: columns[ENTROPY],
+        },
+        entropy=True,
     )
+
+
+def with_targets(policy: Objective, targets: Mapping[int, float]) -> Objective:
+    """An objective of a policy's own tokens, and supervised fine-tuning on those of other sources.
+
+    Args:
+      policy: the objective of source 0; what it measures is measured of that source alone.
+      targets: source -> weight of its negative log-likelihood.
+    """
+
+    def token_loss(columns: Columns, logprobs: Array) -> Array:
+        loss = policy.token_loss(columns, logprobs)
+        for source, weight in targets.items():
+            own = weight * columns["mass"] * -logprobs
+            loss = jnp.where(columns["source"] == source, own, loss)
+        return loss
+
+    return dataclasses.replace(policy, token_loss=token_loss, watched=0)
 
 
 def _gap(columns: Columns, name: str, logprobs: Array) -> Array:

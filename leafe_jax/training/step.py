@@ -145,10 +145,17 @@ def loss_sums(
     fixed = jax.lax.stop_gradient(logprobs)
     columns = jax.lax.stop_gradient(columns)
     measured = {
-        name: jnp.sum(batch["mass"] * measure(columns, fixed))
+        name: jnp.sum(_watched(objective, batch) * measure(columns, fixed))
         for name, measure in objective.measurements.items()
     }
     return jnp.sum(coefficients * each), {"loss": each, **measured}
+
+
+def _watched(objective: Objective, batch: Batch) -> Array:
+    """The masses by which measurements are weighted."""
+    if objective.watched is None:
+        return batch["mass"]
+    return jnp.where(batch["source"] == objective.watched, batch["mass"], 0)
 
 
 def _gradients(
@@ -247,7 +254,7 @@ def make_train_step(
             "padding": jnp.mean(batch["segment_ids"] == 0),
         }
         for name in objective.measurements:
-            measurements[name] = sums[name] / jnp.maximum(batch["mass"].sum(), 1e-9)
+            measurements[name] = sums[name] / jnp.maximum(_watched(objective, batch).sum(), 1e-9)
         for index, name in enumerate(sources):
             own = jnp.where(batch["source"] == index, batch["mass"], 0)
             # 0 / 0 is nan: a batch without this source has no loss of it, and 0 would be a perfect one.

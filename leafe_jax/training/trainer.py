@@ -68,6 +68,7 @@ class Trainer:
       objective: what is minimised.
       directory: of the checkpoints.
       seed: of fresh adapters.
+      average: see optimizer.make_optimizer.
 
     Attributes:
       config: the model, with its adapters.
@@ -79,13 +80,20 @@ class Trainer:
     """
 
     def __init__(
-        self, start: Start, train: TrainConfig, objective: Objective, directory: Path, *, seed: int
+        self,
+        start: Start,
+        train: TrainConfig,
+        objective: Objective,
+        directory: Path,
+        *,
+        seed: int,
+        average: float = 0.0,
     ):
         self.mesh, self.config, self.options = check(train, start.config)
         self.train, self.objective, self.directory = train, objective, Path(directory)
         self.num_done = 0
         self.frozen: Any = {}
-        self._start, self._seed = start, seed
+        self._start, self._seed, self._average = start, seed, average
         self._rows = NamedSharding(self.mesh, BATCH)
         self._num_sources = 1
         self._state: Any = None
@@ -99,6 +107,11 @@ class Trainer:
         The next step donates these arrays. Whoever keeps them longer makes a copy; Engine.swap does.
         """
         return self._state["params"]
+
+    @property
+    def averaged(self) -> Any:
+        """The running average of what is trained; only with `average`."""
+        return self._state["opt_state"][1].average
 
     # -- start ---------------------------------------------------------------------------------
     def restore(
@@ -123,7 +136,7 @@ class Trainer:
         Raises:
           UserError: the checkpoint is another run's, or the devices' memory is too small.
         """
-        tx = make_optimizer(self.train, num_steps)
+        tx = make_optimizer(self.train, num_steps, self._average)
         self._num_sources = len(sources)
         self._checkpoints = Checkpoints(self.directory, self._identity(identity or {}))
         with needed_for("loading the weights and making the optimizer's state", _REMEDY):

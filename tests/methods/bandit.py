@@ -96,7 +96,6 @@ def method(name="grpo", **changes) -> base.Method:
     train |= changes.pop("train", {})
     settings = dict(
         iterations=4, episodes=16, group_size=4, probe_every=2, probe_tasks=2, probe_samples=2,
-        kl_coefficient=0.01,
     )  # fmt: skip
     return kind(kind.Config(**{**settings, **changes}, train=TrainConfig(**train)))
 

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from envs.household.environment import Household
+from envs.prompts import Prompts
 from leafe_jax.agent.rollout import RolloutConfig
 from leafe_jax.errors import UserError
 from leafe_jax.methods import base
 from leafe_jax.methods.groups import Group, Played
 from leafe_jax.methods.grpo import GRPO, GRPOConfig
+from leafe_jax.methods.on_policy import Scene
 from leafe_jax.training.settings import TrainConfig
 from leafe_jax.types import Budget, Sampling, Turn
 
@@ -34,8 +37,10 @@ def group(*episodes) -> Group:
     return Group("train/x/0", "x", list(episodes))
 
 
-def rollout(mode="dialogue", most=8) -> RolloutConfig:
-    return RolloutConfig(mode, 2, "branch", Sampling(), most, 0, "")
+def scene(mode="dialogue", longest=1000) -> Scene:
+    env = Household()
+    rollout = RolloutConfig(mode, 2, "branch", Sampling(), 8, 0, "")
+    return Scene(env, Prompts(env), rollout, lambda text: [3, len(text)], longest)
 
 
 def grpo(**changes) -> GRPO:
@@ -90,7 +95,7 @@ def test_equal_rewards_have_no_advantage_at_all():
 @pytest.mark.parametrize("kind", ["token", "sequence", "constant"])
 def test_masses_make_the_mean_that_is_named(mode, kind):
     one = group(episode(1.0, 2, lengths=[1, 3]), episode(0.0, 2, lengths=[4, 2]))
-    made = grpo(loss_mean=kind).examples([one], rollout(mode))
+    made = grpo(loss_mean=kind).lesson([one], scene(mode)).examples
     assert len(made) == (2 if mode == "dialogue" else 4)
     mass = np.concatenate([e.mass for e in made])
     each = {"token": [0.1] * 10, "sequence": [1 / (4 * n) for n in (1, 3, 4, 2) for _ in range(n)],
@@ -108,9 +113,9 @@ def test_masses_make_the_mean_that_is_named(mode, kind):
 def test_what_has_no_gradient_is_left_out_and_still_counted():
     flat, other = group(episode(0.0), episode(0.0)), group(episode(1.0), episode(0.0))
     bare = dict(kl_coefficient=0.0, entropy_coefficient=0.0)
-    made = grpo(**bare).examples([flat, other], rollout())
+    made = grpo(**bare).lesson([flat, other], scene()).examples
     assert len(made) == 2 and sum(e.mass.sum() for e in made) == pytest.approx(0.5)
-    assert len(grpo().examples([flat, other], rollout())) == 4
+    assert len(grpo().lesson([flat, other], scene()).examples) == 4
 
 
 def test_flat_groups_are_dropped_if_asked():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from leafe_jax.training.losses import _nll_entropy
-from leafe_jax.training.objectives import grpo
+from leafe_jax.training.objectives import distillation, grpo, sft, with_targets
 
 ROWS, LENGTH, VOCABULARY = 2, 12, 7
 # Two replies in the first segment, one in each of the others; the last tokens of row 0 are padding.
@@ -129,3 +129,49 @@ def test_ratios_are_measured_as_they_are_used():
     for row, places in replies():
         expected = np.exp(gap[row, places].mean())
         np.testing.assert_allclose(found[row, np.array(places)], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.2, 1.0])
+def test_the_sampled_divergence_has_the_gradient_of_the_whole_one(alpha):
+    """Summed over all tokens with their probabilities: torch differentiates the divergence itself."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=VOCABULARY).astype(np.float32)
+    teacher = np.log(rng.dirichlet(np.ones(VOCABULARY))).astype(np.float32)
+    own = logits - np.log(np.exp(logits).sum())
+    objective = distillation(1.0, ratio_clip=2.0, alpha=alpha)
+
+    def loss(logits):
+        logprobs = jax.nn.log_softmax(logits)[None]
+        columns = {
+            "mass": jnp.exp(own)[None], "teacher_logprob": jnp.asarray(teacher)[None],
+            "behaviour_logprob": jnp.asarray(own)[None],
+        }  # fmt: skip
+        return objective.token_loss(columns, logprobs).sum()
+
+    theirs = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    log_p, log_t = torch.log_softmax(theirs, -1), torch.tensor(teacher, dtype=torch.float64)
+    p, t = log_p.exp(), log_t.exp()
+    if alpha == 1:
+        divergence = (p * (log_p - log_t)).sum()
+    else:
+        m = (alpha * p + (1 - alpha) * t).log()
+        divergence = alpha * (p * (log_p - m)).sum() + (1 - alpha) * (t * (log_t - m)).sum()
+    divergence.backward()
+    found = jax.grad(loss)(jnp.asarray(logits))
+    np.testing.assert_allclose(found, theirs.grad.numpy(), atol=1e-6)
+
+
+def test_targets_beside_a_policy():
+    """Source 1 is supervised, whatever its columns; source 0 is the policy's."""
+    logits, targets, columns = data()
+    sources = np.array([[0] * LENGTH, [1] * LENGTH])
+    fixed = {k: jnp.asarray(v) for k, v in columns.items()}
+    fixed |= {"segment_ids": jnp.asarray(SEGMENTS), "source": jnp.asarray(sources)}
+    nll, entropy = _nll_entropy(jnp.asarray(logits), jnp.asarray(targets))
+    fixed["entropy"] = entropy
+    policy = grpo(1.0, entropy_coefficient=0.1)
+    both = with_targets(policy, {1: 0.5})
+    found = both.token_loss(fixed, -nll)
+    np.testing.assert_allclose(found[0], policy.token_loss(fixed, -nll)[0])
+    np.testing.assert_allclose(found[1], 0.5 * sft().token_loss(fixed, -nll)[1])
+    assert both.watched == 0 and both.columns == policy.columns
