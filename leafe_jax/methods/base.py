@@ -21,6 +21,7 @@ from leafe_jax.types import Example, Tree
 # Name -> module:class. A method's directory in the workdir has its name.
 REGISTRY = {
     "base": "leafe_jax.methods.base:Base",
+    "erl": "leafe_jax.methods.erl:ERL",
     "gigpo": "leafe_jax.methods.gigpo:GiGPO",
     "grpo": "leafe_jax.methods.grpo:GRPO",
     "leafe": "leafe_jax.methods.leafe:Leafe",

@@ -32,6 +32,8 @@ class Played:
       anchors: of each step, a number of the state before it. Within a group, states have the same number
         if they are equal, counters of steps aside.
       shown_actions: of each step, what a window prompt lists as admissible; [] in dialogue mode.
+      reflection: what was said of it, as a turn behind its last one (ERL); None if it was not asked.
+      again: the second attempt, made with the reflection's advice; None if there is none.
     """
 
     turns: list[Turn]
@@ -42,6 +44,22 @@ class Played:
     budget: Budget
     anchors: list[int]
     shown_actions: list[list[str] | str] = dataclasses.field(default_factory=list)
+    reflection: Turn | None = None
+    again: Played | None = None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Played:
+        """Inverse of dataclasses.asdict."""
+        said, again = data["reflection"], data["again"]
+        return cls(
+            **{
+                **data,
+                "turns": [Turn(**turn) for turn in data["turns"]],
+                "budget": Budget(**data["budget"]),
+                "reflection": None if said is None else Turn(**said),
+                "again": None if again is None else cls.from_json(again),
+            }
+        )
 
 
 @dataclasses.dataclass
@@ -63,16 +81,7 @@ class Group:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Group:
         """Inverse of `to_json`."""
-        episodes = [
-            Played(
-                **{
-                    **episode,
-                    "turns": [Turn(**turn) for turn in episode["turns"]],
-                    "budget": Budget(**episode["budget"]),
-                }
-            )
-            for episode in data["episodes"]
-        ]
+        episodes = [Played.from_json(episode) for episode in data["episodes"]]
         return cls(data["task_id"], data["family"], episodes)
 
 

@@ -17,10 +17,12 @@ import numpy as np
 from leafe_jax.methods.examples import sequence
 from leafe_jax.methods.groups import Group, Played
 from leafe_jax.methods.on_policy import Lesson, OnPolicy, OnPolicyConfig, Scene
-from leafe_jax.types import ADVANTAGE, BEHAVIOUR, Example
+from leafe_jax.types import ADVANTAGE, BEHAVIOUR, Example, Turn
 
 if TYPE_CHECKING:
     from leafe_jax.training.objectives import Objective
+
+Part = tuple[Sequence[Turn], np.ndarray]  # the turns of a sequence, and the advantage of each
 
 _EPSILON = 1e-6  # added to the standard deviation, as in verl
 CHOICES = {
@@ -149,19 +151,36 @@ class GRPO(OnPolicy):
         return self.config.invalid_penalty * np.array([not t.valid for t in episode.turns], float)
 
     def lesson(self, groups: Sequence[Group], scene: Scene) -> Lesson:
-        replies = [t for g in groups for e in g.episodes for t in e.turns]
-        kind = self.config.loss_mean
+        return Lesson(self.policy_examples([p for g in groups for p in self.parts(g)], scene))
+
+    def parts(self, group: Group) -> list[Part]:
+        """What a group's sequences are made of."""
+        both = zip(group.episodes, self.advantages(group), strict=True)
+        return [(episode.turns, advantages) for episode, advantages in both]
+
+    def policy_examples(self, parts: Sequence[Part], scene: Scene) -> list[Example]:
+        """Training sequences, prompts as they were sampled from, with masses for `loss_mean`."""
+        kind, replies = self.config.loss_mean, [turn for turns, _ in parts for turn in turns]
         total = sum(len(t.action_ids) for t in replies) if kind == "token" else len(replies)
         if kind == "constant":
             total *= scene.rollout.max_action_tokens
         made: list[Example] = []
-        for group in groups:
-            for episode, own in zip(group.episodes, self.advantages(group), strict=True):
-                made += _examples(episode, own, scene.rollout.mode, kind)
+        for turns, advantages in parts:
+            if not turns:
+                continue
+            columns = {
+                ADVANTAGE: {t.step: float(a) for t, a in zip(turns, advantages, strict=True)},
+                BEHAVIOUR: {t.step: t.logprobs for t in turns},
+            }
+            made += sequence(
+                turns, {t.step for t in turns}, scene.rollout.mode,
+                "example" if kind == "sequence" else "token", 0, with_experience=True,
+                columns=columns,
+            )  # fmt: skip
         # Without KL and entropy there is no gradient where the advantage is 0. The mean still counts it.
         if not (self.config.kl_coefficient or self.config.entropy_coefficient):
             made = [e for e in made if e.columns[ADVANTAGE].any()]
-        return Lesson(scaled(made, total))
+        return scaled(made, total)
 
 
 def scaled(examples: Sequence[Example], total: float) -> list[Example]:
@@ -176,16 +195,3 @@ def normalised(scores: Sequence[np.ndarray], over: np.ndarray, divide: bool) -> 
         return [s - over[0] if len(over) else s for s in scores]
     scale = over.std(ddof=1) + _EPSILON if divide else 1.0
     return [(s - over.mean()) / scale for s in scores]
-
-
-def _examples(episode: Played, advantages: np.ndarray, mode: str, loss_mean: str) -> list[Example]:
-    """Training sequences of an episode, before their masses are divided by the total."""
-    turns = episode.turns
-    if not turns:
-        return []
-    columns = {
-        ADVANTAGE: {t.step: float(a) for t, a in zip(turns, advantages, strict=True)},
-        BEHAVIOUR: {t.step: t.logprobs for t in turns},
-    }
-    normalisation = "example" if loss_mean == "sequence" else "token"
-    return sequence(turns, {t.step for t in turns}, mode, normalisation, 0, columns=columns)

@@ -228,7 +228,7 @@ class Loop:
         state.episodes += sum(len(group.episodes) for group in rollouts.groups)
         state.dropped += len(rollouts.dropped)
         begin = time.monotonic()
-        steps = self._train(rollouts.groups)
+        steps, tokens = self._train(rollouts.groups)
         seconds = time.monotonic() - begin
         measured = {
             **watch.rollout_measurements(rollouts.groups, len(rollouts.dropped)),
@@ -239,7 +239,7 @@ class Loop:
         }
         state.baseline = watch.update_baseline(state.baseline, measured, number)
         self._warn(measured)
-        self._log(number, measured, rollouts, seconds)
+        self._log(number, measured, rollouts, tokens / max(seconds, 1e-9))
         if following is not None:  # the file must be there before the checkpoint that needs it
             self._write_ahead(number + 1, following.result())
         state.iteration = number + 1
@@ -344,19 +344,21 @@ class Loop:
         places = shardings_for(abstract_params(self.base), self.trainer.mesh)
         return self.stage.start.load_params(self.config.train.compute_dtype, places)
 
-    def _train(self, groups: Sequence[Group]) -> list[dict[str, float]]:
-        """The measurements of each optimizer step."""
+    def _train(self, groups: Sequence[Group]) -> tuple[list[dict[str, float]], int]:
+        """The measurements of each optimizer step, and the tokens that were computed, contexts included."""
         lesson = self.method.lesson(groups, self._scene())
         if not lesson.examples:
-            return []
+            return [], 0
         examples = self._filled(lesson)
         self.state.target_tokens += int(sum((e.mass > 0).sum() for e in examples))
+        epochs = self.config.train.num_epochs
         batches = self.trainer.batches(
             examples,
-            num_epochs=self.config.train.num_epochs,
+            num_epochs=epochs,
             seed=seed_for(self.stage.seed, "on_policy", "order", self.state.iteration),
         )
-        return [self.trainer.step(rows) for rows in batches]
+        tokens = epochs * sum(len(e.ids) - 1 for e in examples)
+        return [self.trainer.step(rows) for rows in batches], tokens
 
     def _filled(self, lesson: Lesson) -> list[Example]:
         """The examples with the columns that only a model can give."""
@@ -406,18 +408,15 @@ class Loop:
         self.state.warned = sorted(signs)
 
     def _log(
-        self, number: int, measured: dict[str, float], rollouts: Rollouts, seconds: float
+        self, number: int, measured: dict[str, float], rollouts: Rollouts, trained: float
     ) -> None:
+        """Logs an iteration; `trained` is in tokens a second."""
         self.stage.log(number, measured)
         played = [e for g in (*rollouts.groups, *rollouts.dropped) for e in g.episodes]
         sampled = sum(e.budget.generated_tokens for e in played)
-        trained = sum(v for k, v in measured.items() if k.startswith("tokens_"))
-        speed = {"speed/train_seconds": seconds, "speed/sample_seconds": rollouts.seconds}
+        speed = {"speed/trained_tokens_per_second": trained}
         if rollouts.seconds:
             speed["speed/sampled_tokens_per_second"] = sampled / rollouts.seconds
-        if seconds:
-            steps = measured["optimizer_steps"]
-            speed["speed/trained_tokens_per_second"] = trained * steps / seconds
         self.stage.log(number, speed)
         shown = {name: f"{measured[name]:.3g}" for name in ("reward", "success", "signal", "entropy")
                  if name in measured}  # fmt: skip

@@ -14,7 +14,8 @@ _LOW_ENTROPY = 0.2  # of the first iterations'
 _HIGH_KL = 0.5  # nats a token
 _MORE_INVALID = 0.2  # above the first iterations' share
 _LONGER = 2.0  # times the first iterations' reply length
-_LITTLE_SIGNAL = 0.05  # of all groups
+_LITTLE_SIGNAL = 0.1  # of the groups
+_KEPT = 0.8  # of the mean over the last iterations, when one more is added
 _GAP = 0.1  # nats a token between sampler and trainer
 
 # Kind of warning -> the fields that help; a method may name others.
@@ -37,7 +38,9 @@ def rollout_measurements(groups: Sequence[Group], num_dropped: int) -> dict[str,
     turns = [t for e in episodes for t in e.turns]
     lengths = np.array([len(t.action_ids) for t in turns] or [0])
     signal = sum(len({e.return_ for e in g.episodes}) > 1 for g in groups)
+    again = [e.again.success for e in episodes if e.again is not None]
     return {
+        **({"second_success": float(np.mean(again))} if again else {}),
         "reward": float(np.mean([e.return_ for e in episodes])),
         "success": float(np.mean([e.success for e in episodes])),
         "signal": signal / (len(groups) + num_dropped),
@@ -75,19 +78,24 @@ def training_measurements(steps: Sequence[Mapping[str, float]]) -> dict[str, flo
 def update_baseline(
     baseline: Mapping[str, float], measured: Mapping[str, float], iteration: int
 ) -> dict[str, float]:
-    """Means over the first iterations of what warnings compare.
+    """Means over the first iterations of what warnings compare; and `signal`, a mean over the last ones.
 
     Args:
       baseline: over the iterations before.
       measured: of this one.
       iteration: its number, from 0.
     """
+    recent = _KEPT * baseline.get("signal", 1.0) + (1 - _KEPT) * measured["signal"]
     if iteration >= _FIRST:
-        return dict(baseline)
+        return {**baseline, "signal": recent}
     return {
-        name: baseline.get(name, 0.0) + (measured[name] - baseline.get(name, 0.0)) / (iteration + 1)
-        for name in ("entropy", "invalid", "reply_tokens")
-        if name in measured
+        "signal": recent,
+        **{
+            name: baseline.get(name, 0.0)
+            + (measured[name] - baseline.get(name, 0.0)) / (iteration + 1)
+            for name in ("entropy", "invalid", "reply_tokens")
+            if name in measured
+        },
     }
 
 
@@ -126,8 +134,8 @@ def signs_of_collapse(
         f"replies of {now.get('reply_tokens', 0.0):.1f} tokens, {length:.1f} in the first iterations",
     )  # fmt: skip
     compare(
-        "signal", "signal", now.get("signal", 1.0) < _LITTLE_SIGNAL,
-        f"{now.get('signal', 1.0):.0%} of the groups have episodes of different return",
+        "signal", "signal", first.get("signal", 1.0) < _LITTLE_SIGNAL,
+        f"{first.get('signal', 1.0):.0%} of the last groups have episodes of different return",
     )  # fmt: skip
     compare(
         "gap", "sampler_gap", now.get("sampler_gap", 0.0) > _GAP,

@@ -14,6 +14,7 @@ import numpy as np
 
 from envs.base import Environment, State, StepResult, Task
 from envs.prompts import Prompts, PromptsConfig
+from envs.reflections import Reflection
 from leafe_jax.agent.rollout import RolloutConfig
 from leafe_jax.methods import base
 from leafe_jax.methods.loop import Loop, Stage
@@ -72,6 +73,15 @@ class Bandit(Environment):
         return ["w1"]
 
 
+class BanditPrompts(Prompts):
+    """A reflection is one or two words; most of them are advice."""
+
+    def parse_reflection(self, reply, cut=False):
+        if reply.startswith(("w1", "w2")):
+            return Reflection("unparsable")
+        return Reflection("ok", 1, reply)
+
+
 class Words:
     """Token 7 is spelled w7. A prompt is one token for the task, and one for what follows a wrong word."""
 
@@ -123,7 +133,7 @@ def stage(directory, sampler, logged=None, mode="dialogue", exported=None) -> St
 
     return Stage(
         seed=0, directory=Path(directory), start=Start(CONFIG, place(drawn.params(CONFIG, 0))),
-        policy=LMPolicy(sampler, Words()), env=env, prompts=Prompts(env, PromptsConfig()),
+        policy=LMPolicy(sampler, Words()), env=env, prompts=BanditPrompts(env, PromptsConfig(answer_tokens=2)),
         tasks=env.list_tasks("train"), probe=env.list_tasks("valid")[:2], rollout=rollout,
         probing=rollout("probe"), log=log, interval=lambda values: (min(values), max(values)),
         pass_at_k=pass_at_k,
