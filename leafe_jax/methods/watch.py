@@ -23,7 +23,7 @@ REMEDIES = {
     "entropy": "raise entropy_coefficient or clip_high, or lower train.learning_rate",
     "kl": "raise kl_coefficient or lower train.learning_rate",
     "invalid": "raise invalid_penalty, or lower train.learning_rate",
-    "length": "set loss_mean = 'sequence', or lower sampler.max_action_tokens",
+    "length": "set loss_mean = 'constant', or lower sampler.max_action_tokens",
     "signal": "raise group_size, set drop_flat_groups = True, or start from a better model (start)",
     "gap": "set sampler_weight_cap = 2.0, or train.compute_dtype and model.dtype = 'float32'",
 }

@@ -40,8 +40,12 @@ class Stopped(BaseException):
 
 
 @pytest.mark.parametrize(
-    "mode, overlap", [("dialogue", False), ("window", False), ("dialogue", True)]
-)
+    "mode, overlap",
+    [
+        ("dialogue", False), ("dialogue", True),
+        pytest.param("window", False, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_a_stopped_run_ends_with_the_same_bits(tmp_path, engine, monkeypatch, mode, overlap):
     logged, exported = {}, {}
     whole, loop = run(tmp_path / "whole", engine, logged, mode, exported, overlap=overlap)
