@@ -6,6 +6,7 @@ as a program, which is killed:
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from leafe_jax.agent.rollout import RolloutConfig
 from leafe_jax.methods import base
 from leafe_jax.methods.loop import Loop, Stage
 from leafe_jax.models.settings import MeshConfig
+from leafe_jax.runtime import processes
 from leafe_jax.sampling.engine import Engine
 from leafe_jax.sampling.lm_policy import LMPolicy
 from leafe_jax.sampling.requests import EngineConfig
@@ -104,6 +106,8 @@ def method(name="grpo", **changes) -> base.Method:
         checkpoint_every=1, mesh=MeshConfig(1, 1, 1),
     )  # fmt: skip
     train |= changes.pop("train", {})
+    if isinstance(train["mesh"], dict):
+        train["mesh"] = MeshConfig(**train["mesh"])
     settings = dict(
         iterations=4, episodes=16, group_size=4, probe_every=2, probe_tasks=2, probe_samples=2,
     )  # fmt: skip
@@ -150,11 +154,15 @@ def run(directory, sampler, logged=None, mode="dialogue", exported=None, **chang
 
 
 def main(directory, out, name, settings="{}"):
+    if "BANDIT_RANK" in os.environ:
+        processes.join(f"127.0.0.1:{os.environ['BANDIT_PORT']}", 2, int(os.environ["BANDIT_RANK"]))
     logged = {}
     params, _ = run(directory, engine(), logged, name=name, **json.loads(settings))
     lines = [f"{number} {key} {value!r}\n" for (number, key), value in sorted(logged.items())]
     Path(out).with_suffix(".txt").write_text("".join(lines))
     np.savez(out, *jax.tree.leaves(params))
+    processes.together("end")
+    processes.leave()
 
 
 if __name__ == "__main__":

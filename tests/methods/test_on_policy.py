@@ -1,8 +1,10 @@
 """The on-policy loop: it learns, and it can be stopped anywhere."""
 
+import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from bandit import run
 from trainer import equal
 
 from leafe_jax.methods import loop as loops
+from leafe_jax.models.settings import LoraConfig
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +76,10 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path, engine, monkeypatch, mo
     assert other.state == loop.state and equal(kept["best"], exported["best"])
 
 
-def program(directory, out, *arguments) -> subprocess.Popen:
+def program(directory, out, *arguments, **variables) -> subprocess.Popen:
     command = [sys.executable, str(Path(__file__).with_name("bandit.py")), str(directory), str(out)]
     root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": str(root), **variables}
     return subprocess.Popen([*command, *arguments], cwd=root, env=environment)
 
 
@@ -104,3 +107,81 @@ def test_kills_at_ten_moments_change_nothing(tmp_path):
     lines = (tmp_path / "whole.txt").read_text().splitlines()
     # A program that was resumed has logged what came after its last checkpoint.
     assert set((tmp_path / "cut.txt").read_text().splitlines()) <= set(lines)
+
+
+def curve(path) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for line in path.read_text().splitlines():
+        _, name, value = line.split()
+        found.setdefault(name, []).append(float(value))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["eight devices", "two processes"])
+def test_other_devices_compute_the_same(tmp_path, layout):
+    """Eight fake devices in three axes, and two processes of two, within the rounding of float32."""
+    # Adam divides by what is near zero: an epsilon above rounding errors, see test_layouts.
+    train = {"eps": 1e-6, "learning_rate": 1e-3}
+    flag = "--xla_force_host_platform_device_count="
+
+    def arguments(**mesh):
+        return "grpo", json.dumps({"train": {**train, "mesh": mesh}, "iterations": 3})
+
+    one = program(
+        tmp_path / "one", tmp_path / "one.npz", *arguments(data=1, fsdp=1, tensor=1),
+        XLA_FLAGS=flag + "1",
+    )  # fmt: skip
+    assert one.wait() == 0
+    if layout == "eight devices":
+        settings = arguments(data=2, fsdp=2, tensor=2)
+        others = [program(tmp_path / "o", tmp_path / "0.npz", *settings, XLA_FLAGS=flag + "8")]
+    else:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        settings = arguments(data=4, fsdp=1, tensor=1)
+        others = [
+            program(
+                tmp_path / "o", tmp_path / f"{rank}.npz", *settings, XLA_FLAGS=flag + "2",
+                BANDIT_RANK=str(rank), BANDIT_PORT=port,
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+    assert [other.wait() for other in others] == [0] * len(others)
+    expected, found = curve(tmp_path / "one.txt"), curve(tmp_path / "0.txt")
+    assert expected.keys() == found.keys() and len(expected["loss"]) == 3
+    for name in ("reward", "probe/pass_at_1", "env_steps"):
+        assert found[name] == expected[name]
+    for name in ("loss", "entropy", "reference_kl", "grad_norm"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-5)
+    left, right = np.load(tmp_path / "one.npz"), np.load(tmp_path / "0.npz")
+    for name in left.files:
+        difference = np.abs(left[name] - right[name]).max()
+        assert difference <= 1e-4 * np.abs(left[name]).max(), (name, difference)
+
+
+def test_adapters_are_merged_for_the_sampler(tmp_path, engine):
+    logged = {}
+    lora = LoraConfig(rank=2, alpha=8.0, targets=("q_proj", "down_proj"))
+    params, loop = run(tmp_path, engine, logged, iterations=3, probe_every=0, train=dict(lora=lora))
+    assert "lm_head" not in params and "embed" not in params
+    assert all(logged[i, "sampler_gap"] < 1e-5 for i in range(3))
+    # The reference is the model without adapters, which the first iteration's steps leave.
+    assert logged[1, "reference_kl"] > logged[0, "reference_kl"] >= 0
+
+
+def test_all_options_at_once(tmp_path, engine):
+    """Dropped groups, ratios of whole replies, and weights between sampler and trainer."""
+    logged = {}
+    options = dict(
+        drop_flat_groups=True, max_rounds=2, sequence_ratios=True, sampler_weight_cap=2.0
+    )
+    options |= dict(advantage="mean", loss_mean="constant", clip_high=0.28)
+    _, loop = run(tmp_path, engine, logged, iterations=2, probe_every=0, **options)
+    assert loop.state.dropped > 0 and loop.state.rounds > 2
+    flat = [logged[i, "dropped_groups"] for i in range(2)]
+    assert sum(flat) == loop.state.dropped
+    # What is trained on has signal, and the budget has what was dropped.
+    assert loop.state.budget.episodes == loop.state.episodes + 4 * loop.state.dropped
+    assert logged[0, "sampler_gap"] < 1e-6, "the trainer's own log-probabilities"
