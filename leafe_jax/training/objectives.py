@@ -115,15 +115,13 @@ def grpo(
     Raises:
       UserError: a value is out of range.
     """
-    for name, value, fits, text in (
-        ("clip_low", clip_low, 0 <= clip_low < 1, "at least 0 and below 1"),
-        ("clip_high", clip_high, 0 <= clip_high < math.inf, "at least 0"),
-        ("dual_clip", dual_clip, 1 < dual_clip < math.inf, "above 1"),
-        ("kl_coefficient", kl_coefficient, 0 <= kl_coefficient < math.inf, "at least 0"),
-        ("entropy_coefficient", entropy_coefficient, 0 <= entropy_coefficient < math.inf, "at least 0"),
+    _check_range("clip_low", clip_low, 0 <= clip_low < 1, "at least 0 and below 1")
+    _check_range("clip_high", clip_high, 0 <= clip_high < math.inf, "at least 0")
+    _check_range("dual_clip", dual_clip, 1 < dual_clip < math.inf, "above 1")
+    for name, value in (
+        ("kl_coefficient", kl_coefficient), ("entropy_coefficient", entropy_coefficient),
     ):  # fmt: skip
-        if not fits:
-            raise UserError(f"grpo.{name} = {value}: must be {text}")
+        _check_range(name, value, 0 <= value < math.inf, "at least 0")
 
     def ratios(columns: Columns, logprobs: Array) -> Array:
         gap = -_gap(columns, BEHAVIOUR, logprobs)
@@ -162,6 +160,11 @@ def grpo(
     names = (ADVANTAGE, BEHAVIOUR)
     names += ((REFERENCE,) if kl_coefficient else ()) + (SAMPLER_WEIGHT,) * truncated_weights
     return Objective(token_loss, names, denominator, measurements, entropy=True)
+
+
+def _check_range(name: str, value: float, fits: bool, text: str) -> None:
+    if not fits:
+        raise UserError(f"grpo.{name} = {value}: must be {text}")
 
 
 def distillation(denominator: float, ratio_clip: float = 2.0, alpha: float = 1.0) -> Objective:
