@@ -148,12 +148,10 @@ def grpo(
         return (limited > free).astype(jnp.float32)
 
     measurements: dict[str, TokenFunction] = {
+        **_SAMPLER_AND_ENTROPY,
         "clip_fraction": clipped,
-        "behaviour_kl": lambda columns, logprobs: _gap(columns, BEHAVIOUR, logprobs),
-        "behaviour_gap": lambda columns, logprobs: jnp.abs(_gap(columns, BEHAVIOUR, logprobs)),
         "ratio": ratios,
         "ratio_squared": lambda columns, logprobs: ratios(columns, logprobs) ** 2,
-        "entropy": lambda columns, logprobs: columns[ENTROPY],
     }
     if kl_coefficient:
         measurements["reference_kl"] = _k3
@@ -207,10 +205,8 @@ def distillation(denominator: float, ratio_clip: float = 2.0, alpha: float = 1.0
         (TEACHER, BEHAVIOUR),
         denominator,
         {
+            **_SAMPLER_AND_ENTROPY,
             "teacher_kl": lambda columns, logprobs: -_gap(columns, TEACHER, logprobs),
-            "behaviour_kl": lambda columns, logprobs: _gap(columns, BEHAVIOUR, logprobs),
-            "behaviour_gap": lambda columns, logprobs: jnp.abs(_gap(columns, BEHAVIOUR, logprobs)),
-            "entropy": lambda columns, logprobs: columns[ENTROPY],
         },
         entropy=True,
     )
@@ -267,3 +263,11 @@ def _k3(columns: Columns, logprobs: Array) -> Array:
     """k3 estimate of KL(model || reference); http://joschu.net/blog/kl-approx.html"""
     gap = _gap(columns, REFERENCE, logprobs)
     return jnp.minimum(jnp.exp(gap) - gap - 1, _MOST_KL)
+
+
+# What an objective of sampled tokens measures: how far the model is from the one that sampled, and entropy.
+_SAMPLER_AND_ENTROPY: Mapping[str, TokenFunction] = {
+    "behaviour_kl": lambda columns, logprobs: _gap(columns, BEHAVIOUR, logprobs),
+    "behaviour_gap": lambda columns, logprobs: jnp.abs(_gap(columns, BEHAVIOUR, logprobs)),
+    "entropy": lambda columns, logprobs: columns[ENTROPY],
+}
