@@ -20,7 +20,7 @@ import numpy as np
 from envs.base import Task
 from leafe_jax.agent.policy import Completion, Policy
 from leafe_jax.agent.rollout import Episode, Hooks, Rollout
-from leafe_jax.methods.examples import sequence
+from leafe_jax.methods.examples import Columns, sequence
 from leafe_jax.methods.groups import Group, Played, group_of
 from leafe_jax.methods.grpo import GRPO, GRPOConfig, Part, scaled
 from leafe_jax.methods.on_policy import Lesson, Scene
@@ -99,7 +99,7 @@ class ERL(GRPO):
             if not (episode.success and self.config.internalise_weight):
                 continue
             turns = episode.turns
-            columns = {
+            columns: Columns = {
                 ADVANTAGE: {t.step: 0.0 for t in turns}, BEHAVIOUR: {t.step: t.logprobs for t in turns},
             }  # fmt: skip
             steps = {t.step for t in turns}

@@ -91,7 +91,9 @@ def anchor_of(state: State) -> State:
     An environment that replays (envs/replay.py) has its history as its state: there only equal histories
     are equal states.
     """
-    counters = {f.name: 0 for f in dataclasses.fields(state) if f.name.startswith("num_")}
+    counters: dict[str, Any] = {
+        f.name: 0 for f in dataclasses.fields(state) if f.name.startswith("num_")
+    }
     return dataclasses.replace(state, **counters)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from leafe_jax.methods.examples import sequence
+from leafe_jax.methods.examples import Columns, sequence
 from leafe_jax.methods.groups import Group, Played
 from leafe_jax.methods.on_policy import Lesson, OnPolicy, OnPolicyConfig, Scene
 from leafe_jax.types import ADVANTAGE, BEHAVIOUR, Example, Turn
@@ -168,7 +168,7 @@ class GRPO(OnPolicy):
         for turns, advantages in parts:
             if not turns:
                 continue
-            columns = {
+            columns: Columns = {
                 ADVANTAGE: {t.step: float(a) for t, a in zip(turns, advantages, strict=True)},
                 BEHAVIOUR: {t.step: t.logprobs for t in turns},
             }

@@ -88,8 +88,8 @@ def validate(config: RunConfig) -> Environment:
                 f"search.{name}.split = {search.split!r}: must not be the split that is evaluated"
             )
         _refuse_empty(env, search.split, search.num_tasks, f"search.{name}")
-    for method in on_policy(config):
-        _check_on_policy(config, env, method)
+    for trained in on_policy(config):
+        _check_on_policy(config, env, trained)
     if {"evaluate", "habits"} & set(config.phases):
         _refuse_empty(env, config.evaluate.split, config.evaluate.num_tasks, "evaluate")
     return env

@@ -155,7 +155,7 @@ def grpo(
     }
     if kl_coefficient:
         measurements["reference_kl"] = _k3
-    names = (ADVANTAGE, BEHAVIOUR)
+    names: tuple[str, ...] = (ADVANTAGE, BEHAVIOUR)
     names += ((REFERENCE,) if kl_coefficient else ()) + (SAMPLER_WEIGHT,) * truncated_weights
     return Objective(token_loss, names, denominator, measurements, entropy=True)
 

@@ -162,20 +162,23 @@ def make_even_plan(lengths: Sequence[int], train: TrainConfig, seed: int) -> Pla
     seq_len, size, count = train.seq_len, train.batch_size, len(lengths)
     if max(lengths) > seq_len:
         raise UserError(f"train.seq_len = {seq_len}: the longest example needs {max(lengths)}")
+    orders = [_order(count, seed, 2 * epoch) for epoch in range(train.num_epochs)]
+    number = max(-(-sum(lengths) // (seq_len * size)), 1)  # of an epoch's batches
+    if train.batch_examples:
+        number = max(number, -(-count // train.batch_examples))
+    while True:
+        ends = [count * i // number for i in range(number + 1)]
+        batches = [
+            _pack(order[a:b], lengths, seq_len)
+            for order in orders
+            for a, b in itertools.pairwise(ends)
+        ]
+        if max(map(len, batches)) <= size:
+            break
+        number += 1
     rows: list[tuple[int, ...]] = []
-    for epoch in range(train.num_epochs):
-        order = _order(count, seed, 2 * epoch)
-        number = max(-(-sum(lengths) // (seq_len * size)), 1)
-        if train.batch_examples:
-            number = max(number, -(-count // train.batch_examples))
-        while True:
-            ends = [count * i // number for i in range(number + 1)]
-            batches = [_pack(order[a:b], lengths, seq_len) for a, b in itertools.pairwise(ends)]
-            if max(map(len, batches)) <= size:
-                break
-            number += 1
-        for batch in batches:
-            rows += [*batch, *[()] * (size - len(batch))]
+    for batch in batches:
+        rows += [*batch, *[()] * (size - len(batch))]
     padding = 1 - train.num_epochs * sum(lengths) / (len(rows) * seq_len)
     return Plan(tuple(rows), size, padding)
 
