@@ -57,7 +57,7 @@ class Stage:
       env, prompts: what is played, and how it is put into words.
       tasks, probe: tasks to train on, and held-out ones.
       rollout: rollout(purpose) is how turns are rendered and sampled in training.
-      probing: the same for the probe.
+      probing: the same for the probe, with keys that are the same each time.
       log: log(iteration, measurements), names with a prefix of their own ("speed/", "probe/") or none.
       interval: interval(values in [0, 1]) -> (low, high), of their mean.
       pass_at_k: pass_at_k(evaluation) -> name -> value, "pass_at_1" among them.
@@ -298,14 +298,15 @@ class Loop:
         played = self.method.play(stage.policy, self._scene(purpose), own)
         if count == 1:
             return played
-
-        def merge(parts: list[list[Any]]) -> list[Any]:
-            return [parts[i % count][i // count] for i in range(len(tasks))]
-
-        merged = processes.together(
-            f"{self.method.name}: rollouts", [g.to_json() for g in played], merge, seconds=None
-        )
-        return [Group.from_json(group) for group in merged]
+        found: list[Group] = []
+        for first in range(0, len(tasks), count):  # group by group: a message has a limit
+            number = first // count
+            mine = played[number].to_json() if number < len(played) else None
+            every = processes.together(
+                f"{self.method.name}: rollouts", mine, decide=lambda parts: parts, seconds=None
+            )
+            found += [Group.from_json(group) for group in every if group is not None]
+        return found
 
     def _scene(self, purpose: str = "") -> Scene:
         stage = self.stage
@@ -325,9 +326,10 @@ class Loop:
             for name in ("groups", "dropped")
         }
         write_json(self._ahead(iteration), data)
+        # The oldest checkpoint that is kept may be many iterations old, if saves took long.
+        oldest = iteration - 32 - 2 * self.config.train.checkpoint_every
         for path in self._ahead(0).parent.glob("*.json"):
-            # The oldest checkpoint that is kept may be several iterations old, if saves took long.
-            if path.stem.isdigit() and int(path.stem) < iteration - 32:
+            if path.stem.isdigit() and int(path.stem) < oldest:
                 remove(path)
 
     def _read_ahead(self) -> Rollouts:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,12 +80,15 @@ def practise(run: Running, method: OnPolicy, phase: Phase, left: Mapping[str, An
     note_agent(config.model, phase, agent)
     if phase.intact(left):
         return False
+    own, template = method.config, config.model.chat_template
+    tasks = first_tasks(run.env, own.split, own.num_tasks, f"{method.name}.num_tasks")
+    probe = _probe_tasks(run.env, method)
+    phase.made_of("tasks", _digest([*tasks, *probe]), "the environment's list of tasks")
     begin = time.monotonic()
     make_policy = run.weights.policies(agent)
     phase.begin()
     directory = Path(phase.directory)
     model_config = hf.read_config(str(agent.model))
-    own, template = method.config, config.model.chat_template
     train = own.train
     with progress_bar(own.iterations, "iteration", method.name) as bar:
         stage = Stage(
@@ -94,10 +98,10 @@ def practise(run: Running, method: OnPolicy, phase: Phase, left: Mapping[str, An
             policy=make_policy(),
             env=run.env,
             prompts=agent.prompts,
-            tasks=first_tasks(run.env, own.split, own.num_tasks, f"{method.name}.num_tasks"),
-            probe=_probe_tasks(run.env, method),
+            tasks=tasks,
+            probe=probe,
             rollout=functools.partial(_rollout, config),
-            probing=config.rollout("probe", config.evaluate_sampling(), "branch"),
+            probing=_rollout(config, "probe"),
             log=run.logger(method.name),
             interval=mean_interval,
             pass_at_k=probe_values,
@@ -136,6 +140,11 @@ def _probe_tasks(env: Environment, method: OnPolicy) -> list[Task]:
     if not own.probe_every:
         return []
     return first_tasks(env, own.probe_split, own.probe_tasks, f"{method.name}.probe_tasks")
+
+
+def _digest(tasks: Sequence[Task]) -> str:
+    ids = "\n".join(task.task_id for task in tasks)
+    return hashlib.sha256(ids.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _rollout(config: RunConfig, purpose: str) -> RolloutConfig:

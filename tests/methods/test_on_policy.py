@@ -76,6 +76,18 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path, engine, monkeypatch, mo
     assert other.state == loop.state and equal(kept["best"], exported["best"])
 
 
+def test_a_notice_saves_and_leaves(tmp_path, engine, monkeypatch):
+    asked = iter([False, True])
+    monkeypatch.setattr(loops.Preemption, "asked", lambda self: next(asked, False))
+    settings = dict(probe_every=0, iterations=3)
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path / "cut", engine, **settings)
+    assert caught.value.code == 75
+    resumed, loop = run(tmp_path / "cut", engine, **settings)
+    whole, _ = run(tmp_path / "whole", engine, **settings)
+    assert loop.state.iteration == 3 and equal(resumed, whole)
+
+
 def program(directory, out, *arguments, **variables) -> subprocess.Popen:
     command = [sys.executable, str(Path(__file__).with_name("bandit.py")), str(directory), str(out)]
     root = Path(__file__).resolve().parents[2]
