@@ -137,8 +137,9 @@ def test_other_devices_compute_the_same(tmp_path, layout):
     train = {"eps": 1e-6, "learning_rate": 1e-3}
     flag = "--xla_force_host_platform_device_count="
 
-    def arguments(**mesh):
-        return "grpo", json.dumps({"train": {**train, "mesh": mesh}, "iterations": 3})
+    def arguments(loss_chunk=8192, **mesh):
+        changes = {**train, "mesh": mesh, "loss_chunk": loss_chunk}
+        return "grpo", json.dumps({"train": changes, "iterations": 3})
 
     one = program(
         tmp_path / "one", tmp_path / "one.npz", *arguments(data=1, fsdp=1, tensor=1),
@@ -146,7 +147,8 @@ def test_other_devices_compute_the_same(tmp_path, layout):
     )  # fmt: skip
     assert one.wait() == 0
     if layout == "eight devices":
-        settings = arguments(data=2, fsdp=2, tensor=2)
+        # The loss and the entropy in pieces of each device's half of the vocabulary, with a rest.
+        settings = arguments(loss_chunk=6, data=2, fsdp=2, tensor=2)
         others = [program(tmp_path / "o", tmp_path / "0.npz", *settings, XLA_FLAGS=flag + "8")]
     else:
         with socket.socket() as probe:
