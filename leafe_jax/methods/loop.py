@@ -334,7 +334,8 @@ class Loop:
 
     def _read_ahead(self) -> Rollouts:
         data = read_json(self._ahead(self.state.iteration))
-        return Rollouts(*([Group.from_json(g) for g in data[n]] for n in ("groups", "dropped")))
+        groups, dropped = ([Group.from_json(g) for g in data[n]] for n in ("groups", "dropped"))
+        return Rollouts(groups, dropped)
 
     # -- training ------------------------------------------------------------------------------
     def _load_reference(self) -> Any:
@@ -420,8 +421,8 @@ class Loop:
         if rollouts.seconds:
             speed["speed/sampled_tokens_per_second"] = sampled / rollouts.seconds
         self.stage.log(number, speed)
-        shown = {name: f"{measured[name]:.3g}" for name in ("reward", "success", "signal", "entropy")
-                 if name in measured}  # fmt: skip
+        names: tuple[str, ...] = ("reward", "success", "signal", "entropy")
+        shown = {name: f"{measured[name]:.3g}" for name in names if name in measured}
         self.stage.progress(number + 1, self.config.iterations, shown)
 
     def _probe(self) -> None:
