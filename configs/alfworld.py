@@ -9,7 +9,7 @@ episodes are longer than the context of the embedded model:
     --config.context.mode=window
 """
 
-from leafe_jax.run.presets import laptop
+from leafe_jax.run.presets import laptop, set_on_policy
 
 
 def get_config(mode: str = "full"):
@@ -19,4 +19,5 @@ def get_config(mode: str = "full"):
     c.search.tree.reflect_every = 10
     c.search.tree.max_env_steps = 80 if mode == "full" else 50
     c.evaluate.split = "valid_unseen"
+    set_on_policy(c, probe_split="valid_seen")
     return c

@@ -12,7 +12,7 @@ search limits are ours, the paper does not give them.
 Without env.options.data generated games are played: not the benchmark.
 """
 
-from leafe_jax.run.presets import load_config, set_environment
+from leafe_jax.run.presets import load_config, set_environment, set_on_policy
 
 
 def get_config(mode: str = "full"):
@@ -24,6 +24,7 @@ def get_config(mode: str = "full"):
     c.context.window = 2  # verl-agent: env.history_length
     c.search.tree.num_tasks = 0  # all 3,553 official training games
     c.evaluate.split = "valid_seen"
+    set_on_policy(c, probe_split="valid_unseen")
     c.evaluate.num_tasks = 0
     if mode == "smoke":
         c.env.horizon = 6

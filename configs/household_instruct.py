@@ -10,7 +10,7 @@ paper's; no numbers have been measured with it yet.
 """
 
 from leafe_jax.run.config import default_config
-from leafe_jax.run.presets import set_training
+from leafe_jax.run.presets import set_on_policy, set_training
 
 
 def get_config(mode: str = "full"):
@@ -37,6 +37,16 @@ def get_config(mode: str = "full"):
         remat="full",
         scan_layers=True,
         mesh=dict(data=1, fsdp=-1),
+    )
+    # verl-agent's GRPO; its reward of 10 and penalty of 0.1 are 1 and 0.01 here.
+    set_on_policy(
+        c,
+        iterations=150,
+        episodes=128,
+        probe_every=5,
+        reward="success",
+        invalid_penalty=0.01,
+        train=dict(batch_size=64, batch_examples=256, weight_decay=0.01, b2=0.999, warmup_steps=0),
     )
     if mode == "smoke":
         c.model.dtype = "float32"

@@ -13,5 +13,6 @@ def get_config(mode: str = "full"):
     c = laptop("sokoban", mode)
     c.env.options.min_moves = 4  # shorter ones are solved by chance
     c.env.horizon = 15
+    c.gigpo.advantage = "mean"  # verl-agent: of WebShop and Sokoban
     c.sampler.turn_chunk = 48  # a board is 45 tokens
     return c

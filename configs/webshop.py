@@ -25,6 +25,7 @@ def get_config(mode: str = "full"):
         False  # True shows it in every observation, as the original does
     )
     c.search.tree.reflect_every = 4
+    c.gigpo.advantage = "mean"  # verl-agent: of WebShop and Sokoban
     c.search.tree.max_env_steps = 30 if mode == "full" else 12
     c.sampler.turn_chunk = 64
     c.sampler.max_action_tokens = 24

@@ -17,6 +17,16 @@ TREE_SCHEMA = 2
 # Arrays of a packed batch, beside the columns that an objective asks for.
 PACKED = ("tokens", "targets", "positions", "segment_ids", "source", "mass")
 
+# Columns of an example, and ENTROPY, which the train step computes.
+ADVANTAGE = "advantage"
+BEHAVIOUR = "behaviour_logprob"
+REFERENCE = "reference_logprob"
+TEACHER = "teacher_logprob"
+SAMPLER_WEIGHT = (
+    "sampler_weight"  # trainer's to sampler's probability of a sampled token, truncated
+)
+ENTROPY = "entropy"
+
 
 def _is_id(value: Any) -> bool:
     """A token id of some model; True is an int in Python, and would be token 1."""

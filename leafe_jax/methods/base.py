@@ -21,8 +21,12 @@ from leafe_jax.types import Example, Tree
 # Name -> module:class. A method's directory in the workdir has its name.
 REGISTRY = {
     "base": "leafe_jax.methods.base:Base",
+    "erl": "leafe_jax.methods.erl:ERL",
+    "gigpo": "leafe_jax.methods.gigpo:GiGPO",
+    "grpo": "leafe_jax.methods.grpo:GRPO",
     "leafe": "leafe_jax.methods.leafe:Leafe",
     "rft": "leafe_jax.methods.rft:RejectionFineTuning",
+    "sdpo": "leafe_jax.methods.sdpo:SDPO",
 }
 
 
@@ -54,7 +58,11 @@ class Run(Protocol):
     def fine_tune(self, method: FineTuned) -> bool:
         """Trains `method`, resumably, in the workdir; False if that was done before."""
 
-    def trained_model(self, method: FineTuned) -> Path:
+    def practise(self, method: Method) -> bool:
+        """Trains `method` (methods/on_policy.py) on its own rollouts, resumably, in the workdir; False if
+        that was done before."""
+
+    def trained_model(self, method: Method) -> Path:
         """The model that `method` has trained; the one it started from if it had no example."""
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from leafe_jax.errors import UserError
 from leafe_jax.types import Example, Turn
+
+# Name of a column -> step -> values of the action's tokens, or one value for all of them.
+Columns = Mapping[str, Mapping[int, Sequence[float] | float]]
 
 NORMALISATIONS = ("example", "token")
 
@@ -39,6 +42,7 @@ def sequence(
     normalisation: str,
     source: int,
     with_experience: bool = False,
+    columns: Columns | None = None,
 ) -> list[Example]:
     """Training sequences of a trajectory.
 
@@ -52,12 +56,15 @@ def sequence(
       with_experience: prompts as they were sampled from, with e where the turn showed it; False renders
         every turn without e. In a dialogue an e stays in the history of the steps that follow, also if
         experience_span = "step" had taken it out there.
+      columns: what an objective needs of each trained token; prompt tokens have 0.
     """
     if mode == "window":
         parts = [([t], {t.step}) for t in turns if t.step in trained]
     else:
         parts = [([t for t in turns if t.step <= max(trained)], trained)]
-    return [_example(*part, normalisation, source, with_experience) for part in parts]
+    return [
+        _example(*part, normalisation, source, with_experience, columns or {}) for part in parts
+    ]
 
 
 def _example(
@@ -66,13 +73,19 @@ def _example(
     normalisation: str,
     source: int,
     with_experience: bool,
+    columns: Columns,
 ) -> Example:
     ids: list[int] = []
-    spans = []
+    spans: dict[int, tuple[int, int]] = {}  # by step
     for turn in turns:
         plain = None if with_experience else turn.plain_prompt_ids
         ids += turn.prompt_ids if plain is None else plain
         if turn.step in trained:
-            spans.append((len(ids), len(ids) + len(turn.action_ids)))
+            spans[turn.step] = len(ids), len(ids) + len(turn.action_ids)
         ids += turn.action_ids
-    return Example(np.asarray(ids, np.int32), action_mass(len(ids), spans, normalisation), source)
+    filled = {name: np.zeros(len(ids), np.float32) for name in columns}
+    for name, values in columns.items():
+        for step, (begin, end) in spans.items():
+            filled[name][begin:end] = values[step]
+    mass = action_mass(len(ids), list(spans.values()), normalisation)
+    return Example(np.asarray(ids, np.int32), mass, source, filled)

@@ -98,6 +98,36 @@ def merge(config: ModelConfig, base: dict, adapters: dict) -> dict:
     return walk(base, adapters)
 
 
+def merged(config: ModelConfig, base: dict, adapters: dict) -> dict:
+    """The weights with the adapters added, in the base's dtype and placement, as arrays: for a sampler that
+    takes new weights during training. Both copies of the weights are on the devices meanwhile.
+
+    Args:
+      config, adapters: the model with its adapters.
+      base: the weights.
+    """
+    assert config.lora is not None
+    scale = config.lora.alpha / config.lora.rank
+
+    def add(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        wide = kernel.astype(jnp.float32) + scale * jnp.matmul(a, b, precision="highest")
+        return wide.astype(kernel.dtype)
+
+    def walk(base: dict, adapters: dict) -> dict:
+        tree = dict(base)
+        for name, own in adapters.items():
+            if "lora" in own:
+                pair = own["lora"]["lora_a"], own["lora"]["lora_b"]
+                kernel = base[name]["kernel"]
+                placed = jax.jit(add, out_shardings=kernel.sharding)
+                tree[name] = {**base[name], "kernel": placed(kernel, *pair)}
+            else:
+                tree[name] = walk(base[name], own)
+        return tree
+
+    return walk(base, adapters)
+
+
 def save_adapter(path: str | Path, config: ModelConfig, adapters: dict, base: str) -> None:
     """Writes adapter_model.safetensors and adapter_config.json as PEFT reads them.
 

@@ -10,9 +10,10 @@ from etils import epath
 from envs.base import Environment
 from leafe_jax.errors import UserError
 from leafe_jax.methods.base import FineTuned
+from leafe_jax.methods.on_policy import OnPolicy
 from leafe_jax.models import hf
 from leafe_jax.run.config import RunConfig
-from leafe_jax.run.depends import closure, flatten, searches
+from leafe_jax.run.depends import closure, flatten, on_policy, searches
 from leafe_jax.run.phase import Phase
 from leafe_jax.run.weights import base_model_path
 from leafe_jax.runtime import processes, sources
@@ -29,6 +30,10 @@ def agree(config: RunConfig, env: Environment) -> None:
         return
     facts = flatten(config) | sources.facts()
     splits = {f"search.{name}": config.search[name].split for name in searches(config)}
+    for method in on_policy(config):
+        splits[method.name] = method.config.split
+        if method.config.probe_every:
+            splits[f"{method.name}.probe"] = method.config.probe_split
     if {"evaluate", "habits"} & set(config.phases):
         splits["evaluate"] = config.evaluate.split
     for section, split in splits.items():
@@ -87,5 +92,5 @@ def training(config: RunConfig, root: epath.Path) -> None:
     for name in config.methods:
         for part in closure(config, name):
             method = None if part.startswith("trees/") else config.find(part)
-            if isinstance(method, FineTuned) and not Phase(root, part, config).done:
+            if isinstance(method, FineTuned | OnPolicy) and not Phase(root, part, config).done:
                 check(method.config.train, hf.read_config(str(path)))

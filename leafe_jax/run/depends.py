@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from leafe_jax.errors import UserError
+from leafe_jax.methods.on_policy import OnPolicy
 from leafe_jax.run.config import RunConfig, to_config_dict
 
 _SAMPLING = ("seed", "model", "env", "prompts", "context", "sampler")
@@ -138,3 +139,13 @@ def searches(config: RunConfig) -> list[str]:
         wanted += config.methods
     parts = dict.fromkeys(part for name in wanted for part in closure(config, name))
     return [part.removeprefix("trees/") for part in parts if part.startswith("trees/")]
+
+
+def on_policy(config: RunConfig) -> list[OnPolicy]:
+    """The methods that this run trains on their own rollouts."""
+    wanted = config.methods if "fit" in config.phases else ()
+    if "explore" in config.phases:
+        wanted = (*wanted, *(search.agent for search in config.search.values()))
+    parts = dict.fromkeys(part for name in wanted for part in closure(config, name))
+    methods = [config.find(part) for part in parts if not part.startswith("trees/")]
+    return [method for method in methods if isinstance(method, OnPolicy)]

@@ -30,9 +30,10 @@ from envs.base import Environment, Task
 from envs.prompts import Prompts
 from leafe_jax.agent.evaluate import evaluate
 from leafe_jax.errors import UserError
-from leafe_jax.methods.base import Agent, FineTuned, Made
+from leafe_jax.methods.base import Agent, FineTuned, Made, Method
+from leafe_jax.methods.on_policy import OnPolicy
 from leafe_jax.methods.search import explore
-from leafe_jax.run import base_model, checks
+from leafe_jax.run import base_model, checks, practise
 from leafe_jax.run.base_model import progress_bar
 from leafe_jax.run.blocks import (
     Blocks,
@@ -82,7 +83,7 @@ class Experiment:
         self.config, self.env, self.workdir, self.metrics = config, env, workdir, metrics
         self.seed = config.seed
         self.prompts = Prompts(env, config.prompts)
-        self._weights = Weights(config)
+        self.weights = Weights(config)
         self._made: set[str] = set()  # searches and methods that this run has made sure of
 
     def run(self) -> bool:
@@ -105,12 +106,12 @@ class Experiment:
                     output.write(text)
 
     def _run_bootstrap(self) -> bool:
-        return base_model.make(self.config, self.workdir, self._logger("bootstrap"))
+        return base_model.make(self.config, self.workdir, self.logger("bootstrap"))
 
     def _run_habits(self) -> bool:
         agent = Agent(self.base_model(), self.prompts)
         return base_model.measure(
-            self.config, self.env, agent, self._weights, self.workdir, self.metrics
+            self.config, self.env, agent, self.weights, self.workdir, self.metrics
         )
 
     def _run_explore(self) -> bool:
@@ -145,7 +146,7 @@ class Experiment:
         """The model that the run starts from."""
         return base_model_path(self.config, self.workdir)
 
-    def trained_model(self, method: FineTuned) -> Path:
+    def trained_model(self, method: Method) -> Path:
         """The model that a method has trained, or the one it started from if there was no example.
 
         Raises:
@@ -163,6 +164,17 @@ class Experiment:
           UserError: while iterating, names a block that is missing or damaged.
         """
         return Trees(tree_blocks(self.config, self.env, self.workdir, search))
+
+    def practise(self, method: Method) -> bool:
+        """Trains a method on its own rollouts; False if that was done before."""
+        assert isinstance(method, OnPolicy)
+        phase = Phase(self.workdir, method.name, self.config)
+        left = practise.outputs(method, not _is_untrained(phase), read_summary)
+        return practise.practise(self, method, phase, left)
+
+    def is_evaluated(self, method: str) -> bool:
+        """Whether this run plays the agent of a method after fitting it."""
+        return "evaluate" in self.config.phases and method in self.config.methods
 
     def fine_tune(self, method: FineTuned) -> bool:
         """Trains the model of a method on the examples it makes; False if that was done before."""
@@ -211,14 +223,13 @@ class Experiment:
         with progress_bar(1, "step", method.name) as bar:
             trained = fine_tune(
                 start, Data(examples, method.named_weights), train, directory, self.seed,
-                self._logger(method.name), bar.to,
+                self.logger(method.name), bar.to,
             )  # fmt: skip
         params = export(directory, start, train, trained, self.config.model.chat_template)
-        sampled = "evaluate" in self.config.phases and method.name in self.config.methods
         # Merged weights are on no device. Where adapters are trained there may be no room for two copies
         # of the model, so the sampler reads the file.
-        if sampled and not train.lora.rank:
-            self._weights.keep(directory / "model", params)
+        if self.is_evaluated(method.name) and not train.lora.rank:
+            self.weights.keep(directory / "model", params)
 
     def _refuse_unfinished(self, method: str, search: str) -> None:
         if not finished(self.workdir / "trees" / search):
@@ -237,7 +248,7 @@ class Experiment:
         note_agent(config.model, phase, agent)
         if phase.done and not missing:
             return False
-        make_policy = self._weights.policies(agent)
+        make_policy = self.weights.policies(agent)
         phase.begin()
         rollout = config.exploring(settings)
 
@@ -278,7 +289,7 @@ class Experiment:
             raise UserError(
                 f"methods: {method!r} needs {agent.model}; put 'fit' into --config.phases"
             )
-        make_policy = self._weights.policies(agent)
+        make_policy = self.weights.policies(agent)
         phase.begin()
         rollout = config.evaluating()
 
@@ -308,7 +319,9 @@ class Experiment:
         pass_at_1 = result["families"]["all"]["pass_at_k"]["1"]["value"]
         self.metrics.scalars(0, {f"eval/{method}/pass_at_1": pass_at_1})
 
-    def _logger(self, prefix: str) -> Log:
+    def logger(self, prefix: str) -> Log:
+        """log(step, measurements), whose names get the prefix."""
+
         def log(step: int, measurements: dict[str, float]) -> None:
             self.metrics.scalars(step, {f"{prefix}/{k}": v for k, v in measurements.items()})
 

@@ -12,6 +12,7 @@ import ml_collections
 import envs
 from leafe_jax.errors import UserError
 from leafe_jax.methods import base
+from leafe_jax.methods.on_policy import OnPolicyConfig
 from leafe_jax.run.config import default_config
 
 # In an installed package the files lie beside it; in a checkout, at the top.
@@ -67,11 +68,30 @@ def set_environment(config: ml_collections.ConfigDict, name: str, **options: Any
 
 
 def set_training(config: ml_collections.ConfigDict, **fields: Any) -> None:
-    """Sets fields of the `train` section of every method, so that methods are compared as equals."""
-    sections = [config[name] for name in base.REGISTRY if name in config]
-    for section in (*sections, *config.variants.values()):
+    """Sets fields of the `train` section of every method, so that methods are compared as equals.
+
+    Methods that train on their own rollouts keep their num_epochs and schedule, which mean another thing
+    there.
+    """
+    rest = {k: v for k, v in fields.items() if k not in ("num_epochs", "schedule")}
+    for kind, section in _sections(config):
         if "train" in section:
-            section.train.update(fields)
+            section.train.update(rest if issubclass(kind, OnPolicyConfig) else fields)
+
+
+def set_on_policy(config: ml_collections.ConfigDict, **fields: Any) -> None:
+    """Sets fields of every method that trains on its own rollouts, if it has them; `train` is a dict."""
+    for kind, section in _sections(config):
+        if issubclass(kind, OnPolicyConfig):
+            section.train.update(fields.get("train", {}))
+            section.update({k: v for k, v in fields.items() if k != "train" and k in section})
+
+
+def _sections(config: ml_collections.ConfigDict) -> list[tuple[type, Any]]:
+    """(type of its settings, section) of every method and variant."""
+    methods = [(name, config[name]) for name in base.REGISTRY if name in config]
+    variants = [(section.method, section) for section in config.variants.values()]
+    return [(base.find(name).Config, section) for name, section in (*methods, *variants)]
 
 
 def add_variant(config: ml_collections.ConfigDict, name: str, method: str, **fields: Any) -> None:
@@ -125,6 +145,7 @@ def laptop(name: str, mode: str) -> ml_collections.ConfigDict:
     tree.max_env_steps = 40
     tree.reflect_every = 5
     set_training(c, seq_len=1024, batch_size=4)
+    set_on_policy(c, num_tasks=tree.num_tasks)
     c.evaluate.num_tasks = 36
     c.evaluate.num_samples = 32
     if mode == "smoke":

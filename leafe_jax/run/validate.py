@@ -7,8 +7,10 @@ import itertools
 import envs
 from envs.base import Environment, Task
 from leafe_jax.errors import UserError
+from leafe_jax.methods.on_policy import OnPolicy
 from leafe_jax.run.config import PHASES, RunConfig
-from leafe_jax.run.depends import closure, searches
+from leafe_jax.run.depends import closure, on_policy, searches
+from leafe_jax.runtime import processes
 
 
 def make_environment(config: RunConfig) -> Environment:
@@ -86,9 +88,32 @@ def validate(config: RunConfig) -> Environment:
                 f"search.{name}.split = {search.split!r}: must not be the split that is evaluated"
             )
         _refuse_empty(env, search.split, search.num_tasks, f"search.{name}")
+    for trained in on_policy(config):
+        _check_on_policy(config, env, trained)
     if {"evaluate", "habits"} & set(config.phases):
         _refuse_empty(env, config.evaluate.split, config.evaluate.num_tasks, "evaluate")
     return env
+
+
+def _check_on_policy(config: RunConfig, env: Environment, method: OnPolicy) -> None:
+    settings, name = method.config, method.name
+    splits = [("split", "num_tasks")]
+    if settings.probe_every:
+        splits.append(("probe_split", "probe_tasks"))
+    for field, number in splits:
+        split = getattr(settings, field)
+        if split == config.evaluate.split:
+            raise UserError(f"{name}.{field} = {split!r}: must not be the split that is evaluated")
+        if not first_tasks(env, split, getattr(settings, number), f"{name}.{number}"):
+            raise UserError(f"{name}.{field} = {split!r}: this split has no task")
+    if settings.probe_every and settings.probe_split == settings.split:
+        raise UserError(
+            f"{name}.probe_split = {settings.split!r}: must not be the split it trains on"
+        )
+    tasks = first_tasks(env, settings.split, settings.num_tasks, f"{name}.num_tasks")
+    method.refuse(
+        len(tasks), config.sampler.sampling(), config.sampler.max_len, processes.several()
+    )
 
 
 def _refuse_empty(env: Environment, split: str, num_tasks: int, section: str) -> None:

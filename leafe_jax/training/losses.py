@@ -36,11 +36,31 @@ def token_nll(
     Returns:
       float32 [B, T].
     """
-    tied = config.tie_word_embeddings
     if config.vocab_size // mesh.shape["tensor"] <= chunk:
         return _nll(decoder.head(config, params, hidden), targets)
-    kernel = params["embed"]["embedding"] if tied else params["lm_head"]["kernel"]
-    return _chunked_nll(0 if tied else 1, chunk, mesh, hidden, kernel, targets)
+    axis, kernel = _head(config, params)
+    return _chunked(axis, chunk, mesh, False, hidden, kernel, targets)[0]
+
+
+def token_nll_entropy(
+    config: ModelConfig, params: Any, hidden: Array, targets: Array, chunk: int, mesh: Mesh
+) -> tuple[Array, Array]:
+    """(negative log-likelihood of each target, entropy in nats of each distribution), float32 [B, T] both.
+
+    Both have gradients. Arguments and memory are those of `token_nll`.
+    """
+    if config.vocab_size // mesh.shape["tensor"] <= chunk:
+        return _nll_entropy(decoder.head(config, params, hidden), targets)
+    axis, kernel = _head(config, params)
+    nll, entropy = _chunked(axis, chunk, mesh, True, hidden, kernel, targets)
+    return nll, entropy
+
+
+def _head(config: ModelConfig, params: Any) -> tuple[int, Array]:
+    """(axis of the vocabulary, kernel) of the model's head."""
+    if config.tie_word_embeddings:
+        return 0, params["embed"]["embedding"]
+    return 1, params["lm_head"]["kernel"]
 
 
 @jax.custom_vjp
@@ -65,12 +85,41 @@ def _nll_backward(kept: tuple[Array, Array, Array], scale: Array) -> tuple[Array
 _nll.defvjp(_nll_forward, _nll_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _chunked_nll(
-    axis: int, chunk: int, mesh: Mesh, hidden: Array, kernel: Array, targets: Array
-) -> Array:
-    """kernel [V, D] (axis 0) or [D, V] (axis 1)."""
-    return _forward(axis, chunk, mesh, hidden, kernel, targets)[0]
+@jax.custom_vjp
+def _nll_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
+    """`_nll`, and the entropy, whose gradient is of the same pass."""
+    return _nll_entropy_forward(logits, targets)[0]
+
+
+def _nll_entropy_forward(
+    logits: Array, targets: Array
+) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    nll, kept = _nll_forward(logits, targets)
+    share = jnp.exp(logits - kept[2][..., None])
+    entropy = kept[2] - jnp.sum(share * logits, axis=-1)
+    return (nll, entropy), (*kept, entropy)
+
+
+def _nll_entropy_backward(
+    kept: tuple[Array, ...], scales: tuple[Array, Array]
+) -> tuple[Array, None]:
+    logits, targets, log_total, entropy = kept
+    hit = targets[..., None] == jnp.arange(logits.shape[-1])
+    logprobs = logits - log_total[..., None]
+    share = jnp.exp(logprobs)
+    own = share * (logprobs + entropy[..., None])
+    return (share - hit) * scales[0][..., None] - own * scales[1][..., None], None
+
+
+_nll_entropy.defvjp(_nll_entropy_forward, _nll_entropy_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _chunked(
+    axis: int, chunk: int, mesh: Mesh, entropy: bool, hidden: Array, kernel: Array, targets: Array
+) -> tuple[Array, ...]:
+    """(nll,), or with `entropy` (nll, entropy). kernel [V, D] (axis 0) or [D, V] (axis 1)."""
+    return _forward(axis, chunk, mesh, entropy, hidden, kernel, targets)[0]
 
 
 def _specs(axis: int) -> tuple[P, P]:
@@ -115,47 +164,62 @@ def _piece(
 
 
 def _forward(
-    axis: int, chunk: int, mesh: Mesh, hidden: Array, kernel: Array, targets: Array
-) -> tuple[Array, tuple[Array, ...]]:
+    axis: int, chunk: int, mesh: Mesh, entropy: bool, hidden: Array, kernel: Array, targets: Array
+) -> tuple[tuple[Array, ...], tuple[Any, ...]]:
     rows, weights = _specs(axis)
 
-    def local(hidden: Array, kernel: Array, targets: Array) -> tuple[Array, Array]:
+    def local(hidden: Array, kernel: Array, targets: Array) -> tuple[Array, ...]:
         def body(carry: Any, begin: Array, fresh: Array) -> Any:
-            top, total, chosen = carry
+            top, total, chosen, *weighted = carry
             _, logits, hit = _piece(axis, hidden, kernel, targets, begin, fresh)
             new = jnp.maximum(top, logits.max(-1))
-            total = total * jnp.exp(top - new) + jnp.exp(logits - new[..., None]).sum(-1)
-            return new, total, chosen + jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+            shrink, share = jnp.exp(top - new), jnp.exp(logits - new[..., None])
+            if entropy:  # of logits that are -inf, the share is 0
+                own = jnp.sum(share * jnp.where(fresh, logits, 0.0), axis=-1)
+                weighted = [weighted[0] * shrink + own]
+            chosen += jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+            return new, total * shrink + share.sum(-1), chosen, *weighted
 
         zero = jnp.zeros(targets.shape, jnp.float32)
-        carry = (zero - jnp.inf, zero, zero)
-        top, total, chosen = _over_pieces(kernel.shape[axis], chunk, body, carry)
+        carry = (zero - jnp.inf, zero, zero, *[zero] * entropy)
+        top, total, chosen, *weighted = _over_pieces(kernel.shape[axis], chunk, body, carry)
         most = jax.lax.pmax(top, "tensor")
-        total = jax.lax.psum(total * jnp.exp(top - most), "tensor")
+        shrink = jnp.exp(top - most)
+        total = jax.lax.psum(total * shrink, "tensor")
         log_total = most + jnp.log(total)
-        return log_total - jax.lax.psum(chosen, "tensor"), log_total
+        found = [log_total - jax.lax.psum(chosen, "tensor"), log_total]
+        if entropy:
+            found.append(log_total - jax.lax.psum(weighted[0] * shrink, "tensor") / total)
+        return tuple(found)
 
     run = jax.shard_map(
-        local, mesh=mesh, in_specs=(rows, weights, rows), out_specs=(rows, rows), check_vma=False
-    )
-    nll, log_total = run(hidden, kernel, targets)
-    return nll, (hidden, kernel, targets, log_total)
+        local, mesh=mesh, in_specs=(rows, weights, rows), out_specs=(rows,) * (2 + entropy),
+        check_vma=False,
+    )  # fmt: skip
+    nll, log_total, *measured = run(hidden, kernel, targets)
+    return (nll, *measured), (hidden, kernel, targets, log_total, *measured)
 
 
 def _backward(
-    axis: int, chunk: int, mesh: Mesh, kept: tuple[Array, ...], scale: Array
-) -> tuple[Array, Array, None]:
-    """Gradients of hidden and kernel, given d loss / d nll = `scale` [B, T]."""
+    axis: int, chunk: int, mesh: Mesh, entropy: bool, kept: tuple[Array, ...],
+    scales: tuple[Array, ...],
+) -> tuple[Array, Array, None]:  # fmt: skip
+    """Gradients of hidden and kernel, given d loss / d nll and d loss / d entropy, [B, T] each."""
     rows, weights = _specs(axis)
 
     def local(
-        hidden: Array, kernel: Array, targets: Array, log_total: Array, scale: Array
+        hidden: Array, kernel: Array, targets: Array, log_total: Array, *rest: Array
     ) -> tuple[Array, Array]:
         def body(carry: Any, begin: Array, fresh: Array) -> Any:
             of_hidden, of_kernel = carry
             part, logits, hit = _piece(axis, hidden, kernel, targets, begin, fresh)
-            error = jnp.exp(logits - log_total[..., None]) - hit
-            error = (error * scale[..., None]).astype(hidden.dtype)
+            share = jnp.exp(logits - log_total[..., None])
+            error = (share - hit) * rest[-1 - entropy][..., None]
+            if entropy:
+                measured, scale = rest[0], rest[-1]
+                own = jnp.where(fresh, logits, 0.0) - log_total[..., None] + measured[..., None]
+                error -= share * own * scale[..., None]
+            error = error.astype(hidden.dtype)
             back = (((2,), (axis,)), ((), ()))
             of_hidden += jax.lax.dot_general(error, part, back, preferred_element_type=jnp.float32)
             pair = (error, hidden) if axis == 0 else (hidden, error)
@@ -173,12 +237,13 @@ def _backward(
         of_hidden, of_kernel = _over_pieces(kernel.shape[axis], chunk, body, carry)
         return jax.lax.psum(of_hidden, "tensor").astype(hidden.dtype), of_kernel
 
+    others = (rows,) * (len(kept) - 2 + len(scales))
     run: Callable[..., tuple[Array, Array]] = jax.shard_map(
-        local, mesh=mesh, in_specs=(rows, weights, rows, rows, rows), out_specs=(rows, weights),
+        local, mesh=mesh, in_specs=(rows, weights, *others), out_specs=(rows, weights),
         check_vma=False,
     )  # fmt: skip
-    of_hidden, of_kernel = run(*kept, scale)
+    of_hidden, of_kernel = run(*kept, *scales)
     return of_hidden, of_kernel, None
 
 
-_chunked_nll.defvjp(_forward, _backward)
+_chunked.defvjp(_forward, _backward)

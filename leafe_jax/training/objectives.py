@@ -11,6 +11,9 @@ Columns are float32 [R, T] arrays of a packed batch. `mass` is always there: the
 none is trained. The others come from Example.columns and are 0 in padding. Behaviour log-probabilities are
 those under the model (Turn.logprobs), not under the distribution sampled from. They are exact importance
 ratios only if the two are the same: temperature 1, no truncation, no penalty (Sampling.unchanged).
+
+An objective that asks for it (`Objective.entropy`) finds the entropy of each token's distribution in the
+column `entropy`. It has a gradient.
 """
 
 from __future__ import annotations
@@ -24,11 +27,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from leafe_jax.errors import UserError
-
-ADVANTAGE = "advantage"
-BEHAVIOUR = "behaviour_logprob"
-REFERENCE = "reference_logprob"
-TEACHER = "teacher_logprob"
+from leafe_jax.types import ADVANTAGE, BEHAVIOUR, ENTROPY, REFERENCE, SAMPLER_WEIGHT, TEACHER
 
 _MOST = 20.0  # |log ratio|; exp(89) overflows float32
 _MOST_KL = 10.0  # of one token, as in verl
@@ -49,6 +48,8 @@ class Objective:
         batch: an example's weight would depend on its neighbours.
       measurements: name -> quantity of each token, float32 [R, T]; logged as the mean over the batch,
         weighted by the mass.
+      entropy: token_loss or a measurement reads the column `entropy`.
+      watched: the source whose tokens are measured; None measures all.
 
     Raises:
       UserError: the denominator is not above 0.
@@ -58,6 +59,8 @@ class Objective:
     columns: tuple[str, ...] = ()
     denominator: float = 1.0
     measurements: Mapping[str, TokenFunction] = dataclasses.field(default_factory=dict)
+    entropy: bool = False
+    watched: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.denominator < math.inf:
@@ -81,12 +84,16 @@ def grpo(
     clip_high: float = 0.2,
     dual_clip: float = 3.0,
     kl_coefficient: float = 0.0,
+    entropy_coefficient: float = 0.0,
+    sequence_ratios: bool = False,
+    truncated_weights: bool = False,
 ) -> Objective:
     """The clipped surrogate of PPO and GRPO, with exact importance ratios.
 
     With r = exp(logprob - behaviour_logprob) and the advantage A, the loss of a token is
 
-        mass * (L + kl_coefficient * k3),    L = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))
+        mass * (w L + kl_coefficient * k3 - entropy_coefficient * H)
+        L = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))
 
     and, if A < 0, L = min(L, -A dual_clip): a bad token that has become likely pulls no harder than
     that. k3 = exp(d) - d - 1 with d = reference_logprob - logprob is the usual unbiased estimate of the
@@ -98,29 +105,42 @@ def grpo(
       clip_low, clip_high: r counts within [1 - clip_low, 1 + clip_high]; larger values allow larger steps.
       dual_clip: above 1; most of the ratio where the advantage is negative.
       kl_coefficient: weight of the KL term; 0 leaves it out, and reads no reference.
+      entropy_coefficient: weight of the entropy H, which larger values keep higher.
+      sequence_ratios: r is that of a whole reply, exp(mean of logprob - behaviour_logprob over its
+        tokens), the same for each of its tokens (GSPO, arXiv 2507.18071). A reply is a run of tokens with
+        mass.
+      truncated_weights: w is the column `sampler_weight`; otherwise it is 1. Behaviour is then the
+        trainer's own before its first step.
 
     Raises:
       UserError: a value is out of range.
     """
-    for name, value, fits, text in (
-        ("clip_low", clip_low, 0 <= clip_low < 1, "at least 0 and below 1"),
-        ("clip_high", clip_high, 0 <= clip_high < math.inf, "at least 0"),
-        ("dual_clip", dual_clip, 1 < dual_clip < math.inf, "above 1"),
-        ("kl_coefficient", kl_coefficient, 0 <= kl_coefficient < math.inf, "at least 0"),
-    ):
-        if not fits:
-            raise UserError(f"grpo.{name} = {value}: must be {text}")
+    _check_range("clip_low", clip_low, 0 <= clip_low < 1, "at least 0 and below 1")
+    _check_range("clip_high", clip_high, 0 <= clip_high < math.inf, "at least 0")
+    _check_range("dual_clip", dual_clip, 1 < dual_clip < math.inf, "above 1")
+    for name, value in (
+        ("kl_coefficient", kl_coefficient), ("entropy_coefficient", entropy_coefficient),
+    ):  # fmt: skip
+        _check_range(name, value, 0 <= value < math.inf, "at least 0")
+
+    def ratios(columns: Columns, logprobs: Array) -> Array:
+        gap = -_gap(columns, BEHAVIOUR, logprobs)
+        return jnp.exp(_reply_means(columns, gap) if sequence_ratios else gap)
 
     def both(columns: Columns, logprobs: Array) -> tuple[Array, Array]:
-        ratio, advantage = _ratio(columns, logprobs), columns[ADVANTAGE]
+        ratio, advantage = ratios(columns, logprobs), columns[ADVANTAGE]
         return -advantage * ratio, -advantage * jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
 
     def token_loss(columns: Columns, logprobs: Array) -> Array:
         advantage = columns[ADVANTAGE]
         loss = jnp.maximum(*both(columns, logprobs))
         loss = jnp.where(advantage < 0, jnp.minimum(loss, -advantage * dual_clip), loss)
+        if truncated_weights:
+            loss = columns[SAMPLER_WEIGHT] * loss
         if kl_coefficient:
             loss = loss + kl_coefficient * _k3(columns, logprobs)
+        if entropy_coefficient:
+            loss = loss - entropy_coefficient * columns[ENTROPY]
         return columns["mass"] * loss
 
     def clipped(columns: Columns, logprobs: Array) -> Array:
@@ -128,37 +148,55 @@ def grpo(
         return (limited > free).astype(jnp.float32)
 
     measurements: dict[str, TokenFunction] = {
+        **_SAMPLER_AND_ENTROPY,
         "clip_fraction": clipped,
-        "behaviour_kl": lambda columns, logprobs: _gap(columns, BEHAVIOUR, logprobs),
+        "ratio": ratios,
+        "ratio_squared": lambda columns, logprobs: ratios(columns, logprobs) ** 2,
     }
     if kl_coefficient:
         measurements["reference_kl"] = _k3
-    names = (ADVANTAGE, BEHAVIOUR) + ((REFERENCE,) if kl_coefficient else ())
-    return Objective(token_loss, names, denominator, measurements)
+    names: tuple[str, ...] = (ADVANTAGE, BEHAVIOUR)
+    names += ((REFERENCE,) if kl_coefficient else ()) + (SAMPLER_WEIGHT,) * truncated_weights
+    return Objective(token_loss, names, denominator, measurements, entropy=True)
 
 
-def distillation(denominator: float, ratio_clip: float = 2.0) -> Objective:
-    """Reverse KL D(student || teacher), estimated on tokens that the student sampled.
+def _check_range(name: str, value: float, fits: bool, text: str) -> None:
+    if not fits:
+        raise UserError(f"grpo.{name} = {value}: must be {text}")
 
-    With w = min(exp(logprob - behaviour_logprob), ratio_clip) and g = logprob - teacher_logprob, both
-    without gradient, the loss of a token has the value mass * w * g and the gradient
-    mass * w * g * d logprob: the policy gradient of the KL divergence, unbiased as long as no ratio is
-    clipped. Distilling on a teacher's tokens instead is `sft`.
+
+def distillation(denominator: float, ratio_clip: float = 2.0, alpha: float = 1.0) -> Objective:
+    """A divergence of the student from a teacher, estimated on tokens that the student sampled.
+
+    With w = min(exp(logprob - behaviour_logprob), ratio_clip) and g = alpha log(student / m), where
+    m = alpha student + (1 - alpha) teacher, both without gradient, the loss of a token has the value
+    mass * w * g and the gradient mass * w * g * d logprob. That is the gradient of
+
+        alpha KL(student || m) + (1 - alpha) KL(teacher || m)
+
+    unbiased as long as no ratio is clipped: the reverse KL divergence D(student || teacher) for alpha = 1,
+    where m is taken as the teacher, and the generalised Jensen-Shannon divergence below it. Distilling on a
+    teacher's tokens instead is `sft`.
 
     Args:
       denominator: see Objective and `grpo`.
       ratio_clip: most of a token's importance ratio; larger values have less bias and more variance.
+      alpha: share of the student in the mixture; 1 is the reverse KL divergence.
 
     Raises:
-      UserError: ratio_clip is below 1.
+      UserError: ratio_clip is below 1, or alpha outside (0, 1].
     """
     if not 1 <= ratio_clip < math.inf:
         raise UserError(f"distillation.ratio_clip = {ratio_clip}: must be at least 1")
+    if not 0 < alpha <= 1:
+        raise UserError(f"distillation.alpha = {alpha}: must be above 0 and at most 1")
 
     def token_loss(columns: Columns, logprobs: Array) -> Array:
         fixed = jax.lax.stop_gradient(logprobs)
         ratio = jnp.minimum(_ratio(columns, fixed), ratio_clip)
-        gap = -_gap(columns, TEACHER, fixed)
+        gap = -_gap(columns, TEACHER, fixed)  # log(student / teacher)
+        if alpha < 1:
+            gap = -alpha * jnp.logaddexp(math.log(alpha), math.log1p(-alpha) - gap)
         # exp(0) is 1, and its derivative that of logprobs.
         return columns["mass"] * ratio * gap * jnp.exp(logprobs - fixed)
 
@@ -166,8 +204,30 @@ def distillation(denominator: float, ratio_clip: float = 2.0) -> Objective:
         token_loss,
         (TEACHER, BEHAVIOUR),
         denominator,
-        {"teacher_kl": lambda columns, logprobs: -_gap(columns, TEACHER, logprobs)},
+        {
+            **_SAMPLER_AND_ENTROPY,
+            "teacher_kl": lambda columns, logprobs: -_gap(columns, TEACHER, logprobs),
+        },
+        entropy=True,
     )
+
+
+def with_targets(policy: Objective, targets: Mapping[int, float]) -> Objective:
+    """An objective of a policy's own tokens, and supervised fine-tuning on those of other sources.
+
+    Args:
+      policy: the objective of source 0; what it measures is measured of that source alone.
+      targets: source -> weight of its negative log-likelihood.
+    """
+
+    def token_loss(columns: Columns, logprobs: Array) -> Array:
+        loss = policy.token_loss(columns, logprobs)
+        for source, weight in targets.items():
+            own = weight * columns["mass"] * -logprobs
+            loss = jnp.where(columns["source"] == source, own, loss)
+        return loss
+
+    return dataclasses.replace(policy, token_loss=token_loss, watched=0)
 
 
 def _gap(columns: Columns, name: str, logprobs: Array) -> Array:
@@ -181,7 +241,33 @@ def _ratio(columns: Columns, logprobs: Array) -> Array:
     return jnp.exp(-_gap(columns, BEHAVIOUR, logprobs))
 
 
+def _reply_means(columns: Columns, values: Array) -> Array:
+    """The mean of `values` over the reply that each token belongs to; a reply is a run of tokens with
+    mass within a segment."""
+    trained, segments = columns["mass"] > 0, columns["segment_ids"]
+    after = jnp.pad(trained[:, :-1], ((0, 0), (1, 0)))
+    same = jnp.pad(segments[:, 1:] == segments[:, :-1], ((0, 0), (1, 0)))
+    reply = jnp.cumsum(trained & ~(after & same), axis=1)
+
+    def means(trained: Array, reply: Array, values: Array) -> Array:
+        def add(x: Array) -> Array:
+            return jax.ops.segment_sum(x, reply, num_segments=trained.size + 1)
+
+        total, count = add(jnp.where(trained, values, 0.0)), add(trained.astype(jnp.float32))
+        return (total / jnp.maximum(count, 1.0))[reply]
+
+    return jax.vmap(means)(trained, reply, values)
+
+
 def _k3(columns: Columns, logprobs: Array) -> Array:
     """k3 estimate of KL(model || reference); http://joschu.net/blog/kl-approx.html"""
     gap = _gap(columns, REFERENCE, logprobs)
     return jnp.minimum(jnp.exp(gap) - gap - 1, _MOST_KL)
+
+
+# What an objective of sampled tokens measures: how far the model is from the one that sampled, and entropy.
+_SAMPLER_AND_ENTROPY: Mapping[str, TokenFunction] = {
+    "behaviour_kl": lambda columns, logprobs: _gap(columns, BEHAVIOUR, logprobs),
+    "behaviour_gap": lambda columns, logprobs: jnp.abs(_gap(columns, BEHAVIOUR, logprobs)),
+    "entropy": lambda columns, logprobs: columns[ENTROPY],
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -140,6 +141,46 @@ def make_plan(lengths: Sequence[int], train: TrainConfig, seed: int, multiple: i
         rows += [()] * (-len(rows) % batch_rows)
     padding = 1 - train.num_epochs * sum(lengths) / (len(rows) * seq_len)
     return Plan(tuple(rows), batch_rows, padding)
+
+
+def make_even_plan(lengths: Sequence[int], train: TrainConfig, seed: int) -> Plan:
+    """A plan whose batches have train.batch_size rows each and, within an epoch, equally many examples, or
+    one less.
+
+    It is for examples that are made anew again and again. A step compiles once, whatever their number, and
+    no last batch is nearly empty, which Adam would turn into a step as long as any other. An epoch has as
+    few batches as hold its examples, train.batch_examples of them at most (0: no limit).
+
+    Args:
+      lengths: tokens of each example in a row.
+      train: seq_len, batch_size, batch_examples and num_epochs.
+      seed: 32 bits, of the shuffling.
+
+    Raises:
+      UserError: an example is longer than a row.
+    """
+    seq_len, size, count = train.seq_len, train.batch_size, len(lengths)
+    if max(lengths) > seq_len:
+        raise UserError(f"train.seq_len = {seq_len}: the longest example needs {max(lengths)}")
+    orders = [_order(count, seed, 2 * epoch) for epoch in range(train.num_epochs)]
+    number = max(-(-sum(lengths) // (seq_len * size)), 1)  # of an epoch's batches
+    if train.batch_examples:
+        number = max(number, -(-count // train.batch_examples))
+    while True:
+        ends = [count * i // number for i in range(number + 1)]
+        batches = [
+            _pack(order[a:b], lengths, seq_len)
+            for order in orders
+            for a, b in itertools.pairwise(ends)
+        ]
+        if max(map(len, batches)) <= size:
+            break
+        number += 1
+    rows: list[tuple[int, ...]] = []
+    for batch in batches:
+        rows += [*batch, *[()] * (size - len(batch))]
+    padding = 1 - train.num_epochs * sum(lengths) / (len(rows) * seq_len)
+    return Plan(tuple(rows), size, padding)
 
 
 def _pack(order: Sequence[int], lengths: Sequence[int], seq_len: int) -> list[tuple[int, ...]]:

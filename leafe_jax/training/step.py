@@ -20,9 +20,10 @@ from leafe_jax.models.attention import choose_backend, segment_attend
 from leafe_jax.models.decoder import ModelConfig
 from leafe_jax.models.sharding import BATCH, check_mesh, shardings_for
 from leafe_jax.training.forward import hidden_states
-from leafe_jax.training.losses import token_nll
+from leafe_jax.training.losses import token_nll, token_nll_entropy
 from leafe_jax.training.objectives import Objective
 from leafe_jax.training.settings import TrainConfig
+from leafe_jax.types import ENTROPY
 
 Batch = dict[str, Any]  # see packing.Batches
 Measurements = dict[str, Array]
@@ -130,17 +131,31 @@ def loss_sums(
         remat=options.remat, scan_layers=options.scan_layers, mesh=options.mesh,
     )  # fmt: skip
     targets, chunk = batch["targets"], options.loss_chunk
-    logprobs = -token_nll(config, params, hidden, targets, chunk, options.mesh)
-    loss = objective.token_loss(batch, logprobs)
+    columns = batch
+    if objective.entropy:
+        nll, entropy = token_nll_entropy(config, params, hidden, targets, chunk, options.mesh)
+        columns = {**batch, ENTROPY: entropy}
+    else:
+        nll = token_nll(config, params, hidden, targets, chunk, options.mesh)
+    logprobs = -nll
+    loss = objective.token_loss(columns, logprobs)
     each = jnp.stack(
         [jnp.sum(jnp.where(batch["source"] == i, loss, 0)) for i in range(len(coefficients))]
     )
     fixed = jax.lax.stop_gradient(logprobs)
+    columns = jax.lax.stop_gradient(columns)
     measured = {
-        name: jnp.sum(batch["mass"] * measure(batch, fixed))
+        name: jnp.sum(_watched(objective, batch) * measure(columns, fixed))
         for name, measure in objective.measurements.items()
     }
     return jnp.sum(coefficients * each), {"loss": each, **measured}
+
+
+def _watched(objective: Objective, batch: Batch) -> Array:
+    """The masses by which measurements are weighted."""
+    if objective.watched is None:
+        return batch["mass"]
+    return jnp.where(batch["source"] == objective.watched, batch["mass"], 0)
 
 
 def _gradients(
@@ -239,7 +254,7 @@ def make_train_step(
             "padding": jnp.mean(batch["segment_ids"] == 0),
         }
         for name in objective.measurements:
-            measurements[name] = sums[name] / jnp.maximum(batch["mass"].sum(), 1e-9)
+            measurements[name] = sums[name] / jnp.maximum(_watched(objective, batch).sum(), 1e-9)
         for index, name in enumerate(sources):
             own = jnp.where(batch["source"] == index, batch["mass"], 0)
             # 0 / 0 is nan: a batch without this source has no loss of it, and 0 would be a perfect one.

@@ -35,7 +35,13 @@ from leafe_jax.runtime.preemption import Preemption
 from leafe_jax.training.checkpoint import Checkpoints
 from leafe_jax.training.objectives import Objective
 from leafe_jax.training.optimizer import make_optimizer
-from leafe_jax.training.packing import Batches, make_plan, mixing_coefficients
+from leafe_jax.training.packing import (
+    Batches,
+    Plan,
+    make_even_plan,
+    make_plan,
+    mixing_coefficients,
+)
 from leafe_jax.training.records import Survey, survey
 from leafe_jax.training.settings import TrainConfig
 from leafe_jax.training.start import Data, Start, agree, check, own_rows
@@ -64,6 +70,7 @@ class Trainer:
       objective: what is minimised.
       directory: of the checkpoints.
       seed: of fresh adapters.
+      average: see optimizer.make_optimizer.
 
     Attributes:
       config: the model, with its adapters.
@@ -75,13 +82,20 @@ class Trainer:
     """
 
     def __init__(
-        self, start: Start, train: TrainConfig, objective: Objective, directory: Path, *, seed: int
+        self,
+        start: Start,
+        train: TrainConfig,
+        objective: Objective,
+        directory: Path,
+        *,
+        seed: int,
+        average: float = 0.0,
     ):
         self.mesh, self.config, self.options = check(train, start.config)
         self.train, self.objective, self.directory = train, objective, Path(directory)
         self.num_done = 0
         self.frozen: Any = {}
-        self._start, self._seed = start, seed
+        self._start, self._seed, self._average = start, seed, average
         self._rows = NamedSharding(self.mesh, BATCH)
         self._num_sources = 1
         self._state: Any = None
@@ -95,6 +109,11 @@ class Trainer:
         The next step donates these arrays. Whoever keeps them longer makes a copy; Engine.swap does.
         """
         return self._state["params"]
+
+    @property
+    def averaged(self) -> Any:
+        """The running average of what is trained; only with `average`."""
+        return self._state["opt_state"][1].average
 
     # -- start ---------------------------------------------------------------------------------
     def restore(
@@ -119,7 +138,7 @@ class Trainer:
         Raises:
           UserError: the checkpoint is another run's, or the devices' memory is too small.
         """
-        tx = make_optimizer(self.train, num_steps)
+        tx = make_optimizer(self.train, num_steps, self._average)
         self._num_sources = len(sources)
         self._checkpoints = Checkpoints(self.directory, self._identity(identity or {}))
         with needed_for("loading the weights and making the optimizer's state", _REMEDY):
@@ -184,12 +203,17 @@ class Trainer:
     ) -> Batches:
         """This process's rows of the batches of examples whose lengths are known."""
         train = dataclasses.replace(self.train, num_epochs=num_epochs)
-        plan = make_plan(lengths, train, seed, self.options.row_multiple)
-        own = own_rows(self._rows, (plan.batch_rows, train.seq_len))
-        return Batches(examples, plan, train.seq_len, own, self.objective.columns)
+        return self._read(examples, make_plan(lengths, train, seed, self.options.row_multiple))
+
+    def _read(self, examples: Sequence[Example], plan: Plan) -> Batches:
+        own = own_rows(self._rows, (plan.batch_rows, self.train.seq_len))
+        return Batches(examples, plan, self.train.seq_len, own, self.objective.columns)
 
     def batches(self, examples: Sequence[Example], *, num_epochs: int, seed: int) -> Batches:
         """Fresh examples as batches for `step`; in a run of several processes all have the same.
+
+        Batches are even (packing.make_even_plan). Masses are multiplied by the number of an epoch's
+        batches: if they add up to 1, the mean of an epoch's batch losses is the mean over all examples.
 
         Args:
           examples: sources as in `restore`, with the objective's columns.
@@ -200,7 +224,11 @@ class Trainer:
           UserError: see records.survey, or an example is longer than a row.
         """
         facts = self.survey(examples, self._num_sources)
-        return self.pack(examples, facts.lengths, num_epochs, seed)
+        train = dataclasses.replace(self.train, num_epochs=num_epochs)
+        plan = make_even_plan(facts.lengths, train, seed)
+        factor = np.float32(plan.num_steps / num_epochs)
+        scaled = [dataclasses.replace(e, mass=e.mass * factor) for e in examples]
+        return self._read(scaled, plan)
 
     # -- steps ---------------------------------------------------------------------------------
     def put(self, rows: Rows) -> dict[str, jax.Array]:

@@ -6,11 +6,19 @@ import pytest
 
 from leafe_jax.errors import UserError
 from leafe_jax.methods import base
+from leafe_jax.methods.on_policy import OnPolicyConfig
 from leafe_jax.methods.search import SearchConfig
 from leafe_jax.run import checks
 from leafe_jax.run.config import RunConfig, default_config, to_config_dict
 from leafe_jax.run.depends import closure, flatten, relevant, searches
-from leafe_jax.run.presets import add_rounds, add_variant, find_config, load_config, set_training
+from leafe_jax.run.presets import (
+    add_rounds,
+    add_variant,
+    find_config,
+    load_config,
+    set_on_policy,
+    set_training,
+)
 
 
 def read(change=lambda c: None) -> RunConfig:
@@ -40,7 +48,16 @@ def test_a_training_preset_reaches_every_method():
     names = (*settings.method, *settings.variants)
     trained = [m for m in (settings.find(n).config for n in names) if hasattr(m, "train")]
     assert len(trained) >= 3
-    assert all((m.train.num_epochs, m.train.mesh.fsdp) == (9, -1) for m in trained)
+    assert all(m.train.mesh.fsdp == -1 for m in trained)
+    # Passes over fresh rollouts are another thing than passes over the data.
+    epochs = {m.train.num_epochs for m in trained if not isinstance(m, OnPolicyConfig)}
+    assert epochs == {9} and settings.method["grpo"].train.num_epochs == 1
+    set_on_policy(config, iterations=7, kl_coefficient=0.5, train=dict(batch_size=2))
+    changed = RunConfig.read(config).method
+    assert changed["grpo"].kl_coefficient == 0.5 and changed["leafe"].train.batch_size == 8
+    assert all(
+        (changed[n].iterations, changed[n].train.batch_size) == (7, 2) for n in ("grpo", "sdpo")
+    )
 
 
 def two_rounds(c):
@@ -110,7 +127,7 @@ def test_rounds_follow_each_other():
     [
         ("two", dict(beta=-1.0), r"^variants\.two\.beta = -1"),
         ("two", dict(train=dict(schedule="steep")), r"^variants\.two\.train\.schedule = 'steep'"),
-        ("two", dict(method="ppo"), r"^variants\.two\.method = 'ppo': must be one of base, leafe, rft"),
+        ("two", dict(method="ppo"), r"^variants\.two\.method = 'ppo': must be one of base, erl, gigpo, grpo, leafe, rft, sdpo"),
         ("two", dict(colour=1), r"^variants\.two\.colour: no such field"),
         ("trees", {}, r"^variants\.trees: must be"),
         ("rft", {}, r"^variants\.rft: must be"),
@@ -156,7 +173,7 @@ def endless(c):
     [
         (endless, "methods: leafe reads rft reads leafe: must end somewhere"),
         (lambda c: c.leafe.update(trees="forest"), "search.forest: missing; the searches of this config are tree"),
-        (lambda c: c.leafe.update(start="ppo"), "methods = 'ppo': must be one of base, leafe, rft"),
+        (lambda c: c.leafe.update(start="ppo"), "methods = 'ppo': must be one of base, erl, gigpo, grpo, leafe, rft, sdpo"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_ordered_is_refused(change, message):

@@ -126,7 +126,7 @@ def test_distillation_follows_the_reverse_kl():
 @pytest.mark.parametrize("objective", [sft(), grpo(1.0, kl_coefficient=0.1), distillation(1.0)])
 def test_padding_contributes_nothing(objective):
     """Also where a column is 0 and the log-probability is as small as float32 has it."""
-    columns = dict.fromkeys(objective.columns, [0.0, 0.0]) | dict(mass=[0.0, 0.0])
+    columns = dict.fromkeys((*objective.columns, "entropy"), [0.0, 0.0]) | dict(mass=[0.0, 0.0])
     assert losses(objective, [-1.0, -1e30], **columns).tolist() == [0, 0]
     assert gradient(objective, [-1.0, -1e30], **columns).tolist() == [0, 0]
     for measure in objective.measurements.values():

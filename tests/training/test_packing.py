@@ -10,7 +10,7 @@ import trainer
 from leafe_jax.errors import UserError
 from leafe_jax.methods.examples import action_mass
 from leafe_jax.training import records
-from leafe_jax.training.packing import best_fit, mixing_coefficients
+from leafe_jax.training.packing import best_fit, make_even_plan, mixing_coefficients
 from leafe_jax.training.records import ExampleFile, survey, write_examples
 from leafe_jax.types import Example
 
@@ -309,3 +309,27 @@ def test_bad_data_settings():
         trainer.batches(made, batch_size=0)
     with pytest.raises(ValueError):
         Example(np.arange(3, dtype=np.int32), np.ones(3, np.float32), 0)
+
+
+@pytest.mark.parametrize("most", [0, 5])
+def test_even_batches(most):
+    """Every example once an epoch, batches of one shape, equally many examples in each or one less."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 24, 37).tolist()
+    train = trainer.train_config(seq_len=24, batch_size=6, num_epochs=3, batch_examples=most)
+    plan = make_even_plan(lengths, train, seed=4)
+    assert plan.batch_rows == 6 and len(plan.rows) % 6 == 0
+    steps = plan.num_steps // 3
+    for epoch in range(3):
+        batches = [
+            [i for row in plan.rows[6 * s : 6 * s + 6] for i in row]
+            for s in range(epoch * steps, (epoch + 1) * steps)
+        ]
+        sizes = [len(batch) for batch in batches]
+        assert max(sizes) - min(sizes) <= 1 and max(sizes) <= (most or 37)
+        assert sorted(i for batch in batches for i in batch) == list(range(37))
+    for row in plan.rows:
+        assert sum(lengths[i] for i in row) <= 24
+    assert make_even_plan(lengths, train, seed=4) == plan
+    with pytest.raises(UserError, match="train.seq_len = 24: the longest example needs 25"):
+        make_even_plan([25], train, seed=0)

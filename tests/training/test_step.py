@@ -14,7 +14,7 @@ from leafe_jax.errors import UserError
 from leafe_jax.models import decoder
 from leafe_jax.models.attention import segment_attend
 from leafe_jax.models.sharding import cast, hand_over, make_mesh, shardings_for
-from leafe_jax.training.losses import token_nll
+from leafe_jax.training.losses import token_nll, token_nll_entropy
 from leafe_jax.training.objectives import sft
 from leafe_jax.training.optimizer import make_optimizer
 from leafe_jax.training.packing import mixing_coefficients
@@ -133,6 +133,34 @@ def test_loss_in_pieces_of_the_vocabulary(tied, chunk):
 
     expected = jax.jit(jax.grad(defined, argnums=(0, 1)))(params, hidden)
     for a, b in zip(jax.tree.leaves(plain[0]), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("chunk", [40, 8, 13])
+def test_entropy_in_pieces_of_the_vocabulary(tied, chunk):
+    """Values and gradients of both, against log_softmax and JAX's own derivative."""
+    config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
+    params, mesh = trainer.params(config), trainer.one_device()
+    hidden = 3 * jax.random.normal(jax.random.key(1), (3, 7, 32))
+    targets = jax.random.randint(jax.random.key(2), (3, 7), 0, 40)
+    weights = jax.random.normal(jax.random.key(3), (2, 3, 7))
+
+    def loss(params, hidden):
+        both = token_nll_entropy(config, params, hidden, targets, chunk, mesh)
+        return sum(jnp.sum(w * x) for w, x in zip(weights, both)), both
+
+    def defined(params, hidden):
+        kernel = params["embed"]["embedding"].T if tied else params["lm_head"]["kernel"]
+        table = jax.nn.log_softmax(hidden @ kernel, axis=-1)
+        nll = -jnp.sum(jax.nn.one_hot(targets, 40) * table, -1)
+        both = nll, -jnp.sum(jnp.exp(table) * table, -1)
+        return sum(jnp.sum(w * x) for w, x in zip(weights, both)), both
+
+    ours, expected = (
+        jax.jit(jax.grad(f, argnums=(0, 1), has_aux=True))(params, hidden) for f in (loss, defined)
+    )
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 

@@ -189,6 +189,7 @@ def budget_rows(results: dict[str, Any], times: bool = False) -> tuple[list[str]
     """(header, rows) of what each part of the run spent. `times` adds a column of wall-clock seconds."""
     header = ["spent on", *[label for _, label in _BUDGET], *["wall seconds"] * times]
     parts = {f"search {name}": search for name, search in results["searches"].items()}
+    parts |= {f"training {name}": fit for name, fit in results["fits"].items() if "budget" in fit}
     parts |= {f"evaluating {name}": method for name, method in results["methods"].items()}
     rows = []
     for name, part in parts.items():
@@ -270,7 +271,16 @@ def spent_sentence(search: dict[str, Any]) -> str:
 def fit_sentence(method: str, fit: dict[str, Any]) -> str:
     """A sentence that says what a method was trained on."""
     examples = ", ".join(f"{number} {label}" for label, number in fit["examples"].items())
+    trained = f"Method {method}: trained on {examples}; {fit['target_tokens']} target tokens;"
+    if "iterations" not in fit:
+        return f"{trained} {fit['duplicates']} exact duplicates left out."
+    best = fit["best"]
+    shown = (
+        f" best probe after iteration {best['iteration']}, Pass@1 {100 * best['pass_at_1']:.1f}%;"
+        if best
+        else ""
+    )
     return (
-        f"Method {method}: trained on {examples}; {fit['target_tokens']} target tokens;"
-        f" {fit['duplicates']} exact duplicates left out."
+        f"{trained} {fit['iterations']} iterations, {fit['dropped_groups']} groups without signal"
+        f" dropped;{shown} its probes took {fit['probe_budget']['env_steps']:,} environment steps more."
     )
