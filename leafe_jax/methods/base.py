@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from envs.prompts import Prompts
+from leafe_jax.agent.policy import Encoder
 from leafe_jax.errors import UserError
 from leafe_jax.training.settings import TrainConfig
 from leafe_jax.types import Example, Tree
@@ -21,6 +22,7 @@ from leafe_jax.types import Example, Tree
 # Name -> module:class. A method's directory in the workdir has its name.
 REGISTRY = {
     "base": "leafe_jax.methods.base:Base",
+    "early_experience": "leafe_jax.methods.early_experience:EarlyExperience",
     "leafe": "leafe_jax.methods.leafe:Leafe",
     "rft": "leafe_jax.methods.rft:RejectionFineTuning",
 }
@@ -47,6 +49,9 @@ class Run(Protocol):
 
     def base_model(self) -> Path:
         """The model that the run starts from."""
+
+    def encoder(self, method: str) -> Encoder:
+        """Text as token ids, as the model of a method's agent reads it."""
 
     def trees(self, search: str) -> Iterable[Tree]:
         """The trees of `config.search.<search>`, all of them; read anew at each iteration."""

@@ -29,6 +29,7 @@ from etils import epath
 from envs.base import Environment, Task
 from envs.prompts import Prompts
 from leafe_jax.agent.evaluate import evaluate
+from leafe_jax.agent.policy import Encoder
 from leafe_jax.errors import UserError
 from leafe_jax.methods.base import Agent, FineTuned, Made
 from leafe_jax.methods.search import explore
@@ -50,6 +51,7 @@ from leafe_jax.run.validate import validate
 from leafe_jax.run.weights import (
     Weights,
     base_model_path,
+    chat_of,
     check_model,
     export,
     fine_tune,
@@ -155,6 +157,10 @@ class Experiment:
         if _is_untrained(phase):
             return self.config.find(method.config.start).agent(self).model
         return trained_model(phase)
+
+    def encoder(self, method: str) -> Encoder:
+        """Text as token ids, as the model of a method's agent reads it."""
+        return chat_of(self.config.model, self.config.find(method).agent(self))
 
     def trees(self, search: str) -> Trees:
         """The trees of a search, read anew at each iteration.
