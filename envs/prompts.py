@@ -273,6 +273,11 @@ class Prompts:
         made._playbook = playbook
         return made
 
+    @property
+    def has_bullets(self) -> bool:
+        """Whether there is a playbook with a bullet."""
+        return self._playbook is not None and len(self._playbook.bullets) > 0
+
     def _with_playbook(self, message: str) -> str:
         book = self._playbook
         if book is None:

@@ -84,7 +84,9 @@ class Policy(Protocol):
     """
 
     num_slots: int
-    encoder: Encoder
+
+    @property
+    def encoder(self) -> Encoder: ...
 
     def start(self) -> Any: ...
 

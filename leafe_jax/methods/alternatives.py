@@ -106,7 +106,7 @@ class Alternatives(Explorer):
     def reflect_now(self, episode: Episode) -> bool:
         growth = self._growing[episode.owner.task_id]
         if episode.node.kind == KIND:
-            theirs = growth.expert.turns[episode.node.branch_step - 1].action
+            theirs = growth.expert.turns[len(episode.turns) - 1].action
             return self.config.explain and episode.turns[-1].action != theirs
         if growth.expert is None and episode.state.success:
             kept = self.policy.fork(episode.session, self.policy.length(episode.session))
@@ -120,7 +120,7 @@ class Alternatives(Explorer):
         return True
 
     def question(self, episode: Episode, history: str) -> str:
-        expert, step = self._growing[episode.owner.task_id].expert, episode.node.branch_step
+        expert, step = self._growing[episode.owner.task_id].expert, len(episode.turns)
         later = [turn.observation for turn in expert.turns[step:]]
         return self.prompts.contrast(
             episode.step, episode.observation, history, episode.turns[-1].action,

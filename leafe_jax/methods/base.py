@@ -16,11 +16,13 @@ from typing import Any, ClassVar, Protocol
 from envs.prompts import Prompts
 from leafe_jax.agent.policy import Encoder
 from leafe_jax.errors import UserError
+from leafe_jax.methods.playbook import Playbook
 from leafe_jax.training.settings import TrainConfig
 from leafe_jax.types import Example, Tree
 
 # Name -> module:class. A method's directory in the workdir has its name.
 REGISTRY = {
+    "ace": "leafe_jax.methods.ace:Ace",
     "base": "leafe_jax.methods.base:Base",
     "early_experience": "leafe_jax.methods.early_experience:EarlyExperience",
     "leafe": "leafe_jax.methods.leafe:Leafe",
@@ -52,6 +54,15 @@ class Run(Protocol):
 
     def encoder(self, method: str) -> Encoder:
         """Text as token ids, as the model of a method's agent reads it."""
+
+    def agent_of(self, method: str) -> Agent:
+        """The agent that a method has left."""
+
+    def adapt(self, method: Method) -> bool:
+        """Grows the playbook of a method, resumably, in the workdir; False if that was done before."""
+
+    def playbook(self, method: Method) -> Playbook:
+        """The playbook that a method has left."""
 
     def trees(self, search: str) -> Iterable[Tree]:
         """The trees of `config.search.<search>`, all of them; read anew at each iteration."""
@@ -87,6 +98,11 @@ class Method(abc.ABC):
         """What must be finished before `fit`: "trees/<search>", or another method's name. The fields
         that those depend on, this method depends on, too."""
         return ()
+
+    @property
+    def played(self) -> tuple[str, int] | None:
+        """(split, number of tasks, 0 for all) that `fit` plays itself; None if it plays none."""
+        return None
 
     @abc.abstractmethod
     def fit(self, run: Run) -> bool:

@@ -8,7 +8,7 @@ import envs
 from envs.base import Environment, Task
 from leafe_jax.errors import UserError
 from leafe_jax.run.config import PHASES, RunConfig
-from leafe_jax.run.depends import closure, searches
+from leafe_jax.run.depends import closure, fitted, searches
 
 
 def make_environment(config: RunConfig) -> Environment:
@@ -86,6 +86,15 @@ def validate(config: RunConfig) -> Environment:
                 f"search.{name}.split = {search.split!r}: must not be the split that is evaluated"
             )
         _refuse_empty(env, search.split, search.num_tasks, f"search.{name}")
+    for name in fitted(config):
+        played = config.find(name).played
+        if played is not None:
+            split, number = played
+            if split == config.evaluate.split:
+                raise UserError(
+                    f"{name}.split = {split!r}: must not be the split that is evaluated"
+                )
+            _refuse_empty(env, split, number, name)
     if {"evaluate", "habits"} & set(config.phases):
         _refuse_empty(env, config.evaluate.split, config.evaluate.num_tasks, "evaluate")
     return env

@@ -189,6 +189,7 @@ def budget_rows(results: dict[str, Any], times: bool = False) -> tuple[list[str]
     """(header, rows) of what each part of the run spent. `times` adds a column of wall-clock seconds."""
     header = ["spent on", *[label for _, label in _BUDGET], *["wall seconds"] * times]
     parts = {f"search {name}": search for name, search in results["searches"].items()}
+    parts |= {f"fitting {name}": fit for name, fit in results["fits"].items() if "budget" in fit}
     parts |= {f"evaluating {name}": method for name, method in results["methods"].items()}
     rows = []
     for name, part in parts.items():
@@ -270,6 +271,14 @@ def spent_sentence(search: dict[str, Any]) -> str:
 def fit_sentence(method: str, fit: dict[str, Any]) -> str:
     """A sentence that says what a method was trained on."""
     examples = ", ".join(f"{number} {label}" for label, number in fit["examples"].items())
+    if "playbook" in fit:
+        book = fit["playbook"]
+        return (
+            f"Method {method}: a playbook of {examples}, at most {book['token_budget']} tokens, from"
+            f" {book['reviews']} reviews. Refused: {book['duplicate']} duplicates, {book['full']} beyond"
+            f" the token budget, {book['empty']} empty; {book['unreadable']} replies of the curator were"
+            " unreadable. No weight is trained."
+        )
     return (
         f"Method {method}: trained on {examples}; {fit['target_tokens']} target tokens;"
         f" {fit['duplicates']} exact duplicates left out."
