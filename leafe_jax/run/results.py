@@ -84,11 +84,11 @@ def method_differences(config: RunConfig, blocks: dict[str, Blocks]) -> list[dic
 def _search_result(blocks: Blocks) -> dict[str, Any]:
     count: collections.Counter[str] = collections.Counter()
     statuses: collections.Counter[str] = collections.Counter()
-    budget = Budget()
+    budget, solved = Budget(), {}
     for tree in Trees(blocks):
         budget.add(tree.budget)
         count["tasks"] += 1
-        count["solved_tasks"] += any(node.success for node in tree.nodes)
+        solved[tree.task_id] = any(node.success for node in tree.nodes)
         for node in tree.nodes:
             count["success_episodes"] += node.success
             count["branches"] += node.parent is not None
@@ -101,7 +101,8 @@ def _search_result(blocks: Blocks) -> dict[str, Any]:
             )
     return {
         "tasks": count["tasks"],
-        "solved_tasks": count["solved_tasks"],
+        "solved_tasks": sum(solved.values()),
+        "solved": dict(sorted(solved.items())),
         "episodes": budget.episodes,
         "success_episodes": count["success_episodes"],
         "out_of_context": count["out_of_context"],

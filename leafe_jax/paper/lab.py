@@ -1,0 +1,190 @@
+"""The laboratory: runs what is missing of a grid of cells and seeds, and writes one page from all of it.
+
+    WORKDIR/MODE/CELL/seedN/        an ordinary workdir: one run of all methods of a table
+    WORKDIR/results/MODE/TABLE/     results.json of each run, small: CELL-seedN.json
+    WORKDIR/TABLE-MODE.md, .html    the page
+
+Tables that share a cell share its workdir, and so its searches, models and evaluations. A killed
+laboratory continues with the same command. Several hosts with a common file system may run it at the same
+time: a run that another one is working on is left to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from envs.base import EnvDataError
+from leafe_jax.errors import UserError
+from leafe_jax.paper import numbers, page
+from leafe_jax.paper.tables import TABLES, LabConfig
+from leafe_jax.run import experiment
+from leafe_jax.run.config import RunConfig
+from leafe_jax.run.depends import flatten, without_seed
+from leafe_jax.run.report.table import read_results
+from leafe_jax.run.workdir import InUse
+from leafe_jax.runtime import console, processes
+from leafe_jax.runtime.files import local_path, make_directory, read_json, whole, write_json
+from leafe_jax.runtime.settings import build
+
+_LOG = logging.getLogger("leafe_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One cell with one seed."""
+
+    cell: str
+    config: ml_collections.ConfigDict
+    workdir: epath.Path
+    kept: epath.Path  # its results.json
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell}, seed {self.config.seed}"
+
+
+def is_grid(config: ml_collections.ConfigDict) -> bool:
+    """Whether a config is one of configs/paper/, and not that of a run."""
+    return "lab" in config and "cells" in config
+
+
+def read(
+    config: ml_collections.ConfigDict,
+) -> tuple[LabConfig, dict[str, ml_collections.ConfigDict]]:
+    """(settings of the grid, cell -> config of its runs).
+
+    Raises:
+      UserError: names the first bad field.
+    """
+    given = config.to_dict()
+    for name in given:
+        if name not in ("lab", "cells"):
+            raise UserError(f"{name}: there is no such field")
+    lab = build(LabConfig, given["lab"], "lab")
+    cells = {name: config.cells[name] for name in config.cells}
+    for name, cell in cells.items():
+        try:
+            RunConfig.read(cell)
+        except UserError as error:
+            raise UserError(f"cells.{name}: {error}") from error
+    return lab, cells
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Runs what is missing of a grid, and writes its page from what is finished.
+
+    A run that fails leaves its place on the page to the reason; the others go on.
+
+    Raises:
+      UserError: a bad field, or no run has succeeded.
+    """
+    lab, cells = read(config)
+    root = epath.Path(local_path("--workdir=", workdir))
+    missing: dict[str, str] = {}
+    for one in _runs(lab, cells, root):
+        finished = processes.together(one.name, decide=lambda _, one=one: _is_current(one))
+        if not finished:
+            reason = _attempt(one)
+            if reason:
+                missing[one.name] = reason
+    processes.together("page", decide=lambda _: write_page(config, workdir, missing))
+
+
+def _runs(
+    lab: LabConfig, cells: Mapping[str, ml_collections.ConfigDict], root: epath.Path
+) -> list[_Run]:
+    """All runs; first every cell with the first seed."""
+    found = []
+    for seed in lab.seeds:
+        for name, cell in cells.items():
+            own = cell.copy_and_resolve_references()
+            own.seed = seed
+            kept = root / "results" / lab.mode / lab.table / f"{name}-seed{seed}.json"
+            found.append(_Run(name, own, root / lab.mode / name / f"seed{seed}", kept))
+    return found
+
+
+def _is_current(one: _Run) -> bool:
+    """Whether the results of a run are there, and are those of its config."""
+    if not one.kept.exists():
+        return False
+    found = read_json(one.kept)
+    wanted = flatten(RunConfig.read(one.config))
+    try:
+        known = found["config"]
+        same = without_seed(known) == without_seed(wanted) and known["seed"] == wanted["seed"]
+        return same and known["methods"] == wanted["methods"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{one.kept}: no results of a run; move it away to make it again"
+        ) from error
+
+
+def _attempt(one: _Run) -> str:
+    """Makes a run; returns why it did not succeed, or ""."""
+    if processes.first():
+        console.say(f"== {one.name}")
+    try:
+        if processes.first():
+            make_directory(one.workdir)
+        experiment.run(one.config, str(one.workdir))
+    except InUse:
+        return "another process is working on it"
+    except (UserError, EnvDataError) as error:
+        if processes.first():
+            _LOG.warning("%s: %s", one.name, error)
+        return str(error)
+    if processes.first():
+        make_directory(one.kept.parent)
+        write_json(one.kept, read_json(one.workdir / "results.json"))
+    return ""
+
+
+def write_page(
+    config: ml_collections.ConfigDict, workdir: str, missing: Mapping[str, str] | None = None
+) -> None:
+    """Writes the page of a grid from the result files that are there; runs nothing.
+
+    Args:
+      config: the grid.
+      workdir: of the laboratory.
+      missing: run -> why it is not there, where that is known.
+
+    Raises:
+      UserError: there is no result file.
+    """
+    lab, cells = read(config)
+    root = epath.Path(local_path("--workdir=", workdir))
+    spec, absent = TABLES[lab.table], dict(missing or {})
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for one in _runs(lab, cells, root):
+        if _is_current(one):
+            found.setdefault(one.cell, {})[int(one.config.seed)] = read_results_file(one.kept)
+        else:
+            absent.setdefault(one.name, "not run yet")
+    if not found:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in absent.items())
+        raise UserError(f"{workdir}: no run of {lab.table} has succeeded: {reasons}")
+    done = [numbers.read_cell(name, runs, spec.rows) for name, runs in found.items()]
+    parts = page.blocks(lab, spec, done, absent)
+    picture = page.curves(done) if spec.rows == "methods" else None
+    for suffix, text in (("md", page.markdown(parts)), ("html", page.web_page(parts, picture))):
+        path = root / f"{lab.table}-{lab.mode}.{suffix}"
+        with whole(path) as file:
+            file.write(text)
+        console.say(str(path))
+
+
+def read_results_file(path: epath.Path) -> dict[str, Any]:
+    """A results.json under another name.
+
+    Raises:
+      UserError: it is broken, or has another schema.
+    """
+    return read_results(path.parent, path.name)
