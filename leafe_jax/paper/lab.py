@@ -171,7 +171,7 @@ def write_page(
     if not found:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in absent.items())
         raise UserError(f"{workdir}: no run of {lab.table} has succeeded: {reasons}")
-    done = [numbers.read_cell(name, runs, spec.rows) for name, runs in found.items()]
+    done = [numbers.read_cell(n, found[n], spec.rows) for n in cells if n in found]
     parts = page.blocks(lab, spec, done, absent)
     picture = page.curves(done) if spec.rows == "methods" else None
     for suffix, text in (("md", page.markdown(parts)), ("html", page.web_page(parts, picture))):

@@ -1,4 +1,4 @@
-"""The page of a table, as Markdown and HTML: results, claims, budgets, protocol, the paper's own numbers."""
+"""The page of a table, as Markdown and HTML: results, claims, budgets, protocol, the paper's own."""
 
 from __future__ import annotations
 
@@ -110,15 +110,10 @@ def _budgets(spec: Table, cells: Sequence[Cell]) -> Block:
         for row in cell.counts:
             each = [numbers.spent(r, row, spec.rows) for r in cell.results]
             own = {name: round(sum(e[name] for e in each) / len(each)) for name in each[0]}
-            told = numbers.beyond(each[0], reference)
-            rows.append(
-                (
-                    cell.name,
-                    row,
-                    *(f"{v:,}" for v in own.values()),
-                    told or ("equal" if own["env_steps"] else "nothing"),
-                )
+            told = numbers.beyond(each[0], reference) or (
+                "equal" if own["env_steps"] else "nothing"
             )
+            rows.append((cell.name, row, *(f"{v:,}" for v in own.values()), told))
     header = (
         "environment", spec.rows[:-1], "environment steps", "generated tokens", "reflections",
         "trained tokens", "wall seconds", "against LEAFE's",

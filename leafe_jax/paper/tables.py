@@ -136,7 +136,7 @@ TABLES = {
         "searches", _searches,
         (
             Claim("Trees solve more tasks than iterative refinement", "tree", "refine"),
-            Claim("Iterative refinement solves more tasks than independent sampling", "refine", "independent"),
+            Claim("Refinement solves more tasks than independent sampling", "refine", "independent"),
             Claim("Trees solve more tasks than independent sampling", "tree", "independent"),
             Claim("Trees solve more tasks than linear rollback", "tree", "linear"),
             Claim("Trees solve more tasks with e than without", "tree", "tree_without_e"),
