@@ -98,6 +98,10 @@ class Hooks:
         """What is asked in place of p_refl (None: that); `history` as in `Prompts.reflection`."""
         return None
 
+    def declines(self, episode: Episode, action: str) -> bool:
+        """Is this action not to be played? Then the episode ends before it."""
+        return False
+
     def leaves(self, episode: Episode) -> bool:
         """After a step that asks no reflection: does the episode end here, though its game goes on?"""
         return False
@@ -149,8 +153,13 @@ class Rollout:
         for _, completion in arrived:
             if completion.finish_reason == "error":
                 raise UserError(completion.error)
-        acting = [pair for pair in arrived if pair[1].ids and not pair[0].reflecting]
-        actions = [self.prompts.parse_action(completion.text) for _, completion in acting]
+        acting, actions = [], []
+        for episode, completion in arrived:
+            if completion.ids and not episode.reflecting:
+                action = self.prompts.parse_action(completion.text)
+                if not hooks.declines(episode, action[0]):
+                    acting.append((episode, completion))
+                    actions.append(action)
         played = self.env.step_many(
             [
                 (episode.state, action)
@@ -267,7 +276,7 @@ class Rollout:
         Args:
           episode: whose reply it is.
           completion: the reply.
-          move: (action, well-formed, state, result) if the reply was an action, or None.
+          move: (action, well-formed, state, result) if the reply was an action that is played, or None.
           hooks: the driver.
         """
         budget = episode.budget
@@ -283,7 +292,7 @@ class Rollout:
                 return False
             return self._affords(episode, hooks)
         if move is None:
-            episode.node.stop = "context"
+            episode.node.stop = episode.node.stop or "context"
             episode.lengths.pop()
             return False
         self._step(episode, completion, *move)

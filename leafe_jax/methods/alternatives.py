@@ -3,8 +3,9 @@
 The search of Early Experience. An expert's trajectory is played first: by the environment's scripted
 player, by its solver, or it is the agent's own first success. Then the agent is asked for an action at
 step 1, 2, and so on to the last, and again at step 1, until the budget is spent. Each of these actions is
-played, so that its outcome is known, and left. With `explain` the agent is told both actions with their
-outcomes, and says why the expert's is better.
+played, so that its outcome is known, and left. What is known already, the expert's own action or one that
+was played at this step before, is not played again, unless a whole round has brought nothing else. With
+`explain` the agent is told both actions with their outcomes, and says why the expert's is better.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from leafe_jax.methods.search import Explorer, Growth
 from leafe_jax.types import Node, Tree
 
 KIND = "alternative"
+_KNOWN = "known"
 
 
 @dataclasses.dataclass(eq=False)
@@ -30,6 +32,8 @@ class _Growth(Growth):
     expert: Episode | None = None  # its session is kept until the tree is finished
     begun: int = 0  # places at which an alternative was begun, or had no room
     reach: int = 0  # last step at which a prompt fits into the context
+    known: set[tuple[int, str]] = dataclasses.field(default_factory=set)  # (step, action)
+    stale: int = 0  # known actions since the last new one
 
 
 class Alternatives(Explorer):
@@ -78,12 +82,13 @@ class Alternatives(Explorer):
 
     def _keep(self, growth: _Growth, expert: Episode) -> None:
         growth.expert, growth.reach = expert, len(expert.turns)
+        growth.known = {(turn.step, turn.action) for turn in expert.turns}
 
     def _another(self, tree: Tree, last: Episode) -> Episode | None:
         growth = self._growing[tree.task_id]
         if growth.expert is None:
             return super()._another(tree, last)
-        if last.node.kind == KIND and not last.node.turns:
+        if last.node.kind == KIND and last.node.stop == "context":
             assert last.node.branch_step is not None
             growth.reach = min(growth.reach, last.node.branch_step - 1)
         steps = len(growth.expert.turns)
@@ -93,14 +98,13 @@ class Alternatives(Explorer):
             replayed = step - 1 if self.replays else 0
             if step <= growth.reach and tree.budget.has_room(replayed + 1):
                 tree.budget.replayed_steps += replayed
-                return self._alternative(tree, growth.expert, step)
+                return self._alternative(tree, growth.expert, step, growth.begun)
         return None
 
-    def _alternative(self, tree: Tree, expert: Episode, step: int) -> Episode:
-        twin = sum(node.branch_step == step for node in tree.nodes)
+    def _alternative(self, tree: Tree, expert: Episode, step: int, number: int) -> Episode:
         node = Node(len(tree.nodes), expert.node.id, step, 1, KIND, None)
         tree.nodes.append(node)
-        return branch(self.policy, expert, step, node, f"{expert.name}/a{step}.{twin}", None)
+        return branch(self.policy, expert, step, node, f"{expert.name}/a{number}", None)
 
     # -- hooks ---------------------------------------------------------------------------------
     def reflect_now(self, episode: Episode) -> bool:
@@ -112,6 +116,25 @@ class Alternatives(Explorer):
             kept = self.policy.fork(episode.session, self.policy.length(episode.session))
             self._keep(growth, dataclasses.replace(episode, session=kept))
         return False
+
+    def declines(self, episode: Episode, action: str) -> bool:
+        growth, place = self._growing[episode.owner.task_id], (episode.step, action)
+        if episode.node.kind != KIND:
+            return False
+        growth.stale = growth.stale + 1 if place in growth.known else 0
+        growth.known.add(place)
+        if not 0 < growth.stale <= len(growth.expert.turns):
+            return False
+        episode.node.stop = _KNOWN
+        return True
+
+    def finished(self, episode: Episode) -> None:
+        if episode.node.stop == _KNOWN:  # nothing was played, so there is nothing to keep
+            tree = episode.owner
+            assert tree.nodes.pop() is episode.node
+            tree.budget.episodes -= 1
+            tree.budget.replayed_steps -= len(episode.turns) if self.replays else 0
+        super().finished(episode)
 
     def leaves(self, episode: Episode) -> bool:
         if episode.node.kind != KIND:

@@ -1,8 +1,8 @@
 """Linear rollback: one trajectory goes back a few steps at a time, and never branches.
 
 As in GA-Rollback (github.com/wisper12933/GA-Rollback): after a wait, an assistant names the step that went
-wrong and explains it; the trajectory goes back to it, but at most `max_rollback` steps; the newest
-explanations are kept in view; after `max_rollbacks` it plays to its end. Here the assistant is the policy
+wrong and explains it; the trajectory goes back to it, but at most `rollback_steps` steps; the newest
+explanations are kept in view; after `rollbacks` it plays to its end. Here the assistant is the policy
 itself, asked with the search's own question every `reflect_every` steps and after a failure, so that the
 searches differ by their rules alone. Then a new trajectory begins, until the budget is spent.
 """
@@ -22,7 +22,7 @@ class Linear(Explorer):
 
     def reflect_now(self, episode: Episode) -> bool:
         config, taken = self.config, len(episode.turns)
-        if episode.node.depth >= config.max_rollbacks or not self._may_begin(episode.owner):
+        if episode.node.depth >= config.rollbacks or not self._may_begin(episode.owner):
             return False
         if episode.state.done:
             return config.reflect_on_failure and not episode.state.success
@@ -43,7 +43,7 @@ class Linear(Explorer):
 
     def _follow(self, episode: Episode, tau: int, experience: str | None) -> Episode:
         """Goes back to tau, or to as far as it may; the newest experiences are told again there."""
-        tau = max(tau, len(episode.turns) + 1 - self.config.max_rollback)
+        tau = max(tau, len(episode.turns) + 1 - self.config.rollback_steps)
         growth = self._growing[episode.owner.task_id]
         child = super()._follow(episode, tau, experience)
         if experience is not None:

@@ -72,8 +72,8 @@ class SearchConfig:
     refine_memory: str = "all"
     # -- linear
     wait_steps: int = 6  # steps of a trajectory before the first question
-    max_rollback: int = 4  # most steps that it goes back; tau further back is brought forward
-    max_rollbacks: int = 6  # of a chain; then its trajectory plays to its end
+    rollback_steps: int = 4  # most steps that it goes back; tau further back is brought forward
+    rollbacks: int = 6  # of a chain; then its trajectory plays to its end
     shown_experiences: int = 3  # most experiences that are told again at tau, the newest ones
     # A reflection whose tokens have a lower mean probability is not followed; 0 follows all.
     min_probability: float = 0.0
@@ -99,7 +99,7 @@ class SearchConfig:
         for name, least in (
             ("num_tasks", 0), ("block_size", 1), ("num_roots", 1), ("max_attempts", 0),
             ("max_depth", 0), ("reflect_every", 1), ("max_env_steps", 0), ("max_generated_tokens", 0),
-            ("wait_steps", 0), ("max_rollback", 1), ("max_rollbacks", 0), ("shown_experiences", 1),
+            ("wait_steps", 0), ("rollback_steps", 1), ("rollbacks", 0), ("shown_experiences", 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:

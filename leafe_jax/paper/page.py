@@ -137,13 +137,7 @@ def _protocol(cells: Sequence[Cell]) -> Block:
         for seed, results in zip(cell.seeds, cell.results, strict=True):
             caution = provenance_sentence(results, code)
             seen += [f"{cell.name}, seed {seed}: {caution}"] if caution else []
-    experts = sorted(
-        f"{cell.name}: the expert of Early Experience is the {search['expert']!r} of search {name}."
-        for cell in cells
-        for name, search in cell.results[0]["protocol"]["searches"].items()
-        if search["method"] == "alternatives"
-    )
-    return Block("Protocol", (*lines, *experts, *seen))
+    return Block("Protocol", (*lines, *seen))
 
 
 def _paper(table: str) -> list[Block]:

@@ -88,7 +88,10 @@ def _search_result(blocks: Blocks) -> dict[str, Any]:
     for tree in Trees(blocks):
         budget.add(tree.budget)
         count["tasks"] += 1
-        solved[tree.task_id] = any(node.success for node in tree.nodes)
+        # An expert's success is not the search's.
+        solved[tree.task_id] = any(
+            node.success and node.kind not in ("expert", "alternative") for node in tree.nodes
+        )
         for node in tree.nodes:
             count["success_episodes"] += node.success
             count["branches"] += node.parent is not None

@@ -39,6 +39,12 @@ def looks(turns, text, seed):
     return tagged("look" if seed % 3 else "inventory")
 
 
+def new():
+    """Never the same action twice."""
+    count = iter(range(999))
+    return lambda turns, text, seed: tagged(f"go to place {next(count)}")
+
+
 def method(policy, prompts, **weights):
     made = EarlyExperience(EarlyExperienceConfig(**weights))
     made.encoder, made.prompts = policy.encoder, prompts
@@ -55,7 +61,7 @@ def test_an_expert_that_is_given_takes_its_steps_from_the_budget(expert, mode):
         else ENV.solve(ENV.reset(TASK)[0])
     )
     number = len(wanted)
-    tree, policy, _ = grow(looks, mode, expert=expert, max_env_steps=2 * number + 3)
+    tree, policy, _ = grow(new(), mode, expert=expert, max_env_steps=2 * number + 3)
     root, *others = tree.nodes
     assert (root.kind, root.success, root.stop) == ("expert", True, "success")
     assert [turn.action for turn in root.turns] == wanted
@@ -98,7 +104,9 @@ def test_the_agents_own_first_success_is_the_expert():
     assert kinds[:3] == ["root", "root", "alternative"] and set(kinds[3:]) == {"alternative"}
     assert [n.success for n in tree.nodes[:2]] == [False, True]
     assert {n.parent for n in tree.nodes[2:]} == {1} and expert_of(tree) is tree.nodes[1]
-    assert tree.budget.env_steps == 60 == tree.budget.generated_tokens
+    # "look" is new once at each step; then a round of it is sampled and not played.
+    assert tree.budget.env_steps == 60
+    assert tree.budget.generated_tokens == 60 + len(tree.nodes[1].turns)
 
 
 def test_without_a_solution_the_agent_plays_by_itself():
@@ -133,6 +141,29 @@ def test_where_there_are_no_snapshots_the_way_to_a_step_is_booked(tmp_path):
     assert tree.budget.env_steps + tree.budget.replayed_steps == solution + 12
 
 
+def test_what_is_known_is_sampled_again_and_not_played():
+    """The agent does as the expert, but for a new action in its third reply at step 2."""
+    ours = PLAYER.play(TASK.task_id, PLAYER.all_aware).actions
+    number, asked = len(ours), []
+
+    def reply(turns, text, seed):
+        asked.append(len(turns) + 1)
+        return tagged("inventory" if asked[-1] == 2 and asked.count(2) == 3 else ours[len(turns)])
+
+    tree, _, _ = grow(reply, max_env_steps=2 * number + 4)
+    # A whole round is sampled and left; a second one is played though it is known; then the new action,
+    # after which a round is left again.
+    rounds = list(range(1, number + 1))
+    assert asked == [*rounds, *rounds, 1, 2, *rounds[2:], 1, 2, 3, 4]
+    others = tree.nodes[1:]
+    assert [node.branch_step for node in others] == [*rounds, 1, 2, 3, 4]
+    assert [n.branch_step for n in others if n.turns[0].action == "inventory"] == [2]
+    assert [node.id for node in tree.nodes] == list(range(len(tree.nodes)))
+    assert tree.budget.episodes == len(tree.nodes) == number + 5
+    assert tree.budget.env_steps == 2 * number + 4
+    assert tree.budget.generated_tokens == len(asked)
+
+
 # -- the examples ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("mode", ["dialogue", "window"])
 def test_world_modelling_predicts_what_each_other_action_brought(mode):
@@ -143,7 +174,8 @@ def test_world_modelling_predicts_what_each_other_action_brought(mode):
     for node in others:
         if node.turns[0].action != expert.turns[node.branch_step - 1].action:
             different.setdefault((node.branch_step, node.turns[0].action), node)
-    assert len(made.examples) == len(different) >= len(expert.turns)
+    # There are two other actions, "look" and "inventory"; then known ones are played again.
+    assert len(made.examples) == len(different) == 2 * len(expert.turns)
     assert made.duplicates == len(others) - len(different) > 0
     for example, node in zip(made.examples, different.values(), strict=True):
         said = [policy.text([i]) for i in example.ids.tolist()]

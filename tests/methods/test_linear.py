@@ -55,7 +55,7 @@ def test_the_newest_explanations_are_told_again():
 
 
 def test_a_new_trajectory_begins_with_nothing_told():
-    tree = one(advice(), max_env_steps=60, max_rollbacks=1)
+    tree = one(advice(), max_env_steps=60, rollbacks=1)
     roots = [n for n in tree.nodes if n.kind == "root"]
     assert len(roots) > 1 and all(n.turns[0].experiences == [] for n in roots)
     second = next(n for n in tree.nodes if n.parent == roots[1].id)
@@ -86,6 +86,6 @@ def test_bad_rules_are_refused():
     with pytest.raises(UserError, match="search.min_probability = 2: must be 0 to 1"):
         SearchConfig(min_probability=2)
     with pytest.raises(
-        UserError, match="search.max_rollback = 0: must be an integer of at least 1"
+        UserError, match="search.rollback_steps = 0: must be an integer of at least 1"
     ):
-        SearchConfig(max_rollback=0)
+        SearchConfig(rollback_steps=0)

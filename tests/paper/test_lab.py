@@ -106,7 +106,7 @@ def test_the_page_has_claims_budgets_and_the_papers_numbers_apart(tmp_path, runs
     )
     if "grpo" not in base.REGISTRY:
         assert "GRPO raises Pass@1: not measured, grpo or base has not been run." in ours
-    assert "the expert of Early Experience is the 'player' of search alternatives" in ours
+    assert "Search alternatives: alternatives on train, 3 tasks, expert: player;" in ours
     web = (tmp_path / "table1-mini.html").read_text()
     assert "<section class=paper>" in web and "data:image/png;base64," in web
 
