@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from envs.prompts import Prompts
+from envs.prompts import Prompts, PromptsConfig
 from leafe_jax.agent.policy import Encoder
 from leafe_jax.errors import UserError
 from leafe_jax.methods.playbook import Playbook
@@ -98,6 +98,13 @@ class Method(abc.ABC):
         """What must be finished before `fit`: "trees/<search>", or another method's name. The fields
         that those depend on, this method depends on, too."""
         return ()
+
+    def check(self, prompts: PromptsConfig) -> None:  # noqa: B027 - most go with any prompts
+        """Refuses settings that do not go with the run's prompts, before any work.
+
+        Raises:
+          UserError: names the field.
+        """
 
     @property
     def played(self) -> tuple[str, int] | None:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from envs.prompts import Prompts
+from envs.prompts import Prompts, PromptsConfig
 from leafe_jax.agent.policy import Encoder
 from leafe_jax.errors import UserError
 from leafe_jax.methods.base import FineTuneConfig, FineTuned, Made, Run
@@ -72,6 +72,13 @@ class EarlyExperience(FineTuned):
     def weights(self) -> tuple[float, float, float]:
         c = self.config
         return c.world_weight, c.reflection_weight, c.imitation_weight
+
+    def check(self, prompts: PromptsConfig) -> None:
+        if self.config.reflection_weight and prompts.style == "plain":
+            raise UserError(
+                f"{self.name}.reflection_weight = {self.config.reflection_weight}: must be 0 where"
+                " prompts.style = 'plain': the whole reply is the action, so there is no place for a reason"
+            )
 
     def fit(self, run: Run) -> bool:
         self.encoder, self.prompts = run.encoder(self.config.start), run.prompts

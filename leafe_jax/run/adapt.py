@@ -5,10 +5,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from etils import epath
@@ -25,7 +25,7 @@ from leafe_jax.run.results import read_summary
 from leafe_jax.run.validate import first_tasks
 from leafe_jax.run.weights import note_agent
 from leafe_jax.runtime import processes
-from leafe_jax.runtime.files import make_directory, read_json, to_json, whole, write_json
+from leafe_jax.runtime.files import read_json, to_json, whole, write_json
 from leafe_jax.sampling.lm_policy import LMPolicy
 from leafe_jax.types import Tree
 
@@ -92,7 +92,6 @@ def grow_playbook(run: Running, method: Ace, phase: Phase) -> bool:
     outputs = {_BOOK: _read_state, "summary.json": read_summary}
     if phase.intact(outputs):
         return False
-    begin = time.monotonic()
     make_policy = run.policies(agent)
     phase.begin()
     size = settings.batch_size
@@ -104,58 +103,69 @@ def grow_playbook(run: Running, method: Ace, phase: Phase) -> bool:
 
     def work(_: Any) -> None:
         with progress_bar(len(tasks), "task", method.name) as bar:
-            state = _all_batches(Path(phase.directory), batches, play, bar.update)
+            state = _all_batches(phase, batches, play, bar.update)
         write_json(phase.directory / _BOOK, {"state": state.to_json()})
         write_json(phase.directory / "summary.json", _summary(state, settings.token_budget))
 
     processes.together(f"{method.name}: playbook", decide=work, seconds=None)
     for output in outputs:
         phase.keep(output)
-    phase.add_seconds(time.monotonic() - begin)
     phase.finish()
     return True
 
 
 def _all_batches(
-    directory: Path,
+    phase: Phase,
     batches: Sequence[Sequence[Task]],
     play: Callable[[Sequence[Task], State], tuple[State, list[Tree]]],
     progress: Callable[[int], None],
 ) -> State:
-    """Plays the batches that are missing; a batch whose beginning is another one now is played again."""
-    make_directory(epath.Path(directory))
+    """Plays the batches that are missing, and those that were made from something else: other tasks,
+    another config, or another playbook."""
     state = State()
+    config = _digest(phase.record["config"])
     for number, batch in enumerate(batches):
-        path = epath.Path(directory / f"batch-{number:04d}.json")
-        made_of = {"before": _digest(state), "tasks": [task.task_id for task in batch]}
-        found = _found(path, made_of)
+        begin, path = time.monotonic(), phase.directory / f"batch-{number:04d}.json"
+        made_of = {
+            "before": _digest(state.to_json()),
+            "config": config,
+            "tasks": [task.task_id for task in batch],
+        }
+        found = _found(phase, path, made_of)
         if found is None:
             state, trees = play(batch, state)
             with whole(path.with_suffix(".jsonl")) as file:
                 for tree in trees:
                     file.write(to_json(tree.to_json(), f"{path}, {tree.task_id!r}") + "\n")
-            write_json(path, {"made_of": made_of, "state": state.to_json()})
+            left = {"made_of": made_of, "state": state.to_json()}
+            write_json(path, {**left, "digest": _digest(left)})
+            phase.add_seconds(time.monotonic() - begin)
         else:
             state = found
         progress(len(batch))
     return state
 
 
-def _found(path: epath.Path, made_of: dict[str, Any]) -> State | None:
+def _found(phase: Phase, path: epath.Path, made_of: dict[str, Any]) -> State | None:
+    """What a batch has left; None if it is to be played."""
     if not path.exists():
         return None
     try:
-        if read_json(path).get("made_of") == made_of:
+        data = dict(read_json(path))
+        digest = data.pop("digest", None)
+        if digest != _digest(data):
+            raise UserError(f"{path} is not as it was written")
+        if data.get("made_of") == made_of:
             return _read_state(path)
-        reason = "it was made from another playbook"
-    except (UserError, AttributeError) as error:
+        reason = f"{path} was made from something else"
+    except (UserError, TypeError, ValueError) as error:
         reason = str(error)
-    _LOG.warning("%s is made again: %s", path, reason)
+    _LOG.warning("%s: %s; it is made again", phase.name, reason)
     return None
 
 
-def _digest(state: State) -> str:
-    return hashlib.sha256(to_json(state.to_json(), "a playbook").encode()).hexdigest()
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _summary(state: State, token_budget: int) -> dict[str, Any]:
