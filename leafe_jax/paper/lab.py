@@ -21,6 +21,7 @@ from etils import epath
 
 from envs.base import EnvDataError
 from leafe_jax.errors import UserError
+from leafe_jax.methods.ace import Ace
 from leafe_jax.paper import numbers, page
 from leafe_jax.paper.tables import TABLES, LabConfig
 from leafe_jax.run import experiment
@@ -37,12 +38,21 @@ _LOG = logging.getLogger("leafe_jax")
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """One cell with one seed."""
+    """One cell with one seed.
+
+    Attributes:
+      cell: its name.
+      config: of the run.
+      workdir: of the run.
+      kept: its results.json.
+      target: how its models are tested, if that is in another environment.
+    """
 
     cell: str
     config: ml_collections.ConfigDict
     workdir: epath.Path
-    kept: epath.Path  # its results.json
+    kept: epath.Path
+    target: ml_collections.ConfigDict | None
 
     @property
     def name(self) -> str:
@@ -54,26 +64,41 @@ def is_grid(config: ml_collections.ConfigDict) -> bool:
     return "lab" in config and "cells" in config
 
 
-def read(
-    config: ml_collections.ConfigDict,
-) -> tuple[LabConfig, dict[str, ml_collections.ConfigDict]]:
-    """(settings of the grid, cell -> config of its runs).
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What a config of configs/paper/ says.
+
+    Attributes:
+      lab: settings of the grid.
+      cells: cell -> config of its runs, but for the seed.
+      targets: cell -> config of the environment in which its models are tested, if that is another one.
+    """
+
+    lab: LabConfig
+    cells: dict[str, ml_collections.ConfigDict]
+    targets: dict[str, ml_collections.ConfigDict]
+
+
+def read(config: ml_collections.ConfigDict) -> Grid:
+    """The grid of a config.
 
     Raises:
       UserError: names the first bad field.
     """
     given = config.to_dict()
     for name in given:
-        if name not in ("lab", "cells"):
+        if name not in ("lab", "cells", "targets"):
             raise UserError(f"{name}: there is no such field")
-    lab = build(LabConfig, given["lab"], "lab")
-    cells = {name: config.cells[name] for name in config.cells}
-    for name, cell in cells.items():
-        try:
-            RunConfig.read(cell)
-        except UserError as error:
-            raise UserError(f"cells.{name}: {error}") from error
-    return lab, cells
+    parts = {}
+    for part in ("cells", "targets"):
+        section = config.get(part, {})
+        parts[part] = {name: section[name] for name in section}
+        for name, cell in parts[part].items():
+            try:
+                RunConfig.read(cell)
+            except UserError as error:
+                raise UserError(f"{part}.{name}: {error}") from error
+    return Grid(build(LabConfig, given["lab"], "lab"), **parts)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -84,10 +109,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     Raises:
       UserError: a bad field, or no run has succeeded.
     """
-    lab, cells = read(config)
+    grid = read(config)
     root = epath.Path(local_path("--workdir=", workdir))
     missing: dict[str, str] = {}
-    for one in _runs(lab, cells, root):
+    for one in _runs(grid, root):
         finished = processes.together(one.name, decide=lambda _, one=one: _is_current(one))
         if not finished:
             reason = _attempt(one)
@@ -96,18 +121,23 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     processes.together("page", decide=lambda _: write_page(config, workdir, missing))
 
 
-def _runs(
-    lab: LabConfig, cells: Mapping[str, ml_collections.ConfigDict], root: epath.Path
-) -> list[_Run]:
+def _runs(grid: Grid, root: epath.Path) -> list[_Run]:
     """All runs; first every cell with the first seed."""
-    found = []
+    found, lab = [], grid.lab
     for seed in lab.seeds:
-        for name, cell in cells.items():
-            own = cell.copy_and_resolve_references()
-            own.seed = seed
+        for name, cell in grid.cells.items():
             kept = root / "results" / lab.mode / lab.table / f"{name}-seed{seed}.json"
-            found.append(_Run(name, own, root / lab.mode / name / f"seed{seed}", kept))
+            workdir = root / lab.mode / name / f"seed{seed}"
+            target = grid.targets.get(name)
+            found.append(_Run(name, _seeded(cell, seed), workdir, kept,
+                              None if target is None else _seeded(target, seed)))  # fmt: skip
     return found
+
+
+def _seeded(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
+    made = config.copy_and_resolve_references()
+    made.seed = seed
+    return made
 
 
 def _is_current(one: _Run) -> bool:
@@ -115,15 +145,21 @@ def _is_current(one: _Run) -> bool:
     if not one.kept.exists():
         return False
     found = read_json(one.kept)
-    wanted = flatten(RunConfig.read(one.config))
     try:
-        known = found["config"]
-        same = without_seed(known) == without_seed(wanted) and known["seed"] == wanted["seed"]
-        return same and known["methods"] == wanted["methods"]
+        same = _same(found["config"], one.config)
+        if one.target is not None:
+            same = same and _same(found["target"], one.target)
+        return same and sorted(found["config"]["methods"]) == sorted(one.config.methods)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{one.kept}: no results of a run; move it away to make it again"
         ) from error
+
+
+def _same(known: dict[str, Any], config: ml_collections.ConfigDict) -> bool:
+    """Whether a flat config gives the results of another one, as far as methods go that both have."""
+    wanted = flatten(RunConfig.read(config))
+    return without_seed(known) == without_seed(wanted) and known["seed"] == wanted["seed"]
 
 
 def _attempt(one: _Run) -> str:
@@ -134,6 +170,7 @@ def _attempt(one: _Run) -> str:
         if processes.first():
             make_directory(one.workdir)
         experiment.run(one.config, str(one.workdir))
+        tested = {} if one.target is None else _test_elsewhere(one)
     except InUse:
         return "another process is working on it"
     except (UserError, EnvDataError) as error:
@@ -142,8 +179,43 @@ def _attempt(one: _Run) -> str:
         return str(error)
     if processes.first():
         make_directory(one.kept.parent)
-        write_json(one.kept, read_json(one.workdir / "results.json"))
+        write_json(one.kept, read_json(one.workdir / "results.json") | tested)
     return ""
+
+
+def _test_elsewhere(one: _Run) -> dict[str, Any]:
+    """What results.json says of the models of a run in another environment.
+
+    Each is the base model of a run of its own, WORKDIR/elsewhere/METHOD. A method whose agent is more than
+    a model (ACE) is left out.
+    """
+    config = RunConfig.read(one.config)
+    tested: dict[str, Any] = {}
+    for method in config.methods:
+        if isinstance(config.find(method), Ace):
+            continue
+        target = one.target.copy_and_resolve_references()
+        target.model.path = _model_of(config, method, one.workdir)
+        directory = one.workdir / "elsewhere" / method
+        if processes.first():
+            make_directory(directory)
+        experiment.run(target, str(directory))
+        if processes.first():
+            results = read_json(directory / "results.json")
+            tested.setdefault("methods", {})[method] = results["methods"]["base"]
+            tested |= {name: results[name] for name in ("protocol", "made_by")}
+            tested["target"] = results["config"] | {"model.path": one.target.model.path}
+    return tested
+
+
+def _model_of(config: RunConfig, method: str, workdir: epath.Path) -> str:
+    """The model that a method has left; that of its start if it had nothing to learn from."""
+    while method != "base":
+        path = workdir / method / "model"
+        if path.exists():
+            return str(path)
+        method = config.find(method).config.start
+    return config.model.path
 
 
 def write_page(
@@ -159,11 +231,11 @@ def write_page(
     Raises:
       UserError: there is no result file.
     """
-    lab, cells = read(config)
-    root = epath.Path(local_path("--workdir=", workdir))
+    grid = read(config)
+    lab, root = grid.lab, epath.Path(local_path("--workdir=", workdir))
     spec, absent = TABLES[lab.table], dict(missing or {})
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    for one in _runs(lab, cells, root):
+    for one in _runs(grid, root):
         if _is_current(one):
             found.setdefault(one.cell, {})[int(one.config.seed)] = read_results_file(one.kept)
         else:
@@ -171,7 +243,7 @@ def write_page(
     if not found:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in absent.items())
         raise UserError(f"{workdir}: no run of {lab.table} has succeeded: {reasons}")
-    done = [numbers.read_cell(n, found[n], spec.rows) for n in cells if n in found]
+    done = [numbers.read_cell(n, found[n], spec.rows) for n in grid.cells if n in found]
     parts = page.blocks(lab, spec, done, absent)
     picture = page.curves(done) if spec.rows == "methods" else None
     for suffix, text in (("md", page.markdown(parts)), ("html", page.web_page(parts, picture))):

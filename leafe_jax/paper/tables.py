@@ -36,7 +36,9 @@ class Table:
       claims: what the paper says of it.
       paper: configs of the paper's models, by the name of the cell.
       mini: environments in miniature.
-      samples: in miniature, episodes a task; 0 keeps the environment's own number.
+      samples: episodes a task; 0 keeps the config's own number, in miniature 128.
+      onto: cell -> the environment that its models are tested in, by the name of a config; {}: each in its
+        own.
     """
 
     title: str
@@ -46,6 +48,7 @@ class Table:
     paper: dict[str, str]
     mini: tuple[str, ...] = GAMES
     samples: int = 0
+    onto: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def _controls(c: Config) -> None:
@@ -57,10 +60,27 @@ def _controls(c: Config) -> None:
     add_variant(c, "reh_100", "leafe", counterfactual_weight=0.0, rehearsal_share=1.0)
 
 
+def _practising(c: Config, *names: str) -> None:
+    """Methods that train on their own rollouts, as far as they are registered, with the tasks of
+    `search.tree` and all of its environment steps together.
+
+    They end with the iteration that reaches the limit, so iterations are short.
+    """
+    tree = c.search.tree
+    for name in names:
+        if name not in base.REGISTRY:
+            continue
+        c.methods = (*c.methods, name)
+        if tree.num_tasks:  # else their number is known when the environment is
+            steps = tree.num_tasks * tree.max_env_steps
+            c[name].update(dict(num_tasks=tree.num_tasks, max_env_steps=steps, episodes=16))
+            c[name].update(dict(iterations=10_000, probe_every=0))
+
+
 def _on_grpo(c: Config) -> None:
     """GRPO, and what the paper puts on top of it, where a method of that name is registered."""
-    if "grpo" in base.REGISTRY:
-        c.methods = (*c.methods, "grpo")
+    _practising(c, "grpo")
+    if "grpo" in c.methods:
         add_ace(c, "grpo", "ace_grpo")
         add_leafe_on(c, "grpo", "leafe_grpo", "tree_grpo")
 
@@ -91,7 +111,15 @@ def _losses(c: Config) -> None:
 def _curve(c: Config) -> None:
     add_search(c, "independent", method="independent")
     c.rft.trees = "independent"
-    c.methods = ("base", "rft", "leafe") + (("grpo",) if "grpo" in base.REGISTRY else ())
+    c.methods = ("base", "rft", "leafe")
+    _practising(c, "grpo")
+
+
+def _peers(c: Config) -> None:
+    _curve(c)
+    _practising(c, "gigpo", "sdpo", "erl")
+    if "grpo" in c.methods:
+        add_variant(c, "maxrl", "grpo", advantage="maxrl", reward="success")
 
 
 def _alone(c: Config) -> None:
@@ -162,6 +190,26 @@ TABLES = {
         ),
         _CODE, ("code", "household"),
     ),
+    "table5": Table(
+        "Table 5: trained in one environment, tested in another",
+        "methods", _alone,
+        (
+            Claim("LEAFE transfers: a higher Pass@128 than the base model", "leafe", "base", 128),
+            Claim("LEAFE transfers better than GRPO", "leafe", "grpo", 128),
+            Claim("GRPO loses against the base model", "base", "grpo", 128),
+        ),
+        _CODE, ("household", "alfworld"),
+        onto={**dict.fromkeys(_CODE, "code"), "household": "alfworld", "alfworld": "household"},
+    ),
+    "peers": Table(
+        "Peers: methods of other papers",
+        "methods", _peers,
+        tuple(
+            Claim(f"LEAFE has a higher Pass@128 than {name}", "leafe", name.lower(), 128)
+            for name in ("GRPO", "GiGPO", "SDPO", "ERL", "MaxRL")
+        ),
+        _benchmarks("qwen2_5_7b"),
+    ),
     "figure3": Table(
         "Figure 3: Pass@k to k = 1024",
         "methods", _curve,
@@ -169,7 +217,7 @@ TABLES = {
             Claim("LEAFE's curve lies above GRPO's at k = 1024", "leafe", "grpo", 1024),
             Claim("LEAFE's curve lies above the base model's at k = 1024", "leafe", "base", 1024),
         ),
-        _CODE, ("household_1024",), samples=1024,
+        {f"{name}_1024": source for name, source in _CODE.items()}, ("household_1024",), samples=1024,
     ),
 }  # fmt: skip
 
@@ -195,13 +243,29 @@ def config(table: str, mode: str) -> Config:
     })  # fmt: skip
     if mode == "paper":
         cells = {name: load_config(source) for name, source in spec.paper.items()}
+        for cell in cells.values():
+            cell.evaluate.num_samples = spec.samples or cell.evaluate.num_samples
     else:
         names = spec.mini if mode == "mini" else spec.mini[:1]
         cells = {name: _miniature(name, mode, spec) for name in names}
     for name, cell in cells.items():
         spec.add(cell)
         made.cells[name] = cell
+        if spec.onto:
+            made.targets = made.get("targets", Config())
+            made.targets[name] = _target(cell, spec.onto[name], mode, spec)
     return made
+
+
+def _target(cell: Config, onto: str, mode: str, spec: Table) -> Config:
+    """How the models of a cell are tested in another environment."""
+    if mode == "paper":  # the same settings on MBPP, whose file is in env.options.problems
+        c = cell.copy_and_resolve_references()
+        c.env.options.layout = "mbpp"
+    else:
+        c = _miniature(onto, mode, spec)
+    c.methods, c.phases = ("base",), ("evaluate", "report")
+    return c
 
 
 def _miniature(name: str, mode: str, spec: Table) -> Config:

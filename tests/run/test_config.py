@@ -156,7 +156,7 @@ def endless(c):
     [
         (endless, "methods: leafe reads rft reads leafe: must end somewhere"),
         (lambda c: c.leafe.update(trees="forest"), "search.forest: missing; the searches of this config are tree"),
-        (lambda c: c.leafe.update(start="ppo"), "methods = 'ppo': must be one of (\w+, )+rft"),
+        (lambda c: c.leafe.update(start="ppo"), r"methods = 'ppo': must be one of (\w+, )+rft"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_ordered_is_refused(change, message):
