@@ -179,7 +179,9 @@ def _attempt(one: _Run) -> str:
         return str(error)
     if processes.first():
         make_directory(one.kept.parent)
-        write_json(one.kept, read_json(one.workdir / "results.json") | tested)
+        # The page makes its own differences, over seeds and environments.
+        kept = read_json(one.workdir / "results.json") | {"differences": []} | tested
+        write_json(one.kept, kept)
     return ""
 
 
@@ -245,7 +247,9 @@ def write_page(
         raise UserError(f"{workdir}: no run of {lab.table} has succeeded: {reasons}")
     done = [numbers.read_cell(n, found[n], spec.rows) for n in grid.cells if n in found]
     parts = page.blocks(lab, spec, done, absent)
-    picture = page.curves(done) if spec.rows == "methods" else None
+    picture = None
+    if spec.rows == "methods":
+        picture = page.sweep(done, spec.x) if spec.x else page.curves(done)
     for suffix, text in (("md", page.markdown(parts)), ("html", page.web_page(parts, picture))):
         path = root / f"{lab.table}-{lab.mode}.{suffix}"
         with whole(path) as file:

@@ -6,7 +6,9 @@ import base64
 import dataclasses
 import html
 import io
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from matplotlib.figure import Figure  # not pyplot, which would change a notebook's backend
 
@@ -20,8 +22,10 @@ from leafe_jax.run.passk import ks_up_to
 from leafe_jax.run.report.plot import COLOURS, plot_text
 from leafe_jax.run.report.table import points, provenance_sentence
 from leafe_jax.runtime import console, sources
+from leafe_jax.tools import compare
 
 _ALL = "all together"
+_ONE = {"methods": "method", "searches": "search"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +55,7 @@ def _results(spec: Table, cells: Sequence[Cell]) -> Block:
             line += [_cell_of(cells, row, k) for k in ks]
         rows.append(tuple(line))
     names = [cell.name for cell in cells] + ([_ALL] if len(cells) > 1 else [])
-    header = (spec.rows[:-1], *(f"{name} {label}" for name in names for label in labels))
+    header = (_ONE[spec.rows], *(f"{name} {label}" for name in names for label in labels))
     seeds = "; ".join(f"{c.name}: {len(c.tasks)} tasks, seeds {_listed(c.seeds)}" for c in cells)
     said = f"Success in percent with 95% intervals over tasks and seeds. {seeds}."
     return Block("Results", (said,), header, tuple(rows))
@@ -74,19 +78,22 @@ def _paired(spec: Table, cells: Sequence[Cell]) -> Block:
     pairs += [(ours, row) for row in rows if ours in rows and row not in (ours, rows[0])]
     ks = (1, numbers.largest_k(cells)) if spec.rows == "methods" else (0,)
     labels = [f"Pass@{k}" for k in ks] if spec.rows == "methods" else ["tasks solved"]
-    lines = []
-    for row, minus in dict.fromkeys(pairs):
-        line = [f"{row} - {minus}"]
-        for k in ks:
-            found = numbers.differences(cells, row, minus, k)
-            if found is None:
-                line.append("-")
-                continue
-            low, high = seeds_interval(found[0], SIGNED)
-            line.append(f"{points(float(found[0].mean()))} [{points(low)}, {points(high)}]")
-        lines.append(tuple(line))
-    said = "Percentage points, paired by task and seed, all environments together."
-    return Block("Differences", (said,), ("difference", *labels), tuple(lines))
+    groups = [(cell.name, [cell]) for cell in cells] + [(_ALL, list(cells))] * (len(cells) > 1)
+    lines = [
+        (f"{row} - {minus}", *(_difference(g, row, minus, k) for _, g in groups for k in ks))
+        for row, minus in dict.fromkeys(pairs)
+    ]
+    header = ("difference", *(f"{name} {label}" for name, _ in groups for label in labels))
+    said = "Percentage points with 95% intervals, paired by task and seed."
+    return Block("Differences", (said,), header, tuple(lines))
+
+
+def _difference(cells: Sequence[Cell], row: str, minus: str, k: int) -> str:
+    found = numbers.differences(cells, row, minus, k)
+    if found is None:
+        return "-"
+    low, high = seeds_interval(found[0], SIGNED)
+    return f"{points(float(found[0].mean()))} [{points(low)}, {points(high)}]"
 
 
 def _claims(spec: Table, cells: Sequence[Cell]) -> Block:
@@ -115,7 +122,7 @@ def _budgets(spec: Table, cells: Sequence[Cell]) -> Block:
             )
             rows.append((cell.name, row, *(f"{v:,}" for v in own.values()), told))
     header = (
-        "environment", spec.rows[:-1], "environment steps", "generated tokens", "reflections",
+        "environment", _ONE[spec.rows], "environment steps", "generated tokens", "reflections",
         "trained tokens", "wall seconds", "against LEAFE's",
     )  # fmt: skip
     said = (
@@ -132,12 +139,14 @@ def _protocol(cells: Sequence[Cell]) -> Block:
         for cell in cells
         for line in protocol.sentence(cell.results[0]["protocol"]).split("\n")
     ]
-    code, seen = sources.code(), []
+    seen: dict[str, list[str]] = {}  # what is said of the code -> of which runs
     for cell in cells:
         for seed, results in zip(cell.seeds, cell.results, strict=True):
-            caution = provenance_sentence(results, code)
-            seen += [f"{cell.name}, seed {seed}: {caution}"] if caution else []
-    return Block("Protocol", (*lines, *seen))
+            code = results["made_by"]["report"][-1]
+            said = provenance_sentence(results, code) or f"Made by {sources.told(code)}."
+            seen.setdefault(said, []).append(f"{cell.name} seed {seed}")
+    lines += [f"{', '.join(runs)}: {said}" for said, runs in seen.items()]
+    return Block("Protocol", tuple(lines))
 
 
 def _paper(table: str) -> list[Block]:
@@ -253,3 +262,31 @@ def curves(cells: Sequence[Cell]) -> bytes:
     data = io.BytesIO()
     figure.savefig(data, dpi=110, format="png")
     return data.getvalue()
+
+
+def sweep(cells: Sequence[Cell], x: str) -> bytes:
+    """A PNG with Pass@1 and the largest Pass@k of every row over Pass@1 of the row `x`, a point a cell."""
+    ks = (1, numbers.largest_k(cells))
+    rows = [row for row in numbers.rows_of(cells) if all(row in cell.counts for cell in cells)]
+    made = {
+        cell.name: {
+            "pass_at_k": {
+                row: {
+                    str(k): dict(
+                        zip(
+                            ("value", "low", "high"),
+                            numbers.estimate(cell.values(row, k)),
+                            strict=True,
+                        )
+                    )
+                    for k in ks
+                }
+                for row in rows
+            }
+        }
+        for cell in cells
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "sweep.png"
+        compare.draw({"experiments": made}, rows, ks, x, path)
+        return path.read_bytes()

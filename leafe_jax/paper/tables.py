@@ -37,6 +37,7 @@ class Table:
       paper: configs of the paper's models, by the name of the cell.
       mini: environments in miniature.
       samples: episodes a task; 0 keeps the config's own number, in miniature 128.
+      x: in sweeps, the method whose Pass@1 in a cell is that cell's place on the x axis.
       onto: cell -> the environment that its models are tested in, by the name of a config; {}: each in its
         own.
     """
@@ -48,6 +49,7 @@ class Table:
     paper: dict[str, str]
     mini: tuple[str, ...] = GAMES
     samples: int = 0
+    x: str = ""
     onto: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -210,6 +212,15 @@ TABLES = {
         ),
         _benchmarks("qwen2_5_7b"),
     ),
+    "sweep": Table(
+        "Sweep over how often the base does the right thing unasked",
+        "methods", _curve,
+        (
+            Claim("LEAFE has a higher Pass@128 than GRPO", "leafe", "grpo", 128),
+            Claim("LEAFE has a higher Pass@128 than RFT at equal budget", "leafe", "rft", 128),
+        ),
+        {}, tuple(f"unaided_{scale}" for scale in (0, 1, 2, 4, 8)), x="base",
+    ),
     "figure3": Table(
         "Figure 3: Pass@k to k = 1024",
         "methods", _curve,
@@ -233,9 +244,10 @@ def config(table: str, mode: str) -> Config:
       ValueError: there is no such mode.
     """
     spec = TABLES[table]
-    if mode not in MODES:
+    modes = MODES if spec.paper else MODES[1:]
+    if mode not in modes:
         raise ValueError(
-            f"--config=configs/paper/{table}.py:{mode}: the modes are {', '.join(MODES)}"
+            f"--config=configs/paper/{table}.py:{mode}: the modes are {', '.join(modes)}"
         )
     made = Config({
         "lab": {"table": table, "mode": mode, "seeds": (0,) if mode == "smoke" else (0, 1, 2)},
@@ -274,6 +286,9 @@ def _miniature(name: str, mode: str, spec: Table) -> Config:
     if name in ("household", "household_1024"):
         c = load_config("quickstart", "full")
         c.search.tree.num_tasks, c.evaluate.num_tasks = 96, 36 if name == "household" else 24
+    elif name.startswith("unaided_"):
+        c = load_config("unaided_sweep", "smoke" if mode == "smoke" else "full")
+        c.bootstrap.rate_scale = float(name.removeprefix("unaided_"))
     else:
         c = load_config(name)
     # Pass@128 needs as many samples; every table has the same ones, so that they share evaluations.
