@@ -87,9 +87,9 @@ def validate(config: RunConfig) -> Environment:
             )
         _refuse_empty(env, search.split, search.num_tasks, f"search.{name}")
     for name in fitted(config):
-        method = config.find(name)
-        method.check(config.prompts)
-        played = method.played
+        one = config.find(name)
+        one.check(config.prompts)
+        played = one.played
         if played is not None:
             split, number = played
             if split == config.evaluate.split:
