@@ -196,6 +196,6 @@ def beyond(own: dict[str, int], reference: dict[str, int]) -> str:
     ):
         if reference[name] and own[name]:
             more = own[name] / reference[name] - 1
-            if abs(more) > limit:
+            if abs(more) > limit + 1e-9:  # 1.02 - 1 is above 0.02
                 words.append(f"{more:+.0%} {label}")
     return ", ".join(words)
