@@ -12,6 +12,7 @@ time: a run that another one is working on is left to it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -113,8 +114,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     root = epath.Path(local_path("--workdir=", workdir))
     missing: dict[str, str] = {}
     for one in _runs(grid, root):
-        finished = processes.together(one.name, decide=lambda _, one=one: _is_current(one))
-        if not finished:
+        if not processes.together(one.name, decide=functools.partial(_look, one)):
             reason = _attempt(one)
             if reason:
                 missing[one.name] = reason
@@ -138,6 +138,10 @@ def _seeded(config: ml_collections.ConfigDict, seed: int) -> ml_collections.Conf
     made = config.copy_and_resolve_references()
     made.seed = seed
     return made
+
+
+def _look(one: _Run, _: Any) -> bool:
+    return _is_current(one)
 
 
 def _is_current(one: _Run) -> bool:
@@ -170,7 +174,7 @@ def _attempt(one: _Run) -> str:
         if processes.first():
             make_directory(one.workdir)
         experiment.run(one.config, str(one.workdir))
-        tested = {} if one.target is None else _test_elsewhere(one)
+        tested = {} if one.target is None else _test_elsewhere(one, one.target)
     except InUse:
         return "another process is working on it"
     except (UserError, EnvDataError) as error:
@@ -185,7 +189,7 @@ def _attempt(one: _Run) -> str:
     return ""
 
 
-def _test_elsewhere(one: _Run) -> dict[str, Any]:
+def _test_elsewhere(one: _Run, how: ml_collections.ConfigDict) -> dict[str, Any]:
     """What results.json says of the models of a run in another environment.
 
     Each is the base model of a run of its own, WORKDIR/elsewhere/METHOD. A method whose agent is more than
@@ -196,7 +200,7 @@ def _test_elsewhere(one: _Run) -> dict[str, Any]:
     for method in config.methods:
         if isinstance(config.find(method), Ace):
             continue
-        target = one.target.copy_and_resolve_references()
+        target = how.copy_and_resolve_references()
         target.model.path = _model_of(config, method, one.workdir)
         directory = one.workdir / "elsewhere" / method
         if processes.first():
@@ -206,7 +210,7 @@ def _test_elsewhere(one: _Run) -> dict[str, Any]:
             results = read_json(directory / "results.json")
             tested.setdefault("methods", {})[method] = results["methods"]["base"]
             tested |= {name: results[name] for name in ("protocol", "made_by")}
-            tested["target"] = results["config"] | {"model.path": one.target.model.path}
+            tested["target"] = results["config"] | {"model.path": how.model.path}
     return tested
 
 

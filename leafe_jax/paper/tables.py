@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TypeAlias
 
 import ml_collections
 
@@ -19,7 +20,7 @@ from leafe_jax.run.presets import (
     load_config,
 )
 
-Config = ml_collections.ConfigDict
+Config: TypeAlias = ml_collections.ConfigDict
 MODES = ("paper", "mini", "smoke")
 GAMES = ("household", "sokoban", "science", "alfworld", "webshop", "code")
 _QWEN = ("webshop", "alfworld", "scienceworld", "sokoban")
