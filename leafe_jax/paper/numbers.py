@@ -184,6 +184,14 @@ def spent(results: dict[str, Any], row: str, rows: str) -> dict[str, int]:
     }
 
 
+def expert_of(results: dict[str, Any], row: str, rows: str) -> str:
+    """Whose actions a row imitates: "player", "solver" or "own"; "" if nobody's."""
+    config = results["config"]
+    searches, _ = read_by(config, row, rows)
+    of = (s for s in searches if config[f"search.{s}.method"] == "alternatives")
+    return ", ".join(dict.fromkeys(config[f"search.{s}.expert"] for s in of))
+
+
 STEPS_WITHIN, TOKENS_WITHIN = 0.02, 0.10  # of the reference; beyond that a row says so
 
 

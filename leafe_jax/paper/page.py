@@ -120,10 +120,11 @@ def _budgets(spec: Table, cells: Sequence[Cell]) -> Block:
             told = numbers.beyond(each[0], reference) or (
                 "equal" if own["env_steps"] else "nothing"
             )
-            rows.append((cell.name, row, *(f"{v:,}" for v in own.values()), told))
+            expert = numbers.expert_of(cell.results[0], row, spec.rows) or "-"
+            rows.append((cell.name, row, *(f"{v:,}" for v in own.values()), told, expert))
     header = (
         "environment", _ONE[spec.rows], "environment steps", "generated tokens", "reflections",
-        "trained tokens", "wall seconds", "against LEAFE's",
+        "trained tokens", "wall seconds", "against LEAFE's", "expert",
     )  # fmt: skip
     said = (
         "What each row has cost before its evaluation, with all that it reads; the mean over seeds. Equal:"

@@ -15,6 +15,7 @@ from leafe_jax.run.presets import (
     add_ace,
     add_early_experience,
     add_leafe_on,
+    add_rounds,
     add_search,
     add_variant,
     load_config,
@@ -76,8 +77,9 @@ def _practising(c: Config, *names: str) -> None:
         c.methods = (*c.methods, name)
         if tree.num_tasks:  # else their number is known when the environment is
             steps = tree.num_tasks * tree.max_env_steps
-            c[name].update(dict(num_tasks=tree.num_tasks, max_env_steps=steps, episodes=16))
-            c[name].update(dict(iterations=10_000, probe_every=0))
+            group, episodes = (8, 16) if steps >= 1000 else (2, 2)
+            c[name].update(dict(num_tasks=tree.num_tasks, max_env_steps=steps, group_size=group))
+            c[name].update(dict(episodes=episodes, iterations=10_000, probe_every=0))
 
 
 def _on_grpo(c: Config) -> None:
@@ -109,6 +111,23 @@ def _losses(c: Config) -> None:
     _controls(c)
     add_variant(c, "cf", "leafe", beta=0.0)
     add_variant(c, "leafe_100", "leafe", rehearsal_share=1.0)
+
+
+def add_variants(c: Config) -> None:
+    """LEAFE's own variants beside its controls (configs/variants.py says what each one is)."""
+    _controls(c)
+    add_search(c, "refine", method="refine")
+    add_search(c, "tree_without_e", show_experience=False)
+    add_variant(c, "no_rollback", "leafe", trees="refine")
+    add_variant(c, "no_e", "leafe", trees="tree_without_e")
+    add_variant(c, "cf", "leafe", beta=0.0)
+    add_variant(c, "leafe_100", "leafe", rehearsal_share=1.0)
+    add_rounds(c, 3)
+    add_early_experience(c)
+    add_leafe_on(c, "early_experience", "leafe_early", "tree_early")
+    _practising(c, "grpo")
+    if "grpo" in c.methods:
+        add_leafe_on(c, "grpo", "leafe_grpo", "tree_grpo")
 
 
 def _curve(c: Config) -> None:
@@ -212,6 +231,22 @@ TABLES = {
             for name in ("GRPO", "GiGPO", "SDPO", "ERL", "MaxRL")
         ),
         _benchmarks("qwen2_5_7b"),
+    ),
+    "variants": Table(
+        "LEAFE's own variants",
+        "methods", add_variants,
+        (
+            Claim("Going back to tau beats starting over", "leafe", "no_rollback", 128),
+            Claim("LEAFE with e beats LEAFE without", "leafe", "no_e", 128),
+            Claim("L_cf adds to L_reh at 20%", "leafe", "reh_20", 128),
+            Claim("L_cf adds to L_reh at 100%", "leafe_100", "reh_100", 128),
+            Claim("L_reh adds to L_cf", "leafe", "cf", 128),
+            Claim("A second round adds to the first", "leafe_2", "leafe", 128),
+            Claim("A third round adds to the second", "leafe_3", "leafe_2", 128),
+            Claim("LEAFE adds to Early Experience", "leafe_early", "early_experience", 128),
+            Claim("LEAFE adds to GRPO", "leafe_grpo", "grpo", 128),
+        ),
+        _benchmarks("qwen2_5_7b"), ("household",),
     ),
     "sweep": Table(
         "Sweep over how often the base does the right thing unasked",

@@ -108,6 +108,12 @@ def test_the_page_has_claims_budgets_and_the_papers_numbers_apart(tmp_path, runs
     if "grpo" not in base.REGISTRY:
         assert "GRPO raises Pass@1: not measured, grpo or base has not been run." in ours
     assert "Search alternatives: alternatives on train, 3 tasks, expert: player;" in ours
+    experts = {
+        line.split("|")[2].strip(): line.split("|")[-2].strip()
+        for line in ours.partition("## Budgets")[2].splitlines()
+        if line.startswith("| household |")
+    }
+    assert experts["early_experience"] == "player" and experts["leafe"] == experts["rft"] == "-"
     web = (tmp_path / "table1-mini.html").read_text()
     assert "<section class=paper>" in web and "data:image/png;base64," in web
 
