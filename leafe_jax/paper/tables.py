@@ -327,6 +327,8 @@ def _miniature(name: str, mode: str, spec: Table) -> Config:
         c.bootstrap.rate_scale = float(name.removeprefix("unaided_"))
     else:
         c = load_config(name)
+    # Methods on their own rollouts need a number, for an equal budget. `code` has 85 tasks.
+    c.search.tree.num_tasks = c.search.tree.num_tasks or 80
     # Pass@128 needs as many samples; every table has the same ones, so that they share evaluations.
     c.evaluate.num_samples = spec.samples or 128
     if mode == "smoke":

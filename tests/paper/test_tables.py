@@ -82,13 +82,14 @@ def test_every_row_of_a_table_has_the_same_environment_steps(table):
     for cell in tables.config(table, "mini").cells.values():
         read = RunConfig.read(cell)
         tree = read.search["tree"]
+        assert tree.num_tasks > 0
         for search in read.search.values():
             assert (search.num_tasks, search.max_env_steps) == (tree.num_tasks, tree.max_env_steps)
         for name in read.methods:
             own = read.find(name).config
             if read.find(name).played is not None:
                 assert (own.num_tasks, own.max_env_steps) == (tree.num_tasks, tree.max_env_steps)
-            elif hasattr(own, "iterations") and tree.num_tasks:
+            elif hasattr(own, "iterations"):
                 assert own.max_env_steps == tree.num_tasks * tree.max_env_steps
                 assert own.num_tasks == tree.num_tasks
         missing = {"grpo", "gigpo", "sdpo", "erl"} - set(base.REGISTRY)
