@@ -12,13 +12,12 @@ leafe     both, as in the paper
 it with --config.seed=0, 1 and 2 and compare the runs (docs/METHODS.md).
 """
 
-from leafe_jax.run.presets import add_variant, load_config
+from leafe_jax.run.presets import add_search, add_variant, load_config
 
 
 def get_config(mode: str = "full"):
     c = load_config("quickstart", mode)
-    c.search.independent = c.search.tree.copy_and_resolve_references()
-    c.search.independent.method = "independent"
+    add_search(c, "independent", method="independent")
     c.methods = ("base", "rft")
     c.rft.trees = "independent"
     add_variant(c, "reh_20", "leafe", counterfactual_weight=0.0)

@@ -18,9 +18,11 @@ env_manager.py).
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,7 +35,8 @@ from envs.reflections import Reflection
 from envs.templates import Template, fenced, find
 
 STYLES = ("plain", "chat", "react", "program")
-_LINES = ("plain", "chat")  # the whole reply is the action
+LINES = ("plain", "chat")  # the whole reply is the action
+_TAG = re.compile(r"</?(?:think|action)>|```", re.IGNORECASE)
 
 # Template -> the variables it may use; docs/PROMPTS.md says what they are.
 _ALWAYS = ("description", "environment")
@@ -46,6 +49,11 @@ TEMPLATES = {
     "turn": _TURN,
     "window": (*_TURN, "first", "history", "goal", "actions", "reflecting"),
     "reflection": (*_ALWAYS, "step", "observation", "episode", "reasoning"),
+    "world": _ALWAYS,
+    "contrast": (*_ALWAYS, "step", "observation", "episode", "action", "better", "outcome"),
+    "playbook": (*_ALWAYS, "message", "playbook", "bullets"),
+    "reflector": (*_ALWAYS, "step", "observation", "episode", "playbook", "success"),
+    "curator": (*_ALWAYS, "playbook", "insight", "success", "tokens", "budget"),
 }
 
 
@@ -71,6 +79,13 @@ class PromptsConfig:
     turn: str = ""  # later messages of a dialogue
     window: str = ""  # every message in window mode, and the history before a reflection there
     reflection: str = ""  # the question for (tau, e)
+    # Early Experience: the question for the next observation, and for why another action is better.
+    world: str = ""
+    contrast: str = ""
+    # ACE: a message with the playbook, and what its reflector and its curator are asked.
+    playbook: str = ""
+    reflector: str = ""
+    curator: str = ""
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:
@@ -109,6 +124,34 @@ class Described(Protocol):
     form: Form
 
 
+class Playbook(Protocol):
+    """What prompts need of a playbook (leafe_jax/methods/playbook.py).
+
+    Attributes:
+      text: in ACE's format.
+      bullets: its lines; `content` of each is the advice alone.
+    """
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def bullets(self) -> Sequence[Any]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    content: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sample:
+    """A playbook to try templates with."""
+
+    text: str
+    bullets: tuple[_Line, ...]
+
+
 class Prompts:
     """Renders what a model is sent and parses what it replies, for one environment.
 
@@ -139,6 +182,7 @@ class Prompts:
             )
             for name, variables in TEMPLATES.items()
         }
+        self._playbook: Playbook | None = None
         self.system = self._render("system")
         self._instruction = self._render("instruction")
         self._try_templates()
@@ -152,13 +196,14 @@ class Prompts:
           observation: what action `step` - 1 brought, or the episode's first observation.
           told: (step, e) pairs: the experiences shown in this message, in order.
         """
-        return self._render(
+        message = self._render(
             "first" if step == 1 else "turn",
             step=step,
             observation=observation,
             experience=self._experience(told),
             instruction=self._instruction,
         )
+        return self._with_playbook(message) if step == 1 else message
 
     def window(
         self,
@@ -200,10 +245,10 @@ class Prompts:
             "reflecting": actions is None,
             "instruction": self._instruction,
         }
-        text = self._render("window", **values)
+        text = self._with_playbook(self._render("window", **values))
         # The history that a reflection is asked about is never cut.
         if actions is not None and self._too_long(text):
-            return self._render("window", **{**values, "history": []})
+            return self._with_playbook(self._render("window", **{**values, "history": []}))
         return text
 
     def _too_long(self, text: str) -> bool:
@@ -225,6 +270,75 @@ class Prompts:
             reasoning=self.config.reasoning_tokens > 0,
         )
 
+    def with_playbook(self, playbook: Playbook) -> Prompts:
+        """The same prompts with a playbook: in the first message of a dialogue, in every message of a
+        window."""
+        made = copy.copy(self)
+        made._playbook = playbook
+        return made
+
+    @property
+    def replies_in_lines(self) -> bool:
+        """The whole reply is the action, and reflections are one line."""
+        return self.config.style in LINES
+
+    @property
+    def has_bullets(self) -> bool:
+        """Whether there is a playbook with a bullet."""
+        return self._playbook is not None and len(self._playbook.bullets) > 0
+
+    def _with_playbook(self, message: str) -> str:
+        book = self._playbook
+        if book is None:
+            return message
+        return self._render("playbook", message=message, playbook=book.text, bullets=book.bullets)
+
+    def reflector(self, step: int, observation: str, episode: str, success: bool) -> str:
+        """What ACE's reflector is asked after an episode (arXiv 2510.04618).
+
+        Args:
+          step, observation, episode: as in `reflection`.
+          success: the goal was reached.
+        """
+        text = self._playbook.text if self._playbook else ""
+        return self._render(
+            "reflector", step=step, observation=observation, episode=episode, playbook=text,
+            success=success,
+        )  # fmt: skip
+
+    def curator(self, insight: str, success: bool, tokens: int, budget: int) -> str:
+        """What ACE's curator is asked about a review of an episode.
+
+        Args:
+          insight: the review.
+          success: the goal was reached.
+          tokens, budget: size of the playbook, and the most it may have.
+        """
+        text = self._playbook.text if self._playbook else ""
+        return self._render(
+            "curator", playbook=text, insight=insight, success=success, tokens=tokens, budget=budget
+        )
+
+    def world(self) -> str:
+        """The user turn that asks for what the last action of the conversation will bring."""
+        return self._render("world")
+
+    def contrast(
+        self, step: int, observation: str, episode: str, action: str, better: str, outcome: str
+    ) -> str:
+        """The user turn that asks why an expert's action is better (arXiv 2510.08558).
+
+        Args:
+          step, observation, episode: as in `reflection`.
+          action: the last action of the conversation, which brought `observation`.
+          better: the expert's action at the same step.
+          outcome: what that brought.
+        """
+        return self._render(
+            "contrast", step=step, observation=observation, episode=episode, action=action,
+            better=better, outcome=outcome,
+        )  # fmt: skip
+
     def _experience(self, told: Sequence[tuple[int, str]]) -> str | None:
         lines = [self._render("experience", step=step, advice=advice) for step, advice in told]
         return "\n".join(lines) if lines else None
@@ -243,6 +357,18 @@ class Prompts:
                         self.window("first", history, step, "seen", told, goal, listed)
         for episode in ("", "episode"):
             self.reflection(2, "seen", episode)
+        self._try_asides()
+
+    def _try_asides(self) -> None:
+        self.world()
+        for episode in ("", "episode"):
+            self.contrast(2, "seen", episode, "done", "better", "outcome")
+        for book in (None, _Sample("", ()), _Sample("text", (_Line("one line"),))):
+            prompts = self if book is None else self.with_playbook(book)
+            prompts.observation(1, "seen")
+            for success in (True, False):
+                prompts.reflector(2, "seen", "", success)
+                prompts.curator("insight", success, 10, 100)
 
     # -- what a run records --------------------------------------------------------------------
     def sources(self) -> dict[str, str]:
@@ -250,14 +376,15 @@ class Prompts:
         return {name: template.text for name, template in self._templates.items()}
 
     def digest(self) -> str:
-        """SHA-256 of `sources`, in hexadecimal."""
-        text = json.dumps(self.sources(), sort_keys=True)
+        """SHA-256 of `sources`, and of the playbook if there is one, in hexadecimal."""
+        sources = self.sources() | ({"": self._playbook.text} if self._playbook else {})
+        text = json.dumps(sources, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     # -- parsing -------------------------------------------------------------------------------
     def parse_action(self, reply: str) -> tuple[str, bool]:
         """(action, well-formed). Any string gives an action; an odd one is the environment's no-op."""
-        if self.config.style in _LINES:
+        if self.config.style in LINES:
             return _actions.from_line(reply)
         if self.config.style == "program":
             return _actions.from_program(reply)
@@ -267,9 +394,30 @@ class Prompts:
         """The reply that `parse_action` reads as `action` (for scripted players)."""
         if self.config.style == "program":
             return fenced(action)
-        return (
-            action if self.config.style in _LINES else f"<think></think><action>{action}</action>"
-        )
+        return action if self.config.style in LINES else f"<think></think><action>{action}</action>"
+
+    def parse_contrast(self, reply: str) -> str:
+        """The reason in an answer to `contrast`, in one line; "" if there is none.
+
+        A reason that spells a tag is none: the tag would end the thought that it becomes.
+        """
+        reason = " ".join(reply.split())[: reflections.MAX_EXPERIENCE_CHARS]
+        return "" if _TAG.search(reason) else reason
+
+    def format_reasoned(self, reason: str, action: str) -> str:
+        """The reply that gives a reason first, and that `parse_action` reads as `action`.
+
+        Raises:
+          EnvDataError: in the styles "plain" and "chat" the whole reply is the action.
+        """
+        if self.config.style in LINES:
+            raise EnvDataError(
+                f"prompts.style = {self.config.style!r}: must be react or program where replies give"
+                " reasons"
+            )
+        if self.config.style == "program":
+            return f"<think>{reason}</think>\n{fenced(action)}"
+        return f"<think>{reason}</think><action>{action}</action>"
 
     @property
     def _reasons(self) -> bool:

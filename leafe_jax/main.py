@@ -1,4 +1,4 @@
-"""Command line: flags only; the program is leafe_jax/run/experiment.py.
+"""Command line: flags only; the program is leafe_jax/run/experiment.py, for a grid leafe_jax/paper/lab.py.
 
 python -m leafe_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
@@ -145,13 +145,14 @@ def main(argv: list[str]) -> int:
 def _load() -> tuple:
     """The modules that import jax. No signal may raise in here: an extension that is being loaded
     would not survive it, so `_leave` takes them."""
+    from leafe_jax.paper import lab
     from leafe_jax.run import experiment
     from leafe_jax.runtime import processes
 
-    return experiment, processes
+    return experiment, lab, processes
 
 
-def _run(values, experiment, processes) -> int:
+def _run(values, experiment, lab, processes) -> int:
     from envs.base import EnvDataError
     from leafe_jax.errors import UserError
 
@@ -165,7 +166,7 @@ def _run(values, experiment, processes) -> int:
         if not processes.first():
             logging.getLogger("leafe_jax").setLevel(logging.WARNING)
             logging.getLogger("envs").setLevel(logging.WARNING)
-        experiment.run(config, workdir)
+        (lab if lab.is_grid(config) else experiment).run(config, workdir)
         processes.leave()
         return 0
     except (UserError, EnvDataError) as error:

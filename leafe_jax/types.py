@@ -149,7 +149,8 @@ class ReflectionRecord:
       status: why it did or did not open a branch: "branched"; "no_mistake" (the model says that nothing
         was wrong); "unparsable" (no (tau, e) in the reply); "out_of_range" (tau is no step of this
         trajectory); "duplicate" (the same (tau, e) was followed from it before); "context"
-        (there was no room left to ask).
+        (there was no room left to ask); "unsure" (linear rollback: its tokens were too improbable);
+        "explained" (alternatives: it says why the expert's action is better; `experience` is that).
       tau: 1-based step to go back to, when parsed.
       experience: e, when parsed.
       child: id of the node it opened, or None.
@@ -177,13 +178,15 @@ class Node:
       id: number within the tree, in order of creation.
       parent, branch_step: the trajectory it left and the step tau at which; None for a root.
       depth: branches on the way from the root.
-      kind: "root", "branch" or "retry" (iterative refinement starts over).
+      kind: "root", "branch", "retry" (iterative refinement starts over), "expert" (its actions were given,
+        not sampled; their logprobs are 0) or "alternative" (one action at an expert's step).
       experience: the e that opened it; None for a root, and for a retry without a new e.
       turns: its own turns.
       final_observation: what the last action brought.
       return_: sum of rewards along the whole path, prefix included.
       success, done: as the environment says.
-      stop: "success", "failure", "branched" (left for a branch), "context" or "budget".
+      stop: "success", "failure", "branched" (left for a branch), "context", "budget" or "one_step" (an
+        alternative whose game would go on).
       reflections: reflections on it.
     """
 

@@ -16,6 +16,19 @@ class ScriptedSession:
     ids: list[int] = dataclasses.field(default_factory=list)
 
 
+class ScriptedEncoder:
+    """One id a text."""
+
+    def __init__(self, policy: ScriptedPolicy):
+        self._policy = policy
+
+    def turn(self, before: Sequence[int], text: str) -> tuple[int, ...]:
+        return (self._policy._id(text),)
+
+    def reply(self, text: str) -> tuple[int, ...]:
+        return (self._policy._id(text),)
+
+
 class ScriptedPolicy:
     """Replies by a function of the conversation so far.
 
@@ -37,6 +50,7 @@ class ScriptedPolicy:
         self.calls: list[list[Request]] = []
         self.live: set[int] = set()
         self._texts: list[str] = []
+        self.encoder = ScriptedEncoder(self)
 
     def _id(self, text: str) -> int:
         if text not in self._texts:
@@ -54,6 +68,9 @@ class ScriptedPolicy:
 
     def length(self, session: ScriptedSession) -> int:
         return len(session.ids)
+
+    def ids(self, session: ScriptedSession) -> Sequence[int]:
+        return session.ids
 
     def fork(self, session: ScriptedSession, length: int) -> ScriptedSession:
         assert length % 2 == 0, "turns are forked whole"

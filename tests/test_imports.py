@@ -33,7 +33,7 @@ def test_environments_import_neither_jax_nor_the_package(path):
 # Bottom first: a unit imports from those before it only. A unit is a folder of leafe_jax, or a file of
 # its top level.
 LAYERS = ("errors", "types", "runtime", "agent", "models", "sampling", "training", "methods",
-          "bootstrap", "run", "api", "tools", "main")  # fmt: skip
+          "bootstrap", "run", "api", "tools", "paper", "main")  # fmt: skip
 
 
 def graph() -> dict[str, set[str]]:

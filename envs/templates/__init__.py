@@ -4,8 +4,9 @@ A template is rendered in jinja2's sandbox. It cannot reach Python, read a file 
 template, and it gives the same text every time. The values that are put into it (observations,
 replies, advice) are text to the engine, whatever they contain: it never evaluates them.
 
-The templates of a style are the files of its folder here. `NAME.VARIANT.jinja` takes the place of
-`NAME.jinja` for environments of that variant. The last line break of a file is not part of its text.
+The templates of a style are the files of its folder here; those that are the same in all styles are in
+`any`. `NAME.VARIANT.jinja` takes the place of `NAME.jinja` for environments of that variant. The last
+line break of a file is not part of its text.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ _MAX_RANGE = 1000  # steps of a loop over range(), as many as an episode could h
 
 def find(style: str, name: str, variant: str = "") -> Path:
     """The package's own file of a template."""
-    own = f"{name}.{variant}.jinja"
+    own, general = f"{name}.{variant}.jinja", f"{name}.jinja"
     here = {path.name for path in (_ROOT / style).iterdir()}
-    return _ROOT / style / (own if own in here else f"{name}.jinja")
+    if not here & {own, general}:
+        return _ROOT / "any" / general
+    return _ROOT / style / (own if own in here else general)
 
 
 class Template:

@@ -185,6 +185,18 @@ class ChatFormat:
             return ids[1:] if ids[:1] == (last_id,) and last_id in self.stop_ids else ids
         return ids if last_id == self.turn_end else (self.turn_end, *ids)
 
+    def turn(self, before: Sequence[int], text: str) -> tuple[int, ...]:
+        """Ids of a user turn behind the ids `before`; of the first turn if there are none."""
+        return self.next_turn(text, before[-1]) if before else self.first_turn(text)
+
+    def reply(self, text: str) -> tuple[int, ...]:
+        """Ids of a reply that was not sampled, with the token that ends it. Where the text spells a control
+        token, it has the ids of those characters."""
+        text = _SURROGATES.sub("\ufffd", text)
+        ids = [i for piece in self.control.broken(text) for i in self._encode(piece)]
+        spelt = set(self.control.among(ids))
+        return (*(i for i in ids if i not in spelt), self.reply_end)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of sampled ids without special tokens; spaces are kept."""
         return self.tokenizer.decode(

@@ -62,21 +62,37 @@ class Completion:
     sampled_logprobs: tuple[float, ...] | None = None
 
 
+class Encoder(Protocol):
+    """Token ids of text that no model has sampled: a user turn, and a reply that somebody else gave."""
+
+    def turn(self, before: Sequence[int], text: str) -> tuple[int, ...]:
+        """Ids of a user turn behind the ids of a conversation; of its first turn if `before` is empty."""
+
+    def reply(self, text: str) -> tuple[int, ...]:
+        """Ids of a reply, with the token that ends it."""
+
+
 class Policy(Protocol):
-    """Sessions are opaque; lengths are in tokens.
+    """Sessions are opaque; lengths are in tokens. `ids` are the tokens of a session so far.
 
     `submit` queues a request and returns its ticket; `collect` waits until requests have ended and returns
     (ticket, completion) pairs, [] when none is queued; `launch` lets the device go on meanwhile.
 
     Attributes:
       num_slots: requests that are served together; as many episodes keep the policy busy.
+      encoder: text as token ids, for what is not sampled.
     """
 
     num_slots: int
 
+    @property
+    def encoder(self) -> Encoder: ...
+
     def start(self) -> Any: ...
 
     def length(self, session: Any) -> int: ...
+
+    def ids(self, session: Any) -> Sequence[int]: ...
 
     def fork(self, session: Any, length: int) -> Any: ...
 

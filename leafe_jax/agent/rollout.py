@@ -94,6 +94,18 @@ class Hooks:
         """Handles a reflection; False ends the episode."""
         return True
 
+    def question(self, episode: Episode, history: str) -> str | None:
+        """What is asked in place of p_refl (None: that); `history` as in `Prompts.reflection`."""
+        return None
+
+    def declines(self, episode: Episode, action: str) -> bool:
+        """Is this action not to be played? Then the episode ends before it."""
+        return False
+
+    def leaves(self, episode: Episode) -> bool:
+        """After a step that asks no reflection: does the episode end here, though its game goes on?"""
+        return False
+
     def exhausted(self, episode: Episode) -> bool:
         """After a step or a reflection: is the budget spent?"""
         return False
@@ -126,7 +138,7 @@ class Rollout:
             while self.queue and len(flying) + len(asking) < self.policy.num_slots:
                 asking.append(self.queue.popleft())
             for episode in asking:
-                flying[self.policy.submit(self._request(episode))] = episode
+                flying[self.policy.submit(self._request(episode, hooks))] = episode
             if not flying:
                 return
             arrived = [(flying.pop(ticket), reply) for ticket, reply in self.policy.collect()]
@@ -141,8 +153,13 @@ class Rollout:
         for _, completion in arrived:
             if completion.finish_reason == "error":
                 raise UserError(completion.error)
-        acting = [pair for pair in arrived if pair[1].ids and not pair[0].reflecting]
-        actions = [self.prompts.parse_action(completion.text) for _, completion in acting]
+        acting, actions = [], []
+        for episode, completion in arrived:
+            if completion.ids and not episode.reflecting:
+                action = self.prompts.parse_action(completion.text)
+                if not hooks.declines(episode, action[0]):
+                    acting.append((episode, completion))
+                    actions.append(action)
         played = self.env.step_many(
             [
                 (episode.state, action)
@@ -194,12 +211,12 @@ class Rollout:
             actions,
         )
 
-    def _request(self, episode: Episode) -> Request:
+    def _request(self, episode: Episode, hooks: Hooks) -> Request:
         config = self.config
         if episode.session is None:
             episode.session = self.policy.start()
         if episode.reflecting:
-            return self._reflection_request(episode)
+            return self._reflection_request(episode, hooks)
         if config.mode == "window":
             self.policy.rewind(episode.session, 0)
         episode.lengths.append(self.policy.length(episode.session))
@@ -214,14 +231,16 @@ class Rollout:
             seed,
         )
 
-    def _reflection_request(self, episode: Episode) -> Request:
+    def _reflection_request(self, episode: Episode, hooks: Hooks) -> Request:
         config = self.config
         # A window holds the last steps only. A reflection needs all of them, and the e being followed.
         history = ""
         if config.mode == "window":
             self.policy.rewind(episode.session, 0)
             history = self._window(episode, episode.turns, self._shown(episode), None)
-        text = self.prompts.reflection(episode.step, episode.observation, history)
+        text = hooks.question(episode, history)
+        if text is None:
+            text = self.prompts.reflection(episode.step, episode.observation, history)
         seed = seed_for(config.seed, config.purpose, episode.name, episode.step, "reflect")
         length = self.policy.length(episode.session)
         episode.lengths.append(length)
@@ -234,6 +253,20 @@ class Rollout:
             seed,
         )
 
+    def force(self, episode: Episode, action: str) -> None:
+        """Plays an action that somebody else chose, without asking the policy. The turn has the ids of a
+        reply that says it, and log-probabilities of 0: no model sampled it."""
+        request = self._request(episode, Hooks())
+        encoder, session = self.policy.encoder, episode.session
+        ids = encoder.turn(self.policy.ids(session), request.text)
+        reply = self.prompts.format_action(action)
+        said = encoder.reply(reply)
+        self.policy.append(session, [*ids, *said])
+        given = Completion(reply, ids, None, said, (0.0,) * len(said), "stop", 0, 0)
+        parsed, well_formed = self.prompts.parse_action(reply)
+        state, result = self.env.step(episode.state, parsed)
+        self._step(episode, given, parsed, well_formed, state, result)
+
     # -- one reply -------------------------------------------------------------------------------
     def _advance(
         self, episode: Episode, completion: Completion, move: tuple | None, hooks: Hooks
@@ -243,7 +276,7 @@ class Rollout:
         Args:
           episode: whose reply it is.
           completion: the reply.
-          move: (action, well-formed, state, result) if the reply was an action, or None.
+          move: (action, well-formed, state, result) if the reply was an action that is played, or None.
           hooks: the driver.
         """
         budget = episode.budget
@@ -259,7 +292,7 @@ class Rollout:
                 return False
             return self._affords(episode, hooks)
         if move is None:
-            episode.node.stop = "context"
+            episode.node.stop = episode.node.stop or "context"
             episode.lengths.pop()
             return False
         self._step(episode, completion, *move)
@@ -268,7 +301,7 @@ class Rollout:
         if hooks.reflect_now(episode):
             episode.reflecting = True
             return True
-        return not episode.state.done
+        return not (episode.state.done or hooks.leaves(episode))
 
     @staticmethod
     def _affords(episode: Episode, hooks: Hooks) -> bool:

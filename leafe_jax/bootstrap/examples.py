@@ -28,8 +28,7 @@ def to_example(
     end = 0
     for turn in turns:
         if turn["role"] == "user":
-            text = turn["text"]
-            new = chat.next_turn(text, ids[-1]) if ids else chat.first_turn(text)
+            new = chat.turn(ids, turn["text"])
             mass += [observation_mass] * len(new)
         else:
             new = (*chat.tokenizer.encode(turn["text"], add_special_tokens=False), chat.reply_end)

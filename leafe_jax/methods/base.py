@@ -13,14 +13,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from envs.prompts import Prompts
+from envs.prompts import Prompts, PromptsConfig
+from leafe_jax.agent.policy import Encoder
 from leafe_jax.errors import UserError
+from leafe_jax.methods.playbook import Playbook
 from leafe_jax.training.settings import TrainConfig
 from leafe_jax.types import Example, Tree
 
 # Name -> module:class. A method's directory in the workdir has its name.
 REGISTRY = {
+    "ace": "leafe_jax.methods.ace:Ace",
     "base": "leafe_jax.methods.base:Base",
+    "early_experience": "leafe_jax.methods.early_experience:EarlyExperience",
     "erl": "leafe_jax.methods.erl:ERL",
     "gigpo": "leafe_jax.methods.gigpo:GiGPO",
     "grpo": "leafe_jax.methods.grpo:GRPO",
@@ -51,6 +55,18 @@ class Run(Protocol):
 
     def base_model(self) -> Path:
         """The model that the run starts from."""
+
+    def encoder(self, method: str) -> Encoder:
+        """Text as token ids, as the model of a method's agent reads it."""
+
+    def agent_of(self, method: str) -> Agent:
+        """The agent that a method has left."""
+
+    def adapt(self, method: Method) -> bool:
+        """Grows the playbook of a method, resumably, in the workdir; False if that was done before."""
+
+    def playbook(self, method: Method) -> Playbook:
+        """The playbook that a method has left."""
 
     def trees(self, search: str) -> Iterable[Tree]:
         """The trees of `config.search.<search>`, all of them; read anew at each iteration."""
@@ -90,6 +106,18 @@ class Method(abc.ABC):
         """What must be finished before `fit`: "trees/<search>", or another method's name. The fields
         that those depend on, this method depends on, too."""
         return ()
+
+    def check(self, prompts: PromptsConfig) -> None:  # noqa: B027 - most go with any prompts
+        """Refuses settings that do not go with the run's prompts, before any work.
+
+        Raises:
+          UserError: names the field.
+        """
+
+    @property
+    def played(self) -> tuple[str, int] | None:
+        """(split, number of tasks, 0 for all) that `fit` plays itself; None if it plays none."""
+        return None
 
     @abc.abstractmethod
     def fit(self, run: Run) -> bool:

@@ -6,24 +6,36 @@ the branch plays on. The trajectories of a tree go through a FIFO queue, one aft
 breadth-first and its budget ends in the same place on every machine; trees grow side by side.
 
 The two searches that the paper compares with are here, too: independent sampling, and iterative
-refinement. Every search spends the whole of its budget (docs/METHODS.md, "Budgets").
+refinement. Others are in files of their own (`EXPLORERS`). Every search spends the whole of its budget
+(docs/METHODS.md, "Budgets").
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from envs.base import Environment, Task
 from envs.prompts import Prompts
+from envs.reflections import Reflection
 from leafe_jax.agent.policy import Completion, Policy
 from leafe_jax.agent.rollout import Episode, Hooks, Rollout, RolloutConfig, branch
 from leafe_jax.errors import UserError
 from leafe_jax.types import Budget, Node, ReflectionRecord, Tree
 
-METHODS = ("tree", "independent", "refine")
+# search.<name>.method -> module:class that decides what is played.
+EXPLORERS = {
+    "tree": "leafe_jax.methods.search:Explorer",
+    "independent": "leafe_jax.methods.search:Explorer",
+    "refine": "leafe_jax.methods.search:Explorer",
+    "linear": "leafe_jax.methods.linear:Linear",
+    "alternatives": "leafe_jax.methods.alternatives:Alternatives",
+}
+METHODS = tuple(EXPLORERS)
+EXPERTS = ("player", "solver", "own")
 SPANS = ("branch", "step")
 MEMORIES = ("all", "last")
 
@@ -41,7 +53,8 @@ class SearchConfig:
     num_tasks: int = 384  # the split's first tasks; 0 takes all
     block_size: int = 48  # tasks explored together; a killed run repeats at most one block
     # tree (LEAFE), independent (independent sampling, IS), or refine (iterative refinement, IR: start
-    # over with the experience); the paper's Table 3 compares them.
+    # over with the experience); the paper's Table 3 compares them. linear: one step back at a time, as in
+    # GA-Rollback. alternatives: other actions at an expert's steps, for Early Experience.
     method: str = "tree"
     # The budget. A search goes on until it is spent; a search without one ends at max_attempts.
     max_env_steps: int = 60  # environment steps per task, replayed ones included; 0: no limit
@@ -57,7 +70,19 @@ class SearchConfig:
     # What a new start is shown: "all" experiences of its chain, as Self-Refine (arXiv 2303.17651) and
     # Reflexion (arXiv 2303.11366) have it, or the "last" one.
     refine_memory: str = "all"
-    # -- tree and refine
+    # -- linear
+    wait_steps: int = 6  # steps of a trajectory before the first question
+    rollback_steps: int = 4  # most steps that it goes back; tau further back is brought forward
+    rollbacks: int = 6  # of a chain; then its trajectory plays to its end
+    shown_experiences: int = 3  # most experiences that are told again at tau, the newest ones
+    # A reflection whose tokens have a lower mean probability is not followed; 0 follows all.
+    min_probability: float = 0.0
+    # -- alternatives
+    # Who gives the expert's actions: the environment's scripted "player", its "solver", which sees hidden
+    # state, or the agent's "own" first success.
+    expert: str = "player"
+    explain: bool = False  # ask after each alternative why the expert's action is better
+    # -- tree, refine and linear
     reflect_on_failure: bool = True  # reflect when an episode ends without success
     show_experience: bool = True  # False: go back and sample again without e (control)
     experience_span: str = "branch"  # e stays in the context for the branch, or for one "step"
@@ -65,6 +90,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         for name, allowed in (
             ("method", METHODS), ("experience_span", SPANS), ("refine_memory", MEMORIES),
+            ("expert", EXPERTS),
         ):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise UserError(
@@ -73,12 +99,15 @@ class SearchConfig:
         for name, least in (
             ("num_tasks", 0), ("block_size", 1), ("num_roots", 1), ("max_attempts", 0),
             ("max_depth", 0), ("reflect_every", 1), ("max_env_steps", 0), ("max_generated_tokens", 0),
+            ("wait_steps", 0), ("rollback_steps", 1), ("rollbacks", 0), ("shown_experiences", 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise UserError(
                     f"search.{name} = {value!r}: must be an integer of at least {least}"
                 )
+        if not 0 <= self.min_probability <= 1:
+            raise UserError(f"search.min_probability = {self.min_probability!r}: must be 0 to 1")
         if not (self.limited or self.max_attempts):
             raise UserError(
                 "search.max_attempts = 0: must be at least 1 where search.max_env_steps and"
@@ -92,32 +121,37 @@ class SearchConfig:
 
 
 @dataclasses.dataclass(eq=False)
-class _Growth:
+class Growth:
     """What is still to be played of a tree: roots first, then branches."""
 
     start: tuple[Any, str]  # state and first observation
     roots_left: int  # places that are kept for roots
     branches: collections.deque[Episode] = dataclasses.field(default_factory=collections.deque)
-    memory: list[str] = dataclasses.field(default_factory=list)  # refinement: e of the chain so far
+    # refinement and linear rollback: e of the chain so far
+    memory: list[str] = dataclasses.field(default_factory=list)
 
 
-class _Explorer(Hooks):
-    """The decisions of the search for one set of trees."""
+class Explorer(Hooks):
+    """The decisions of a search for one set of trees: tree, independent sampling and refinement.
+
+    Args:
+      rollout: plays what is queued.
+      config: rules of the search.
+      on_tree: called with each tree as it finishes.
+      adviser: see `explore`.
+    """
 
     def __init__(
         self,
-        policy: Policy,
-        prompts: Prompts,
+        rollout: Rollout,
         config: SearchConfig,
-        queue: collections.deque[Episode],
         on_tree: Callable[[Tree], None],
-        adviser: Callable[[Episode], str] | None,
-        replays: bool,
+        adviser: Callable[[Episode], str] | None = None,
     ):
-        self.adviser, self.replays = adviser, replays
-        self.policy, self.prompts, self.config = policy, prompts, config
-        self.queue, self.on_tree = queue, on_tree
-        self._growing: dict[str, _Growth] = {}  # by task id
+        self.rollout, self.config, self.on_tree, self.adviser = rollout, config, on_tree, adviser
+        self.policy, self.prompts, self.queue = rollout.policy, rollout.prompts, rollout.queue
+        self.replays = rollout.env.replays
+        self._growing: dict[str, Growth] = {}  # by task id
 
     def plant(self, tree: Tree, env: Environment) -> None:
         """Queues the first trajectory of a tree."""
@@ -125,8 +159,11 @@ class _Explorer(Hooks):
         roots = config.num_roots if config.method == "tree" else 1
         if config.max_attempts:
             roots = min(roots, config.max_attempts)
-        self._growing[tree.task_id] = _Growth(env.reset(tree.task_id), roots)
+        self._growing[tree.task_id] = self._begin(env.reset(tree.task_id), roots)
         self._play(self._planned_root(tree))
+
+    def _begin(self, start: tuple[Any, str], roots: int) -> Growth:
+        return Growth(start, roots)
 
     def _play(self, episode: Episode) -> None:
         episode.budget.episodes += 1
@@ -228,7 +265,7 @@ class _Explorer(Hooks):
             return True
         text = self.adviser(episode) if self.adviser else completion.text
         cut = self.adviser is None and completion.finish_reason == "length"
-        parsed = self.prompts.parse_reflection(text, cut)
+        parsed = self._read(episode, text, cut)
         record = ReflectionRecord(
             step=episode.step,
             prompt_ids=list(completion.prompt_ids),
@@ -244,16 +281,20 @@ class _Explorer(Hooks):
             ),
         )
         if parsed.status == "ok":
-            record.status = self._judge(episode, parsed.tau, parsed.experience)
+            record.status = self._judge(episode, record)
         node.reflections.append(record)
         if record.status != "branched" or parsed.tau is None:
             return True
-        experience = parsed.experience if config.show_experience else None
+        experience = record.experience if config.show_experience else None
         record.child = self._follow(episode, parsed.tau, experience).node.id
         if config.continue_after_branch:
             return True
         node.stop = node.stop or "branched"
         return False
+
+    def _read(self, episode: Episode, text: str, cut: bool) -> Reflection:
+        """What a reflection says."""
+        return self.prompts.parse_reflection(text, cut)
 
     def _follow(self, episode: Episode, tau: int, experience: str | None) -> Episode:
         """Queues the branch, or the new start, that a reflection asks for."""
@@ -270,7 +311,9 @@ class _Explorer(Hooks):
         growth.branches.append(child)
         return child
 
-    def _judge(self, episode: Episode, tau: int | None, experience: str | None) -> str:
+    def _judge(self, episode: Episode, record: ReflectionRecord) -> str:
+        """The status of a reflection that was read."""
+        tau, experience = record.tau, record.experience
         if self.config.method == "refine":
             return "branched"  # it starts over, whatever tau is
         # tau is never guessed: a step that does not exist drops the reflection.
@@ -287,9 +330,13 @@ class _Explorer(Hooks):
         if following is not None:
             self._play(following)
             return
-        for dropped in self._growing.pop(tree.task_id).branches:
-            self._drop(dropped)
+        self._end(self._growing.pop(tree.task_id))
         self.on_tree(tree)
+
+    def _end(self, growth: Growth) -> None:
+        """The tree is finished."""
+        for dropped in growth.branches:
+            self._drop(dropped)
 
 
 def explore(
@@ -313,7 +360,15 @@ def explore(
       adviser: answers in place of the model's reflections (leafe_jax/bootstrap/habits.py measures with it).
     """
     rollout = Rollout(policy, env, prompts, rollout_config)
-    explorer = _Explorer(policy, prompts, config, rollout.queue, on_tree, adviser, env.replays)
+    module, _, name = EXPLORERS[config.method].partition(":")
+    kind = getattr(importlib.import_module(module), name)
+    grow(kind(rollout, config, on_tree, adviser), tasks)
+
+
+def grow(explorer: Explorer, tasks: Sequence[Task]) -> None:
+    """Grows one tree a task by the rules of an explorer."""
+    rollout, config = explorer.rollout, explorer.config
+    env, rollout_config = rollout.env, rollout.config
     for task in tasks:
         budget = Budget.within(
             max_env_steps=config.max_env_steps, max_generated_tokens=config.max_generated_tokens

@@ -130,6 +130,15 @@ def without_seed(flat: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def fitted(config: RunConfig) -> list[str]:
+    """The methods that this run fits, those that others read first."""
+    wanted = list(config.methods) if "fit" in config.phases else []
+    if "explore" in config.phases:
+        wanted += [search.agent for search in config.search.values()]
+    parts = dict.fromkeys(part for name in wanted for part in closure(config, name))
+    return [part for part in parts if not part.startswith("trees/")]
+
+
 def searches(config: RunConfig) -> list[str]:
     """The searches that this run grows or reads, what is read first standing first."""
     wanted: list[str] = []

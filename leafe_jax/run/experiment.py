@@ -29,11 +29,14 @@ from etils import epath
 from envs.base import Environment, Task
 from envs.prompts import Prompts
 from leafe_jax.agent.evaluate import evaluate
+from leafe_jax.agent.policy import Encoder
 from leafe_jax.errors import UserError
+from leafe_jax.methods.ace import Ace
 from leafe_jax.methods.base import Agent, FineTuned, Made, Method
 from leafe_jax.methods.on_policy import OnPolicy
+from leafe_jax.methods.playbook import Playbook
 from leafe_jax.methods.search import explore
-from leafe_jax.run import base_model, checks, practise
+from leafe_jax.run import adapt, base_model, checks, practise
 from leafe_jax.run.base_model import progress_bar
 from leafe_jax.run.blocks import (
     Blocks,
@@ -51,6 +54,7 @@ from leafe_jax.run.validate import validate
 from leafe_jax.run.weights import (
     Weights,
     base_model_path,
+    chat_of,
     check_model,
     export,
     fine_tune,
@@ -62,6 +66,7 @@ from leafe_jax.run.workdir import opened
 from leafe_jax.runtime import console, processes
 from leafe_jax.runtime.files import fingerprint, make_directory, to_json, whole, write_json
 from leafe_jax.runtime.metrics import Metrics
+from leafe_jax.sampling.lm_policy import LMPolicy
 from leafe_jax.training.start import Data
 from leafe_jax.types import Example, Tree
 
@@ -154,8 +159,29 @@ class Experiment:
         """
         phase = Phase(self.workdir, method.name, self.config)
         if _is_untrained(phase):
-            return self.config.find(method.config.start).agent(self).model
+            return self.agent_of(method.config.start).model
         return trained_model(phase)
+
+    def agent_of(self, method: str) -> Agent:
+        """The agent that a method has left."""
+        return self.config.find(method).agent(self)
+
+    def policies(self, agent: Agent) -> Callable[[], LMPolicy]:
+        """Loads an agent's model; the function gives a policy with an empty cache."""
+        return self.weights.policies(agent)
+
+    def adapt(self, method: Method) -> bool:
+        """Grows the playbook of a method; False if that was done before."""
+        assert isinstance(method, Ace)
+        return adapt.grow_playbook(self, method, Phase(self.workdir, method.name, self.config))
+
+    def playbook(self, method: Method) -> Playbook:
+        """The playbook that a method has left."""
+        return adapt.read_playbook(Phase(self.workdir, method.name, self.config))
+
+    def encoder(self, method: str) -> Encoder:
+        """Text as token ids, as the model of a method's agent reads it."""
+        return chat_of(self.config.model, self.agent_of(method))
 
     def trees(self, search: str) -> Trees:
         """The trees of a search, read anew at each iteration.
@@ -181,7 +207,7 @@ class Experiment:
         settings = method.config
         phase = Phase(self.workdir, method.name, self.config)
         blocks = tree_blocks(self.config, self.env, self.workdir, settings.trees)
-        start = self.config.find(settings.start).agent(self).model
+        start = self.agent_of(settings.start).model
         note_model(self.config.model, phase, start)
         intact = phase.intact(_outputs(method, trained=not _is_untrained(phase)))
         begin, name = time.monotonic(), method.name
@@ -244,7 +270,7 @@ class Experiment:
         config, settings = self.config, self.config.search[name]
         blocks = tree_blocks(config, self.env, self.workdir, name)
         phase, missing = blocks.phase, blocks.missing()
-        agent = config.find(settings.agent).agent(self)
+        agent = self.agent_of(settings.agent)
         note_agent(config.model, phase, agent)
         if phase.done and not missing:
             return False
@@ -281,7 +307,7 @@ class Experiment:
         config, settings = self.config, self.config.evaluate
         blocks = evaluation_blocks(config, self.env, self.workdir, method)
         phase, missing = blocks.phase, blocks.missing()
-        agent = config.find(method).agent(self)
+        agent = self.agent_of(method)
         note_agent(config.model, phase, agent)
         if phase.done and not missing:
             return False

@@ -100,10 +100,82 @@ def add_variant(config: ml_collections.ConfigDict, name: str, method: str, **fie
     The variant is fitted and evaluated like a method of that name, after those that `config.methods`
     has already.
     """
+    _define_variant(config, name, method, **fields)
+    config.methods = (*config.methods, name)
+
+
+def _define_variant(
+    config: ml_collections.ConfigDict, name: str, method: str, **fields: Any
+) -> None:
+    """A variant that is fitted where another method reads it, and not evaluated."""
     config.variants[name] = config[method].copy_and_resolve_references()
     config.variants[name].update(fields)
     config.variants[name].method = method
-    config.methods = (*config.methods, name)
+
+
+def add_search(config: ml_collections.ConfigDict, name: str, **fields: Any) -> None:
+    """Adds a search with the tasks, the budget and the rules of `search.tree`, and other fields."""
+    config.search[name] = config.search.tree.copy_and_resolve_references()
+    config.search[name].update(fields)
+
+
+def add_leafe_on(config: ml_collections.ConfigDict, start: str, name: str, search: str) -> None:
+    """Adds LEAFE on top of another method: that one's agent explores, and its model is trained on.
+
+    Args:
+      config: is changed.
+      start: the other method.
+      name: of the variant.
+      search: name of the search that it reads.
+    """
+    add_search(config, search, agent=start)
+    add_variant(config, name, "leafe", start=start, trees=search)
+
+
+def add_early_experience(
+    config: ml_collections.ConfigDict, expert: str = "player", explain: bool = False
+) -> None:
+    """Adds Early Experience (arXiv 2510.08558) at the budget of `search.tree`.
+
+    Args:
+      config: is changed.
+      expert: whose actions are imitated: "player", "solver" or "own" (docs/METHODS.md).
+      explain: False: implicit world modelling, one epoch, then imitation for the other epochs. True:
+        self-reflection, together with imitation.
+    """
+    add_search(config, "alternatives", method="alternatives", expert=expert, explain=explain)
+    early = config.early_experience
+    early.trees = "alternatives"
+    if explain:
+        early.update(dict(world_weight=0.0, reflection_weight=1.0, imitation_weight=1.0))
+    else:
+        early.update(dict(world_weight=1.0, reflection_weight=0.0, imitation_weight=0.0))
+        _define_variant(config, "early_world", "early_experience")
+        config.variants.early_world.train.num_epochs = 1
+        early.update(dict(world_weight=0.0, imitation_weight=1.0, start="early_world"))
+        early.train.num_epochs = max(1, early.train.num_epochs - 1)
+    config.methods = (*config.methods, "early_experience")
+
+
+def add_ace(
+    config: ml_collections.ConfigDict, start: str = "base", name: str = "ace", **fields: Any
+) -> None:
+    """Adds ACE on the model of a method, with the tasks and the budget of `search.tree`.
+
+    Args:
+      config: is changed.
+      start: the method whose model is used.
+      name: "ace", or the name of a variant.
+      fields: further fields of `config.ace`.
+    """
+    tree = config.search.tree
+    shared = ("split", "num_tasks", "max_env_steps", "max_generated_tokens")
+    fields = {**{field: tree[field] for field in shared}, "start": start, **fields}
+    if name == "ace":
+        config.ace.update(fields)
+        config.methods = (*config.methods, "ace")
+    else:
+        add_variant(config, name, "ace", **fields)
 
 
 def add_rounds(config: ml_collections.ConfigDict, number: int) -> None:
@@ -113,10 +185,7 @@ def add_rounds(config: ml_collections.ConfigDict, number: int) -> None:
     """
     before = "leafe"
     for i in range(2, number + 1):
-        search = f"tree_{i}"
-        config.search[search] = config.search.tree.copy_and_resolve_references()
-        config.search[search].agent = before
-        add_variant(config, f"leafe_{i}", "leafe", start=before, trees=search)
+        add_leafe_on(config, before, f"leafe_{i}", f"tree_{i}")
         before = f"leafe_{i}"
 
 

@@ -79,9 +79,10 @@ def sentence(protocol: Mapping[str, Any]) -> str:
     ]
     for name, search in p["searches"].items():
         budget = ", ".join(f"{k} {v}" for k, v in search.items() if k.startswith("max_"))
+        expert = f", expert: {search['expert']}" if search["method"] == "alternatives" else ""
         lines.append(
             f"Search {name}: {search['method']} on {search['split']}, {search['num_tasks'] or 'all'}"
-            f" tasks; {budget}."
+            f" tasks{expert}; {budget}."
         )
     return "\n".join(lines)
 

@@ -23,7 +23,7 @@ from leafe_jax.run import passk, protocol
 from leafe_jax.run.blocks import Blocks, Trees, evaluation_blocks, read_evaluation, tree_blocks
 from leafe_jax.run.checks import phases_of
 from leafe_jax.run.config import RunConfig
-from leafe_jax.run.depends import flatten
+from leafe_jax.run.depends import closure, flatten
 from leafe_jax.run.phase import finished, read_record
 from leafe_jax.run.report import table
 from leafe_jax.run.report.write import write_report
@@ -84,11 +84,14 @@ def method_differences(config: RunConfig, blocks: dict[str, Blocks]) -> list[dic
 def _search_result(blocks: Blocks) -> dict[str, Any]:
     count: collections.Counter[str] = collections.Counter()
     statuses: collections.Counter[str] = collections.Counter()
-    budget = Budget()
+    budget, solved = Budget(), {}
     for tree in Trees(blocks):
         budget.add(tree.budget)
         count["tasks"] += 1
-        count["solved_tasks"] += any(node.success for node in tree.nodes)
+        # An expert's success is not the search's.
+        solved[tree.task_id] = any(
+            node.success and node.kind not in ("expert", "alternative") for node in tree.nodes
+        )
         for node in tree.nodes:
             count["success_episodes"] += node.success
             count["branches"] += node.parent is not None
@@ -101,7 +104,8 @@ def _search_result(blocks: Blocks) -> dict[str, Any]:
             )
     return {
         "tasks": count["tasks"],
-        "solved_tasks": count["solved_tasks"],
+        "solved_tasks": sum(solved.values()),
+        "solved": dict(sorted(solved.items())),
         "episodes": budget.episodes,
         "success_episodes": count["success_episodes"],
         "out_of_context": count["out_of_context"],
@@ -138,9 +142,15 @@ def _device() -> str:
     return name
 
 
+def _fitted(config: RunConfig) -> list[str]:
+    """The methods that are evaluated, and those that they read; what is read first stands first."""
+    parts = dict.fromkeys(part for m in config.methods for part in closure(config, m))
+    return [part for part in parts if not part.startswith("trees/")]
+
+
 def _reported(config: RunConfig) -> list[str]:
     """The directories that a report is made from, finished or not."""
-    methods = [m for m in config.methods if m != "base"]
+    methods = [m for m in _fitted(config) if m != "base"]
     return [
         *(f"trees/{search}" for search in config.search),
         *methods,
@@ -190,7 +200,7 @@ def run_report(config: RunConfig, env: Environment, workdir: epath.Path) -> bool
             **read_summary(workdir / method / "summary.json"),
             "seconds": read_record(workdir / method)["seconds"],
         }
-        for method in config.methods
+        for method in _fitted(config)
         if method in made_of
     }
     write_json(workdir / "results.json", results)

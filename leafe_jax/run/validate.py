@@ -9,7 +9,7 @@ from envs.base import Environment, Task
 from leafe_jax.errors import UserError
 from leafe_jax.methods.on_policy import OnPolicy
 from leafe_jax.run.config import PHASES, RunConfig
-from leafe_jax.run.depends import closure, on_policy, searches
+from leafe_jax.run.depends import closure, fitted, on_policy, searches
 from leafe_jax.runtime import processes
 
 
@@ -88,6 +88,17 @@ def validate(config: RunConfig) -> Environment:
                 f"search.{name}.split = {search.split!r}: must not be the split that is evaluated"
             )
         _refuse_empty(env, search.split, search.num_tasks, f"search.{name}")
+    for name in fitted(config):
+        one = config.find(name)
+        one.check(config.prompts)
+        played = one.played
+        if played is not None:
+            split, number = played
+            if split == config.evaluate.split:
+                raise UserError(
+                    f"{name}.split = {split!r}: must not be the split that is evaluated"
+                )
+            _refuse_empty(env, split, number, name)
     for trained in on_policy(config):
         _check_on_policy(config, env, trained)
     if {"evaluate", "habits"} & set(config.phases):

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from leafe_jax.agent.chat import load_chat
+from leafe_jax.agent.chat import ChatFormat, load_chat
 from leafe_jax.agent.seeds import seed_for
 from leafe_jax.errors import UserError
 from leafe_jax.methods.base import Agent
@@ -55,6 +55,18 @@ def check_model(path: Path | epath.Path) -> None:
     hf.read_config(str(path))
     if not any(Path(path).glob("*.safetensors")):
         raise UserError(f"{path}: no .safetensors file there")
+
+
+def chat_of(model: CheckpointConfig, agent: Agent) -> ChatFormat:
+    """The tokenizer and chat template of an agent.
+
+    Raises:
+      UserError: see `load_chat`.
+    """
+    return load_chat(
+        str(agent.model), hf.read_config(str(agent.model)).vocab_size, model.chat_template,
+        model.enable_thinking, agent.prompts.system,
+    )  # fmt: skip
 
 
 def note_agent(model: CheckpointConfig, phase: Phase, agent: Agent) -> None:
@@ -119,10 +131,7 @@ class Weights:
         """
         config, sampler, path = self._config, self._config.sampler, agent.model
         model_config = hf.read_config(str(path))
-        chat = load_chat(
-            str(path), model_config.vocab_size, config.model.chat_template,
-            config.model.enable_thinking, agent.prompts.system,
-        )  # fmt: skip
+        chat = chat_of(config.model, agent)
         load_params: Callable[[Any], Any] = functools.partial(
             hf.load_params, str(path), model_config, config.model.dtype
         )

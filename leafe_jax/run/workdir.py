@@ -23,6 +23,12 @@ from leafe_jax.runtime import processes
 from leafe_jax.runtime.files import local_path, read_text, remove
 
 LOCK_FILE = ".lock"
+
+
+class InUse(UserError):
+    """Another run writes to the directory."""
+
+
 # Errors of file systems without locks (some network file systems, depending on how they are mounted).
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -50,8 +56,8 @@ def locked(workdir: Path, name: str) -> Iterator[None]:
       name: of the directory in messages, e.g. "--workdir=runs/a".
 
     Raises:
-      UserError: another run holds the lock (the message gives its host, process and start time), or the
-        lock file cannot be made.
+      InUse: another run holds the lock; the message gives its host, process and start time.
+      UserError: the lock file cannot be made.
     """
     descriptor: int | None = None
 
@@ -94,7 +100,7 @@ def _take(file: Path, name: str) -> int | None:
     except BlockingIOError as error:
         other = _holder(descriptor)
         os.close(descriptor)
-        raise UserError(
+        raise InUse(
             f"{name}: in use by {other}; wait until it ends, or use another directory"
         ) from error
     except OSError as error:

@@ -22,7 +22,7 @@ class LMPolicy:
     """
 
     def __init__(self, engine: Engine | Replicas, chat: ChatFormat):
-        self.engine, self.chat = engine, chat
+        self.engine, self.chat, self.encoder = engine, chat, chat
         self.num_slots = engine.num_slots  # of all copies: that many episodes keep it busy
         self.start, self.fork, self.rewind = engine.start, engine.fork, engine.rewind
         self.append, self.release, self.length = engine.append, engine.release, len
@@ -30,18 +30,17 @@ class LMPolicy:
         # ticket -> ids of the user turn, with the experience and without, and how the reply is sampled.
         self._asked: dict[int, tuple[tuple[int, ...], tuple[int, ...] | None, Sampling]] = {}
 
-    def _turn(self, session: Any, text: str) -> tuple[int, ...]:
-        if not session.ids:
-            return self.chat.first_turn(text)
-        return self.chat.next_turn(text, session.ids[-1])
+    def ids(self, session: Any) -> Sequence[int]:
+        """The tokens of a session so far."""
+        return session.ids
 
     def submit(self, request: Request) -> int:
         """Queues a user turn; the reply is sampled behind it."""
         session = request.session
-        ids = self._turn(session, request.text)
+        ids = self.chat.turn(session.ids, request.text)
         # Before generating: the plain rendering depends on the ids that the session has now.
         text = request.plain_text
-        plain = None if text is None else self._turn(session, text)
+        plain = None if text is None else self.chat.turn(session.ids, text)
         sampling = request.sampling
         stop = self._stop_after(sampling.stop_strings) if sampling.stop_strings else None
         ticket = self.engine.submit(

@@ -1,5 +1,6 @@
 """docs/PROMPTS.md shows what is sent: its examples are rendered here and looked for in the page."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -12,6 +13,26 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "PROMPTS.md").read_text()
 HOUSE = "You are in a house. Commands: go to X, open X, take X from Y."
 SEEN = ["You are in the kitchen. Your task is to: find the mug.", "The drawer 1 is closed."]
 TOLD = [(2, "open drawer 1 before looking elsewhere.")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bullet:
+    content: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Book:
+    """Stands for leafe_jax/methods/playbook.py, which environments do not import."""
+
+    text: str
+    bullets: tuple[Bullet, ...]
+
+
+BOOK = Book(
+    "[err-00001] helpful=2 harmful=0 :: do not search what is closed: open it.",
+    (Bullet("do not search what is closed: open it."),),
+)
+INSIGHT = '{"key_insight": "open it."}'
 PROBLEMS = "You solve programming problems."
 ASKED = ["Read a number and print its double.", "Wrong answer on the input 3: 33, not 6."]
 
@@ -30,6 +51,7 @@ def examples() -> dict[str, dict[str, str]]:
             "turn": plain.observation(2, SEEN[1], TOLD),
             "window": plain.window(*house),
             "reflection": plain.reflection(2, SEEN[1]),
+            "playbook": plain.with_playbook(BOOK).observation(1, SEEN[0]),
         },
         "chat": {
             "system": words.system,
@@ -43,6 +65,11 @@ def examples() -> dict[str, dict[str, str]]:
             "turn": react.observation(2, SEEN[1], TOLD),
             "window": react.window(*house, ["open drawer 1", "go to shelf 1"]),
             "reflection": reasoning.reflection(2, SEEN[1]),
+            "world": react.world(),
+            "contrast": react.contrast(2, SEEN[1], "", "look", "go to drawer 1", SEEN[1]),
+            "playbook": react.with_playbook(BOOK).observation(1, SEEN[0]),
+            "reflector": react.with_playbook(BOOK).reflector(2, SEEN[1], "", False),
+            "curator": react.with_playbook(BOOK).curator(INSIGHT, False, 31, 2000),
         },
         "program": {
             "first": code.observation(1, ASKED[0]),

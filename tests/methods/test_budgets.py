@@ -46,6 +46,11 @@ def make(tmp_path):
         env.close()
 
 
+def rules(method, **changes):
+    """Rules of a search whose steps are all sampled: tests/methods/test_alternatives.py has other experts."""
+    return SearchConfig(method=method, expert="own", **changes)
+
+
 def noisy(env):
     """Replies that depend on the seed alone; reflections of every kind."""
 
@@ -72,7 +77,7 @@ def grow(env, reply, config, num_slots=1, tasks=None, mode="dialogue", policy=Sc
 @pytest.mark.parametrize("method", METHODS)
 def test_one_override_changes_the_method_and_not_the_environment_steps(make, name, method):
     env = make(name)
-    trees = grow(env, noisy(env), SearchConfig(method=method, reflect_every=4))
+    trees = grow(env, noisy(env), rules(method, reflect_every=4))
     assert len(trees) == 3
     for tree in trees:
         steps = sum(len(node.turns) for node in tree.nodes)
@@ -81,7 +86,7 @@ def test_one_override_changes_the_method_and_not_the_environment_steps(make, nam
         assert tree.budget.env_steps + tree.budget.replayed_steps == 60
         begun = [node for node in tree.nodes if node.turns]
         assert tree.budget.episodes == len(begun)
-        branched = sum(node.branch_step - 1 for node in begun if node.kind == "branch")
+        branched = sum(n.branch_step - 1 for n in begun if n.kind in ("branch", "alternative"))
         assert tree.budget.replayed_steps == (branched if name == "counting" else 0)
     if name == "counting" and method == "tree":
         assert sum(tree.budget.replayed_steps for tree in trees) > 0
@@ -91,13 +96,13 @@ def test_one_override_changes_the_method_and_not_the_environment_steps(make, nam
 def test_a_budget_of_tokens_is_spent_whole(make, method):
     env = make("household")
     limits = dict(max_env_steps=0, max_generated_tokens=75)
-    for tree in grow(env, noisy(env), SearchConfig(method=method, reflect_every=4, **limits)):
+    for tree in grow(env, noisy(env), rules(method, reflect_every=4, **limits)):
         assert tree.budget.generated_tokens == 75  # a reply of the scripted policy is one token
     for limits, bound in (
         (dict(max_env_steps=40, max_generated_tokens=999), "env_steps"),
         (dict(max_env_steps=999, max_generated_tokens=40), "generated_tokens"),
     ):
-        for tree in grow(env, noisy(env), SearchConfig(method=method, reflect_every=4, **limits)):
+        for tree in grow(env, noisy(env), rules(method, reflect_every=4, **limits)):
             assert getattr(tree.budget, bound) == 40  # whichever ends first
 
 
@@ -114,7 +119,7 @@ def test_what_is_spent_does_not_depend_on_the_machine(make, name, method):
     found = []
     for num_slots, workers in ((1, 1), (2, 2), (64, 1)):
         env = make(name, num_workers=workers) if name == "counting" else make(name)
-        trees = grow(env, noisy(env), SearchConfig(method=method, reflect_every=3), num_slots)
+        trees = grow(env, noisy(env), rules(method, reflect_every=3), num_slots)
         found.append([(tree.budget, [played(node) for node in tree.nodes]) for tree in trees])
     assert found[0] == found[1] == found[2]
 
@@ -166,11 +171,11 @@ def test_a_trajectory_that_the_budget_cuts_is_no_failure_and_no_success(method, 
             return "[2] again."
         return "look"
 
-    config = SearchConfig(method=method, num_roots=1, max_env_steps=budget)
+    config = rules(method, num_roots=1, max_env_steps=budget)
     (tree,) = grow(HOUSE, reply, config, tasks=HOUSE.list_tasks("train")[:1])
     last = [node for node in tree.nodes if node.turns][-1]
     assert tree.budget.env_steps == budget and not any(n.success for n in tree.nodes)
-    if budget == 20 and method != "tree":
+    if budget == 20 and method not in ("tree", "linear"):
         assert (last.stop, last.done) == ("failure", True)
     else:
         assert (last.stop, last.done, last.success) == ("budget", False, False)
@@ -264,7 +269,7 @@ def test_a_task_whose_first_prompt_does_not_fit_ends(method):
     class Full(Narrow):
         limit = 0
 
-    config = SearchConfig(method=method, num_roots=1)
+    config = rules(method, num_roots=1)
     (tree,) = grow(
         HOUSE, lambda *_: "look", config, tasks=HOUSE.list_tasks("train")[:1], policy=Full
     )

@@ -127,7 +127,7 @@ def test_rounds_follow_each_other():
     [
         ("two", dict(beta=-1.0), r"^variants\.two\.beta = -1"),
         ("two", dict(train=dict(schedule="steep")), r"^variants\.two\.train\.schedule = 'steep'"),
-        ("two", dict(method="ppo"), r"^variants\.two\.method = 'ppo': must be one of base, erl, gigpo, grpo, leafe, rft, sdpo"),
+        ("two", dict(method="ppo"), r"^variants\.two\.method = 'ppo': must be one of (\w+, )+rft"),
         ("two", dict(colour=1), r"^variants\.two\.colour: no such field"),
         ("trees", {}, r"^variants\.trees: must be"),
         ("rft", {}, r"^variants\.rft: must be"),
@@ -173,7 +173,7 @@ def endless(c):
     [
         (endless, "methods: leafe reads rft reads leafe: must end somewhere"),
         (lambda c: c.leafe.update(trees="forest"), "search.forest: missing; the searches of this config are tree"),
-        (lambda c: c.leafe.update(start="ppo"), "methods = 'ppo': must be one of base, erl, gigpo, grpo, leafe, rft, sdpo"),
+        (lambda c: c.leafe.update(start="ppo"), r"methods = 'ppo': must be one of (\w+, )+rft"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_ordered_is_refused(change, message):

@@ -48,7 +48,7 @@ def make_workdir(tmp_path, trees=3):
     budget = dict(env_steps=1234, generated_tokens=5, prefilled_tokens=6, cached_tokens=7,
                   episodes=8, reflections=9, replayed_steps=10)  # fmt: skip
     results = {
-        "schema": 3, "versions": {"jax": "1"}, "config_hash": "abc", "config": {"seed": 0},
+        "schema": 4, "versions": {"jax": "1"}, "config_hash": "abc", "config": {"seed": 0},
         "device": "<b>cpu</b>", "protocol": json.loads(json.dumps(PROTOCOL)),
         "made_by": {name: [sources.code()] for name in ("trees/tree", "evaluate/base", "report")},
         "methods": {m: {"families": families, "budget": budget, "seconds": 1.0} for m in ("base", "leafe")},

@@ -70,7 +70,7 @@ def test_a_second_run_is_refused_until_the_first_is_dead(hold, tmp_path, monkeyp
 
 def test_the_report_is_refused_too(hold, tmp_path, capsys):
     (tmp_path / "results.json").write_text(
-        '{"schema": 3, "methods": {}, "differences": [], "searches": {}, "fits": {}, "versions": {}, "config": {},'
+        '{"schema": 4, "methods": {}, "differences": [], "searches": {}, "fits": {}, "versions": {}, "config": {},'
         ' "config_hash": "", "protocol": {}, "made_by": {}, "device": ""}'
     )
     hold(tmp_path)

@@ -11,7 +11,7 @@ from leafe_jax.types import Sampling
 class Chat:
     stop_ids = (0,)
 
-    def first_turn(self, text):
+    def turn(self, before, text):
         return tuple(map(ord, text))
 
     def decode(self, ids):

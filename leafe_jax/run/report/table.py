@@ -11,9 +11,9 @@ from leafe_jax.run.intervals import LEVEL
 from leafe_jax.runtime import sources
 from leafe_jax.runtime.files import read_json
 
-# 3 (since 2026-12): exact intervals, `differences`, `protocol`, `made_by` for each phase; budgets have
-# `replayed_steps`.
-RESULTS_SCHEMA = 3
+# 4 (since 2026-12): `solved` of a search, `budget` of a method that plays; exact intervals, `differences`,
+# `protocol`, `made_by` for each phase; budgets have `replayed_steps`.
+RESULTS_SCHEMA = 4
 _MISSES = round(1 - LEVEL, 9)  # share of the intervals that may miss
 _BUDGET = (
     ("env_steps", "environment steps"),
@@ -25,13 +25,13 @@ _BUDGET = (
 )
 
 
-def read_results(workdir: Path) -> dict[str, Any]:
-    """The content of a run's results.json.
+def read_results(workdir: Path, name: str = "results.json") -> dict[str, Any]:
+    """The content of a run's results.json, or of a copy under another name.
 
     Raises:
       UserError: it is missing, broken, or has another schema.
     """
-    path = workdir / "results.json"
+    path = workdir / name
     if not path.exists():
         raise UserError(f"{path}: missing; run the phase 'report' of leafe_jax.main")
     results = read_json(path)
@@ -271,6 +271,14 @@ def spent_sentence(search: dict[str, Any]) -> str:
 def fit_sentence(method: str, fit: dict[str, Any]) -> str:
     """A sentence that says what a method was trained on."""
     examples = ", ".join(f"{number} {label}" for label, number in fit["examples"].items())
+    if "playbook" in fit:
+        book = fit["playbook"]
+        return (
+            f"Method {method}: a playbook of {examples}, at most {book['token_budget']} tokens, from"
+            f" {book['reviews']} reviews. Refused: {book['duplicate']} duplicates, {book['full']} beyond"
+            f" the token budget, {book['empty']} empty; {book['unreadable']} replies of the curator were"
+            " unreadable. No weight is trained."
+        )
     trained = f"Method {method}: trained on {examples}; {fit['target_tokens']} target tokens;"
     if "iterations" not in fit:
         return f"{trained} {fit['duplicates']} exact duplicates left out."
