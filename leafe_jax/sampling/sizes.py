@@ -94,11 +94,11 @@ class Needs:
         ).listed()  # fmt: skip
 
     def code(self, slots: int) -> int:
-        """Bytes of the code of all programs for so many slots."""
+        """Bytes of all programs' code, with this number of slots."""
         return _CODE.get(self.platform, 0) * self.config.num_layers * len(self._listed(slots))
 
     def programs(self, slots: int) -> int:
-        """Bytes of the programs for so many slots: their code, and what the largest needs to run."""
+        """Bytes of the programs with this number of slots: all code, and what the largest needs."""
         return self.code(slots) + max(map(self._temporaries, self._listed(slots)))
 
     def _temporaries(self, program: Program) -> int:

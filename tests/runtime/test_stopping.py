@@ -131,13 +131,16 @@ def test_a_signal_that_a_library_turns_into_its_own_error(tmp_path):
 
 def run(workdir, *overrides, config="quickstart.py:smoke"):
     command = [sys.executable, "-m", "leafe_jax.main", f"--config={ROOT}/configs/{config}"]
-    return subprocess.Popen(
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that. With
+    # a handler here they begin with the default.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    child = subprocess.Popen(
         [*command, f"--workdir={workdir}", *overrides], stdout=subprocess.PIPE, cwd=ROOT,
         stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
         start_new_session=True,
-        # A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
+    signal.signal(signal.SIGINT, handler)
+    return child
 
 
 @pytest.mark.parametrize("wait", [0.5, 1.0, 2.0])

@@ -307,7 +307,7 @@ def test_something_else_in_place_of_a_checkpoint(tmp_path, make):
         checkpoint.Checkpoints(tmp_path, {})
 
 
-def old_optimizer(train, num_steps):
+def old_optimizer(train, num_steps, average):
     """What make_optimizer made before norms and biases were spared: weights of any shape decay."""
     return optax.chain(
         optax.clip_by_global_norm(train.clip_norm),

@@ -54,7 +54,7 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path, engine, monkeypatch, mo
     whole, loop = run(tmp_path / "whole", engine, logged, mode, exported, overlap=overlap)
     assert loop.state.iteration == 4 and loop.state.best["iteration"] in (2, 4)
     again, kept = {}, {}
-    # Stops after so many calls of these functions, each time on from where the last one left off.
+    # Each run is stopped in the given call of a function; the next one resumes it.
     for name, count in (
         ("sample", 1), ("_train", 1), ("_swap", 2), ("_save", 1), ("_probe", 1), ("_train", 2),
     ):  # fmt: skip
