@@ -75,6 +75,11 @@ class Group:
     family: str
     episodes: list[Played]
 
+    @property
+    def env_steps(self) -> int:
+        """Environment steps of all episodes."""
+        return sum(episode.budget.env_steps for episode in self.episodes)
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

@@ -193,9 +193,24 @@ class Loop:
     @property
     def done(self) -> bool:
         """True if there is no iteration left."""
-        config, state = self.config, self.state
-        spent = 0 < config.max_env_steps <= state.budget.env_steps
-        return state.iteration >= config.iterations or spent
+        return self.state.iteration >= self.config.iterations or not self._affordable()
+
+    def _affordable(self, spent: int = 0) -> int:
+        """How many groups the rest of the budget pays for, at the mean of all so far.
+
+        Rounded to the nearest, so that a run ends within half a group of `max_env_steps`.
+
+        Args:
+          spent: environment steps that the state has not counted yet.
+        """
+        limit, state = self.config.max_env_steps, self.state
+        played = state.groups + state.dropped
+        if not limit:
+            return 2**30
+        if not played:
+            return 2**30 if spent < limit else 0
+        mean = state.budget.env_steps / played
+        return max(0, round((limit - state.budget.env_steps - spent) / max(mean, 1.0)))
 
     def _rollouts(
         self, threads: concurrent.futures.Executor
@@ -210,23 +225,27 @@ class Loop:
                 rollouts = self._read_ahead()
             else:
                 rollouts = self.sample()
-            last = self.state.iteration + 1 >= self.config.iterations
+            self._count(rollouts)  # before the next ones are sampled, which get what is left
+            last = self.state.iteration + 1 >= self.config.iterations or not self._affordable()
             following = None
             if self.config.overlap and not last:
                 following = threads.submit(self.sample)
             yield rollouts, following
 
-    def _iterate(
-        self, rollouts: Rollouts, following: concurrent.futures.Future[Rollouts] | None
-    ) -> None:
-        """Trains on rollouts, and leaves sampler and checkpoint with the new weights."""
-        state, number = self.state, self.state.iteration
+    def _count(self, rollouts: Rollouts) -> None:
+        state = self.state
         for group in (*rollouts.groups, *rollouts.dropped):
             for episode in group.episodes:
                 state.budget.add(episode.budget)
         state.groups += len(rollouts.groups)
         state.episodes += sum(len(group.episodes) for group in rollouts.groups)
         state.dropped += len(rollouts.dropped)
+
+    def _iterate(
+        self, rollouts: Rollouts, following: concurrent.futures.Future[Rollouts] | None
+    ) -> None:
+        """Trains on rollouts, and leaves sampler and checkpoint with the new weights."""
+        state, number = self.state, self.state.iteration
         begin = time.monotonic()
         steps, tokens = self._train(rollouts.groups)
         seconds = time.monotonic() - begin
@@ -263,11 +282,15 @@ class Loop:
 
     # -- sampling ------------------------------------------------------------------------------
     def sample(self) -> Rollouts:
-        """Plays groups until there are enough that the method wants, or `max_rounds` have been played."""
+        """Plays groups until there are enough that the method wants, or `max_rounds` have been played, or
+        the budget pays for no more."""
         config, found = self.config, Rollouts([], [])
         begin = time.monotonic()
         for _ in range(self.method.max_rounds):
-            missing = config.episodes // config.group_size - len(found.groups)
+            spent = sum(group.env_steps for group in (*found.groups, *found.dropped))
+            missing = min(
+                config.episodes // config.group_size - len(found.groups), self._affordable(spent)
+            )
             if not missing:
                 break
             purpose = f"on_policy/{self.state.rounds}"  # the same for all methods

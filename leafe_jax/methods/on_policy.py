@@ -43,8 +43,8 @@ class OnPolicyConfig:
     iterations: int = 100  # rounds of sampling and training
     episodes: int = 64  # of an iteration
     group_size: int = 8  # episodes of a task that are compared with each other
-    # Ends after the iteration that reaches this many environment steps, dropped groups included, for
-    # comparisons at an equal budget; 0: no limit.
+    # Environment steps of all rollouts, dropped groups included, for comparisons at an equal budget; 0: no
+    # limit. The last iteration has as many groups as the rest pays for.
     max_env_steps: int = 0
     # The next iteration's rollouts are sampled while this one trains, with weights that are one iteration
     # older (one-step off-policy). Importance ratios stay exact.

@@ -92,8 +92,8 @@ class Words:
     def first_turn(self, text):
         return (36, 36 + int(text.split("door ")[-1][0]) % 4, 1 + len(text) % 7)
 
-    def next_turn(self, text, last):
-        return (38, 39, 1 + len(text) % 7)
+    def turn(self, before, text):
+        return (38, 39, 1 + len(text) % 7) if before else self.first_turn(text)
 
     def decode(self, ids):
         return " ".join(f"w{i}" for i in ids)

@@ -199,3 +199,16 @@ def test_all_options_at_once(tmp_path, engine):
     # What is trained on has signal, and the budget has what was dropped.
     assert loop.state.budget.episodes == loop.state.episodes + 4 * loop.state.dropped
     assert logged[0, "sampler_gap"] < 1e-6, "the trainer's own log-probabilities"
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_budget_is_spent_to_half_a_group(tmp_path, engine, overlap):
+    """An iteration has 16 episodes of one or two steps; the last one has what the budget pays for."""
+    _, loop = run(tmp_path, engine, iterations=99, probe_every=0, overlap=overlap, max_env_steps=62)
+    state = loop.state
+    mean = state.budget.env_steps / state.groups
+    assert (
+        abs(state.budget.env_steps - 62) <= mean / 2 + 4
+    )  # 4: how far a group may be from the mean
+    assert state.budget.episodes == state.episodes == 4 * state.groups
+    assert state.groups % 4 != 0 and state.iteration == state.groups // 4 + 1
