@@ -57,6 +57,7 @@ def get_config(mode: str = "full"):
         c.search.tree.max_env_steps = 24
         c.evaluate.num_samples = 2
         c.sampler.num_slots = 8
+        c.sampler.compile_ahead = False  # so short a run is over before it pays
         c.sampler.max_len = 2048
         c.sampler.max_action_tokens = 24
         c.prompts.reasoning_tokens = c.prompts.answer_tokens = 12

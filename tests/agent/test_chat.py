@@ -238,7 +238,14 @@ def check_sampled_turns(policy: LMPolicy, end: str, count: int, **variables) -> 
     return ended
 
 
-@pytest.mark.parametrize("kind", TEMPLATES)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        # The templates of real tokenizers are in test_real_tokenizers.py.
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen2.5", "qwen3", "llama3.2")),
+        "sentencepiece",
+    ],
+)
 def test_ten_turns_are_what_was_sampled_and_what_was_said(kind, tmp_path):
     config = make_checkpoint(tmp_path / "model", kind)
     policy = open_policy(tmp_path / "model", config)
@@ -357,7 +364,7 @@ NEEDS_JAVA = pytest.mark.skipif(
 @pytest.mark.parametrize(
     "name",
     [
-        "household_instruct",
+        pytest.param("household_instruct", marks=pytest.mark.slow),
         "sokoban_qwen2_5_7b",
         pytest.param("sokoban_llama3_1_8b", marks=pytest.mark.slow),
         pytest.param("codecontests_qwen2_5_7b", marks=pytest.mark.slow),
@@ -388,6 +395,7 @@ def test_the_instruct_configs_run_on_a_checkpoint(name, tmp_path, monkeypatch):
     assert turns and all(t["action_ids"] and t["prompt_ids"] for t in turns)
 
 
+@pytest.mark.slow
 def test_the_config_of_a_real_model_warms_up_and_runs_every_phase(tmp_path, monkeypatch):
     """configs/smollm2.py at smoke size on a small checkpoint: what is trained on is what is asked."""
     import sys

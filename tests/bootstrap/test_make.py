@@ -50,6 +50,7 @@ def test_a_small_base_model(tmp_path):
     assert params["embed"]["embedding"].dtype == np.float32
 
 
+@pytest.mark.slow
 def test_a_warm_start_trains_on_what_the_run_will_ask(tmp_path):
     """A given model, its own tokenizer, and the prompts of the run with their system message."""
     config = load_config("smollm2", "smoke")

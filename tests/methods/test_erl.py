@@ -83,6 +83,7 @@ def test_attempts_are_played(tmp_path, engine):
     assert (counts > 0).all() and counts[2] < counts[1]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_with_the_same_bits(tmp_path, engine):
     logged, again = {}, {}
     settings = dict(name="erl", iterations=2, probe_every=0)

@@ -45,7 +45,8 @@ class Stopped(BaseException):
 @pytest.mark.parametrize(
     "mode, overlap",
     [
-        ("dialogue", False), ("dialogue", True),
+        ("dialogue", True),
+        pytest.param("dialogue", False, marks=pytest.mark.slow),
         pytest.param("window", False, marks=pytest.mark.slow),
     ],
 )  # fmt: skip

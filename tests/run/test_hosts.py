@@ -131,7 +131,7 @@ def played_alone(tmp_path_factory):
 @pytest.mark.parametrize(
     ("one", "settings", "method"),
     [
-        ("played_alone", PLAYED, "base"),
+        pytest.param("played_alone", PLAYED, "base", marks=pytest.mark.slow),
         pytest.param("alone", {}, "leafe", marks=pytest.mark.slow),
     ],
     ids=["played", "trained"],

@@ -43,6 +43,7 @@ def copy(finished, tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_method_joins_a_finished_run(copy, monkeypatch, capsys):
     """It takes the trees that are there, and changes nothing of the others."""
     before = results(copy)
@@ -65,6 +66,7 @@ def test_a_method_joins_a_finished_run(copy, monkeypatch, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_second_round_explores_with_the_first_ones_agent(copy, monkeypatch, capsys):
     more = "add_rounds(c, 2)\n    c.search.tree_2.num_tasks = c.search.tree_2.block_size = 3"
     assert call(monkeypatch, copy, more) == 0

@@ -77,7 +77,10 @@ def test_turns_compute_only_what_is_new(params):
     assert list(result.ids) == reference(params, session.ids[: length + 5], 6, 0.0, 0)
 
 
-@pytest.mark.parametrize("num_slots", [1, 2, 7])
+@pytest.mark.parametrize(
+    "num_slots",
+    [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(7, marks=pytest.mark.slow)],
+)
 def test_forks_and_rewinds_equal_fresh_sessions(params, num_slots):
     """Also when there are fewer rows than sessions, so that some are recomputed."""
     engine = make(params, num_slots=num_slots)

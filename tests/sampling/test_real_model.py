@@ -67,6 +67,7 @@ def test_logits_on_real_prompts(theirs, policy):
         assert (found.argmax(-1) == expected.argmax(-1)).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_greedy_replies_are_transformers(theirs, policy):
     """Batched on both sides, here eight at a time. Where two tokens tie within float32's rounding, either may come."""
     chat, engine = policy.chat, policy.engine
@@ -98,6 +99,7 @@ def test_greedy_replies_are_transformers(theirs, policy):
     assert "Paris" in chat.decode(found[0].ids) and found[0].finish_reason == "stop"
 
 
+@pytest.mark.slow
 def test_a_dialogue_of_six_turns_has_the_ids_of_apply_chat_template(policy):
     chat, session, messages = policy.chat, policy.start(), []
     turns = (

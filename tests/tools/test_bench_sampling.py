@@ -57,7 +57,10 @@ def trees(tmp_path_factory):
     return str(directory)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("leafe", "branches") else pytest.param(n, marks=pytest.mark.slow) for n in SMALL],
+)
 def test_every_workload_generates_what_transformers_generates(name, model, trees):
     w = SMALL[name]
     x = Inputs(w, CONFIG.vocab_size, trees)
@@ -109,6 +112,7 @@ def test_the_ragged_workload_is_ragged_and_the_same_every_time():
     assert all(forks[i][:100] == forks[i % 32][:100] for i in range(128))
 
 
+@pytest.mark.slow
 def test_random_weights_need_no_checkpoint(capsys):
     w = Branch(2, 20, 2, 5, 4)
     config = shape_config("tiny")

@@ -58,6 +58,7 @@ def documented(page, number):
 
 
 # -- as a user runs it -----------------------------------------------------------------------------
+@pytest.mark.slow
 def test_the_tiny_form(tmp_path):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(

@@ -224,9 +224,8 @@ def test_errors_are_one_line():
         assert message in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize(
-    ("depths", "layers"), [((2, 4), 6), pytest.param((4, 8), 12, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("depths", "layers"), [((2, 4), 6), ((4, 8), 12)])
+@pytest.mark.slow
 def test_the_memory_of_a_deep_sampler_is_extrapolated(monkeypatch, depths, layers):
     """From counts for two numbers of layers, and counted directly."""
     config = dataclasses.replace(trainer.CONFIG, num_layers=layers, max_position_embeddings=256)

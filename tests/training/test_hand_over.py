@@ -70,7 +70,8 @@ print("whole")
 """
 
 
-@pytest.mark.parametrize("which", ["few", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["few", "all"])
 def test_two_processes_get_whole_copies(which):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -49,7 +49,8 @@ def one_device(tmp_path_factory):
     return path, finish(child(path, "one", **SETTINGS))
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [False, True])
 def test_layouts_on_eight_devices(tmp_path, one_device, every):
     """And a batch in parts with everything computed again; with every layout, and adapters."""
     path, expected = one_device
@@ -139,7 +140,8 @@ def test_two_processes_with_batches_of_examples(tmp_path):
     assert_same_training(lines, tmp_path / "two.npz", expected, tmp_path / "one.npz")
 
 
-@pytest.mark.parametrize("layout", [(1, 2, 2), pytest.param((2, 2, 1), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [(1, 2, 2), (2, 2, 1)])
 def test_one_of_two_processes_is_told_to_stop(tmp_path, one_device, layout):
     """Both save at the same step; one alone goes on from there, with their parameters."""
     path, expected = one_device

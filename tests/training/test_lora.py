@@ -49,6 +49,7 @@ def test_fresh_adapters_change_nothing_and_training_learns(tmp_path):
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.slow
 def test_the_base_is_untouched(tmp_path):
     handed = []
 
@@ -66,6 +67,7 @@ def test_the_base_is_untouched(tmp_path):
     assert names == {"lora_a", "lora_b"}
 
 
+@pytest.mark.slow
 def test_interrupted_training_of_adapters(tmp_path):
     from test_trainer import Killed, stop_at
 

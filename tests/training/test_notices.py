@@ -13,6 +13,7 @@ from leafe_jax.errors import UserError
 from leafe_jax.runtime import preemption
 
 
+@pytest.mark.slow
 def test_a_maintenance_notice_saves_and_leaves(tmp_path, monkeypatch):
     answers = ["NONE", "FALSE", "TERMINATE_ON_HOST_MAINTENANCE"]
 

@@ -72,6 +72,7 @@ def run(directory, engine, stop_after=ITERATIONS, kept=None):
         return jax.tree.map(np.array, made.params)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, engine):
     """Two steps an iteration; the sampler takes the new weights between two iterations."""
     measured = []

@@ -71,6 +71,7 @@ def open_model(directory):
     return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
 
 
+@pytest.mark.slow
 def test_twenty_steps_have_torchs_losses_and_transformers_opens_the_result(start, tmp_path):
     directory, config, params = start
     made = examples()
@@ -94,6 +95,7 @@ def test_twenty_steps_have_torchs_losses_and_transformers_opens_the_result(start
     assert hf.read_config(exported) == config
 
 
+@pytest.mark.slow
 def test_peft_opens_the_adapter(start, tmp_path):
     peft = pytest.importorskip("peft")
     directory, config, params = start

@@ -324,6 +324,7 @@ def old_optimizer(train, num_steps, average):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_before_norms_were_spared(tmp_path, monkeypatch, whole):
     """Without weight decay it is resumed to the same bits; with, it is of another run."""
     with monkeypatch.context() as old, pytest.raises(Killed):
@@ -355,7 +356,10 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch, whole):
 
 @pytest.mark.parametrize(
     "sent",
-    [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)],
+    [
+        signal.SIGKILL,
+        *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGTERM, signal.SIGUSR1)),
+    ],
 )
 def test_killed_process_resumes_to_the_same_bits(tmp_path, sent, whole_file):
     # Slow enough to be hit in the middle. Saves are written beside the steps: on a busy machine the
