@@ -276,6 +276,7 @@ def example() -> list[str]:
     return [line[4:] for line in leafe_jax.__doc__.split("\n") if line.startswith("    ")]
 
 
+@pytest.mark.slow
 def test_the_example_runs_on_fewer_tasks(policy, tmp_path, monkeypatch, capsys):
     """In this process, whose sampler has its programs."""
     assert len(example()) <= 12

@@ -77,6 +77,7 @@ def test_a_long_prompt_blocks_the_others_for_one_chunk_at_a_time(params, monkeyp
     assert list(results[ticket].ids) == reference(params, ids, 6, 0.0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_results_do_not_depend_on_scheduling(params, temperature, monkeypatch):
     """Other numbers of slots, a pool in which rows are preempted, pages in place: the same tokens."""
@@ -116,6 +117,7 @@ def test_long_replies_take_several_bursts(params):
     check_no_leak(engine)
 
 
+@pytest.mark.slow
 def test_no_program_is_added_during_a_run(params):
     engine = make(params, **LONG, num_slots=9)
     engine.programs.compile_ahead().join()

@@ -142,6 +142,7 @@ def child(code: str, *arguments: str, **env: str) -> str:
 SIZES = ["small", pytest.param("large", marks=pytest.mark.slow)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_copies_and_tensor_parallel_models_sample_the_same_tokens(size):
     # Small: twenty programs, which take longer to optimise than to run.

@@ -28,7 +28,9 @@ def model(tmp_path_factory):
     return str(directory)
 
 
-@pytest.mark.parametrize("how", [dict(), dict(remat="full", scan_layers=True)])
+@pytest.mark.parametrize(
+    "how", [dict(), pytest.param(dict(remat="full", scan_layers=True), marks=pytest.mark.slow)]
+)
 def test_ours_and_transformers_take_the_same_steps(model, how):
     pytest.importorskip("torch")
     ours, theirs = (
@@ -40,12 +42,14 @@ def test_ours_and_transformers_take_the_same_steps(model, how):
     assert losses[3][0] < losses[0][0]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_by_its_name(model, monkeypatch):
     monkeypatch.chdir(f"{model}/../..")
     named = bench.BenchTrain("mine", 2, 9)
     assert np.isfinite(named.step()) and named.ids.shape == (2, 9)
 
 
+@pytest.mark.slow
 def test_adapters_on_random_weights():
     pytest.importorskip("torch")
     ours = bench.BenchTrain("random:tiny", 2, 16, rank=4)

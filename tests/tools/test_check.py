@@ -265,7 +265,7 @@ def test_log_probabilities_that_differ_fail(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "method", "field"),
     [("sampler", (bench_sampling.BenchEngine, "run"), "sampler.num_slots"),
-     ("train", (bench_training.BenchTrain, "step"), "train.lora.rank")],
+     pytest.param("train", (bench_training.BenchTrain, "step"), "train.lora.rank", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_a_device_out_of_memory_fails(name, method, field, monkeypatch):
     def full(*_):
@@ -277,6 +277,7 @@ def test_a_device_out_of_memory_fails(name, method, field, monkeypatch):
     assert found.text.startswith("a device is out of memory: RESOURCE_EXHAUSTED")
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_not_run(monkeypatch):
     small = hardware.Chip("gpu", 2**20, 1e12, 1e9)
     monkeypatch.setattr(check_speed, "chip_at_hand", lambda _: small)
@@ -286,6 +287,7 @@ def test_what_does_not_fit_is_not_run(monkeypatch):
         assert field in found.advice
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_where_all_weights_do_not_fit(monkeypatch):
     """On a device with room for adapters, but not for the moments of all weights."""
     config = shape_config("tiny")
@@ -307,6 +309,7 @@ def test_adapters_are_trained_where_all_weights_do_not_fit(monkeypatch):
     assert found.figures["last_loss"] < found.figures["loss"]
 
 
+@pytest.mark.slow
 def test_a_loss_that_does_not_fall_fails(monkeypatch):
     monkeypatch.setattr(bench_training, "LEARNING_RATE", 0.0)
     found = line("train")

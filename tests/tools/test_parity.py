@@ -11,8 +11,15 @@ from leafe_jax.models import decoder
 from leafe_jax.tools import parity
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", ["qwen3-0.6b", "llama3.1-8b"])
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        ("qwen3-0.6b", "float32"),
+        ("llama3.1-8b", "bfloat16"),
+        pytest.param("qwen3-0.6b", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("llama3.1-8b", "float32", marks=pytest.mark.slow),
+    ],
+)
 def test_a_good_checkpoint_agrees(case, dtype, tmp_path, capsys):
     make_torch(case).save_pretrained(tmp_path)
     assert parity.main([f"--model={tmp_path}", f"--dtype={dtype}", "--json"]) == 0

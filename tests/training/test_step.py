@@ -65,7 +65,11 @@ def test_the_whole_data_in_one_batch_gives_the_papers_loss():
         assert float(measured[f"tokens_{name}"]) == 3 * count
 
 
-PACKINGS = [{"batch_size": 2}, {"batch_size": 4}, {"batch_size": 8, "batch_examples": 7}]
+PACKINGS = [
+    {"batch_size": 2},
+    pytest.param({"batch_size": 4}, marks=pytest.mark.slow),
+    pytest.param({"batch_size": 8, "batch_examples": 7}, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("changes", PACKINGS)
