@@ -48,3 +48,16 @@ def test_every_file_that_the_readme_names_is_there():
     names = re.findall(r"\b(?:configs|docs|leafe_jax|envs|tests)/[\w/.-]*\w\.\w+", README)
     assert len(names) > 20
     assert [name for name in sorted(set(names)) if not (ROOT / name).exists()] == []
+
+
+def test_the_slow_tests_are_listed():
+    """With what the default run has instead."""
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("## The slow tests")[1]
+    listed = {name for row in table.splitlines() if row.startswith("| `")
+              for name in re.findall(r"`([\w/]+\.py)`", row.split("|")[1])}  # fmt: skip
+    marked = {
+        path.relative_to(ROOT / "tests").as_posix()
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if re.search(r"^\s*[^#\n]*mark\.slow", path.read_text(), re.M)
+    }
+    assert listed == marked - {"test_readme.py"}
