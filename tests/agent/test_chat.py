@@ -238,14 +238,8 @@ def check_sampled_turns(policy: LMPolicy, end: str, count: int, **variables) -> 
     return ended
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        # The templates of real tokenizers are in test_real_tokenizers.py.
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen2.5", "qwen3", "llama3.2")),
-        "sentencepiece",
-    ],
-)
+@pytest.mark.slow  # the default run has six turns with real tokenizers: test_real_tokenizers.py
+@pytest.mark.parametrize("kind", TEMPLATES)
 def test_ten_turns_are_what_was_sampled_and_what_was_said(kind, tmp_path):
     config = make_checkpoint(tmp_path / "model", kind)
     policy = open_policy(tmp_path / "model", config)
@@ -361,14 +355,15 @@ NEEDS_JAVA = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("household_instruct", marks=pytest.mark.slow),
+        "household_instruct",
         "sokoban_qwen2_5_7b",
-        pytest.param("sokoban_llama3_1_8b", marks=pytest.mark.slow),
-        pytest.param("codecontests_qwen2_5_7b", marks=pytest.mark.slow),
-        pytest.param("scienceworld_qwen2_5_7b", marks=[NEEDS_JAVA, pytest.mark.slow]),
+        "sokoban_llama3_1_8b",
+        "codecontests_qwen2_5_7b",
+        pytest.param("scienceworld_qwen2_5_7b", marks=NEEDS_JAVA),
     ],
 )
 def test_the_instruct_configs_run_on_a_checkpoint(name, tmp_path, monkeypatch):

@@ -163,6 +163,15 @@ def test_thoughts_stay_in_a_dialogue_and_reach_the_reader(directory_of):
         ids += new
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen3",
+        "qwen3-off",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama3.1", "smollm2")),
+    ],
+    indirect=True,
+)
 def test_sampled_turns(name, directory_of):
     """With the engine: six turns of random ids between the template's own."""
     kind, directory = KINDS[name], directory_of(name)

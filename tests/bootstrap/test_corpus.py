@@ -42,6 +42,7 @@ def made():
         yield config, games, found, tokenizer
 
 
+@pytest.mark.slow
 def test_every_game_writes_what_its_prompts_read(made):
     _, games, found, _ = made
     assert {game.name for game, _ in found} == {game.name for game in games}

@@ -176,6 +176,7 @@ def test_other_devices_compute_the_same(tmp_path, layout):
         assert difference <= 1e-4 * np.abs(left[name]).max(), (name, difference)
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_for_the_sampler(tmp_path, engine):
     logged = {}
     lora = LoraConfig(rank=2, alpha=8.0, targets=("q_proj", "down_proj"))
@@ -186,6 +187,7 @@ def test_adapters_are_merged_for_the_sampler(tmp_path, engine):
     assert logged[1, "reference_kl"] > logged[0, "reference_kl"] >= 0
 
 
+@pytest.mark.slow
 def test_all_options_at_once(tmp_path, engine):
     """Dropped groups, ratios of whole replies, and weights between sampler and trainer."""
     logged = {}

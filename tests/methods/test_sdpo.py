@@ -60,6 +60,7 @@ def engine():
     return make_engine()
 
 
+@pytest.mark.slow
 def test_a_run_and_its_teacher(tmp_path, engine, monkeypatch):
     logged, again = {}, {}
     settings = dict(name="sdpo", feedback="both", iterations=3, probe_every=0)

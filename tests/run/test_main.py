@@ -162,6 +162,7 @@ def test_a_changed_config_is_refused_by_name(
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_training_that_cannot_begin_claims_nothing(finished, tmp_path, capsys, monkeypatch):
     """What rows need shows after stage 1; the fix that the error asks for must not be refused."""
     subprocess.run(["cp", "-r", str(finished[0] / "trees"), str(tmp_path)], check=True)

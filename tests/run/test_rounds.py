@@ -87,6 +87,7 @@ def test_a_second_round_explores_with_the_first_ones_agent(copy, monkeypatch, ca
     assert "leafe.beta = 0.5, but phase 'leafe'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_method_without_examples_keeps_its_model(copy, monkeypatch, caplog):
     """No task of this search is solved: the table says so, and the run goes on."""
     more = (

@@ -50,6 +50,7 @@ def test_logprobs_equal_the_training_forward(params):
         np.testing.assert_allclose(result.logprobs, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_logprobs_in_bfloat16(params):
     """Sampler and trainer round differently. Both are held to the bound of 0.05 a token in the mean and
     0.25 at most on this model, whose logits are twenty times those of a fresh one; measured 0.009 and
@@ -117,6 +118,7 @@ def test_a_fork_takes_the_prefix_from_the_cache(params):
     assert again.cached == 19
 
 
+@pytest.mark.slow
 def test_tokens_do_not_depend_on_slot_neighbours_or_batch(params):
     prompts = [prompt(i, 3 + i) for i in range(7)]
     outcomes = []
@@ -141,6 +143,7 @@ def test_seeds_and_temperature(params):
     assert len({r[0] for r in sample(1.0, range(16))}) > 1
 
 
+@pytest.mark.slow
 def test_sampling_follows_the_distribution(params):
     """Chi-squared over the first token of 4,000 seeds, at two temperatures."""
     ids = prompt(3, 6)
@@ -391,6 +394,7 @@ def expected_on_device(params):
     return jax.tree.map(jnp.asarray, params)
 
 
+@pytest.mark.slow
 def test_swapped_weights_take_the_samplers_dtype(params):
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     engine = make(low, max_len=32)

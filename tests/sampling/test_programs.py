@@ -40,6 +40,7 @@ def replies(engine):
     return [r.ids for r in engine.generate([ask(engine.start(), prompt(i, 9), count=4) for i in range(3)])]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_other_weights_take_the_same_programs(compiled):
     """One after the other, as methods are evaluated, and side by side; each samples from its own."""
     outcomes = []

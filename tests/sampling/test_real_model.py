@@ -53,6 +53,7 @@ def policy(directory):
     return LMPolicy(Engine(config, hf.load_params(directory, config, "float32"), sizes), chat)
 
 
+@pytest.mark.slow
 def test_logits_on_real_prompts(theirs, policy):
     for game in GAMES:
         env = envs.make(game)

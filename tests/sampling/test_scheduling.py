@@ -29,7 +29,9 @@ def test_what_a_batch_has_in_common_is_computed_once(params):
     check_no_leak(engine)
 
 
-@pytest.mark.parametrize("num_pages", [17, 20, 40, 0])
+@pytest.mark.parametrize(
+    "num_pages", [17, *(pytest.param(n, marks=pytest.mark.slow) for n in (20, 40, 0))]
+)
 def test_a_small_pool_costs_time_and_nothing_else(params, num_pages):
     """Down to one session's pages, where rows wait for each other and prefixes are computed anew."""
     engine = make(params, num_slots=6, page_size=4, num_pages=num_pages)
@@ -47,6 +49,7 @@ def test_a_small_pool_costs_time_and_nothing_else(params, num_pages):
         check_no_leak(engine)
 
 
+@pytest.mark.slow
 def test_a_pool_smaller_than_one_request(params):
     engine = make(params, page_size=4, num_pages=8)
     ids = prompt(0, 8)
@@ -57,6 +60,7 @@ def test_a_pool_smaller_than_one_request(params):
         make(params, num_pages=1)
 
 
+@pytest.mark.slow
 def test_a_long_prompt_blocks_the_others_for_one_chunk_at_a_time(params, monkeypatch):
     monkeypatch.setattr(sampler, "_BURST", 8)
     engine = make(params, **LONG, num_slots=5, stop_ids=())
@@ -97,6 +101,7 @@ def test_results_do_not_depend_on_scheduling(params, temperature, monkeypatch):
         assert outcome == outcomes[0]
 
 
+@pytest.mark.slow
 def test_long_replies_take_several_bursts(params):
     """Also where a row finishes early and another takes its place."""
     engine = make(params, **LONG, num_slots=2, stop_ids=())
@@ -155,6 +160,7 @@ def test_mixed_load_grows_nothing(params):
     assert late - early < 8 * 2**20
 
 
+@pytest.mark.slow
 def test_no_request_starves(params):
     """The oldest request always goes on, however full the pool is and whatever arrives."""
     engine = make(params, **LONG, num_slots=3, num_pages=34, stop_ids=())

@@ -139,7 +139,7 @@ def child(code: str, *arguments: str, **env: str) -> str:
     return done.stdout
 
 
-SIZES = ["small", pytest.param("large", marks=pytest.mark.slow)]
+SIZES = ["small", "large"]
 
 
 @pytest.mark.slow
@@ -153,6 +153,7 @@ def test_copies_and_tensor_parallel_models_sample_the_same_tokens(size):
     assert child(SAMPLE, size, XLA_FLAGS=flags[size]).endswith("same\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_programs_compile_for_a_tpu_topology(size):
     pytest.importorskip("libtpu")

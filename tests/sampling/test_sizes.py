@@ -57,6 +57,7 @@ def load(params, settings, copies=1, tensor=1, alone=False):
     return engine
 
 
+@pytest.mark.slow
 def test_a_share_of_the_memory_is_filled(engine_on, params, caplog, monkeypatch):
     handler, lines = logging.Handler(), []
     handler.emit = lambda record: lines.append(record.getMessage())

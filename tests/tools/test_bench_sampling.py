@@ -133,6 +133,7 @@ def test_random_weights_need_no_checkpoint(capsys):
     assert np.all(np.float32(params["final_norm"]["scale"]) == 1)
 
 
+@pytest.mark.slow
 def test_the_command(model, capsys):
     assert bench.main(["--workload=plain", f"--model={model}", "--repeats=1"]) == 0
     (record,) = map(json.loads, capsys.readouterr().out.splitlines())

@@ -92,6 +92,7 @@ def test_figures_by_hand():
     assert record["share_of_peak"] is None, "no peak is known of a CPU"
 
 
+@pytest.mark.slow
 def test_the_command(model, capsys):
     flags = [f"--model={model}", "--batch=2", "--seq=8", "--repeats=2"]
     assert bench.main([*flags, "--dtype=bfloat16", "--remat=full", "--scan_layers"]) == 0

@@ -252,6 +252,7 @@ def test_a_page_that_is_not_copied_fails(monkeypatch):
     assert found.verdict == "failed" and found.figures["prefill"] < 1e-5 < found.figures["step"]
 
 
+@pytest.mark.slow
 def test_log_probabilities_that_differ_fail(monkeypatch):
     right = check_numbers.hidden_states
     monkeypatch.setattr(

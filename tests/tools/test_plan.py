@@ -147,6 +147,7 @@ def run(*calls, timeout=500):
 QUICKSTART = ("--config=configs/quickstart.py", "--model=leafe_jax/assets/base", "--json")
 
 
+@pytest.mark.slow
 def test_plan_on_fake_devices():
     flags = ("--topology=cpu:2", "--config.leafe.train.mesh.data=1",
              "--config.leafe.train.mesh.fsdp=2")  # fmt: skip

@@ -40,6 +40,7 @@ def test_a_maintenance_notice_saves_and_leaves(tmp_path, monkeypatch):
     assert [p for p in (tmp_path / "cut").iterdir() if p.name.isdigit()]
 
 
+@pytest.mark.slow
 def test_a_poller_that_dies_ends_the_training(tmp_path, monkeypatch):
     """Otherwise it would go on, and no notice would be seen."""
 

@@ -94,6 +94,7 @@ def whole_file(tmp_path_factory):
     return directory / "whole.npz"
 
 
+@pytest.mark.slow
 def test_interrupted_training_ends_with_the_same_bits_also_with_batches_of_examples(tmp_path):
     settings = dict(batch_examples=7, batch_size=8)
     whole = run_fit(tmp_path / "whole", **settings)
