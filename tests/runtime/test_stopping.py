@@ -143,9 +143,18 @@ def run(workdir, *overrides, config="quickstart.py:smoke"):
     return child
 
 
-@pytest.mark.parametrize("wait", [0.5, 1.0, 2.0])
+def handles(child, number) -> bool:
+    """True once the process has a handler for the signal."""
+    status = Path(f"/proc/{child.pid}/status").read_text()
+    return bool(int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.5, 1.5])
 def test_a_signal_while_modules_are_imported(tmp_path, wait):
     child = run(tmp_path)
+    while not handles(child, signal.SIGTERM):  # the interpreter itself has not started yet
+        assert child.poll() is None
+        time.sleep(0.01)
     time.sleep(wait)
     os.killpg(child.pid, signal.SIGTERM)
     out, err = child.communicate(timeout=60)
