@@ -12,7 +12,7 @@ reh_100      the same on all of them
 leafe_100    L_cf, and L_reh on all successes
 leafe_2, _3  a second and a third round of both stages
 leafe_early  on top of Early Experience, whose expert is the environment's scripted player
-leafe_grpo   on top of GRPO, where that method is registered
+leafe_grpo   on top of GRPO
 
 `--config=configs/variants.py:smoke` runs the same on a handful of tasks. configs/paper/variants.py makes a
 page over several seeds.

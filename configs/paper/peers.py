@@ -1,4 +1,4 @@
-"""LEAFE beside GRPO, GiGPO, SDPO, ERL and MaxRL, as far as they are registered (docs/PAPER.md).
+"""LEAFE beside GRPO, GiGPO, SDPO, ERL and MaxRL (docs/PAPER.md).
 
     python -m leafe_jax.main --config=configs/paper/peers.py:mini --workdir=runs/paper
 

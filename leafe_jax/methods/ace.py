@@ -253,7 +253,7 @@ def _counter(policy: Policy) -> Callable[[str], int]:
 
 
 def _limit(budget: Budget, prompts: Prompts, replies: int) -> int:
-    """Most tokens of each of so many replies, which are sampled at once."""
+    """The most tokens that each reply may have when `replies` of them share what the budget has left."""
     most = prompts.config.reflection_tokens
     if not budget.max_generated_tokens:
         return most

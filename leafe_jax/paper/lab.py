@@ -243,7 +243,8 @@ def write_page(
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for one in _runs(grid, root):
         if _is_current(one):
-            found.setdefault(one.cell, {})[int(one.config.seed)] = read_results_file(one.kept)
+            kept = read_results(one.kept.parent, one.kept.name)
+            found.setdefault(one.cell, {})[int(one.config.seed)] = kept
         else:
             absent.setdefault(one.name, "not run yet")
     if not found:
@@ -259,12 +260,3 @@ def write_page(
         with whole(path) as file:
             file.write(text)
         console.say(str(path))
-
-
-def read_results_file(path: epath.Path) -> dict[str, Any]:
-    """A results.json under another name.
-
-    Raises:
-      UserError: it is broken, or has another schema.
-    """
-    return read_results(path.parent, path.name)

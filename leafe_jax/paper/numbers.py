@@ -195,15 +195,19 @@ def expert_of(results: dict[str, Any], row: str, rows: str) -> str:
 STEPS_WITHIN, TOKENS_WITHIN = 0.02, 0.10  # of the reference; beyond that a row says so
 
 
-def beyond(own: dict[str, int], reference: dict[str, int]) -> str:
-    """What a row has spent more or less than the reference, in words; "" if it is within the limits."""
+def beyond(own: Sequence[dict[str, int]], reference: Sequence[dict[str, int]]) -> str:
+    """What a row has spent more or less than the reference, in words; "" if it is within the limits.
+
+    Args:
+      own, reference: what both have spent, seed by seed. The seed that is furthest off counts.
+    """
     words = []
     for name, label, limit in (
         ("env_steps", "environment steps", STEPS_WITHIN),
         ("generated_tokens", "generated tokens", TOKENS_WITHIN),
     ):
-        if reference[name] and own[name]:
-            more = own[name] / reference[name] - 1
-            if abs(more) > limit + 1e-9:  # 1.02 - 1 is above 0.02
-                words.append(f"{more:+.0%} {label}")
+        pairs = [(o[name], r[name]) for o, r in zip(own, reference, strict=True)]
+        more = max((o / r - 1 for o, r in pairs if o and r), key=abs, default=0.0)
+        if abs(more) > limit + 1e-9:  # 1.02 - 1 is above 0.02
+            words.append(f"{more:+.0%} {label}")
     return ", ".join(words)

@@ -113,13 +113,11 @@ def _budgets(spec: Table, cells: Sequence[Cell]) -> Block:
     rows = []
     for cell in cells:
         ours = "leafe" if spec.rows == "methods" else "tree"
-        reference = numbers.spent(cell.results[0], ours, spec.rows)
+        reference = [numbers.spent(r, ours, spec.rows) for r in cell.results]
         for row in cell.counts:
             each = [numbers.spent(r, row, spec.rows) for r in cell.results]
             own = {name: round(sum(e[name] for e in each) / len(each)) for name in each[0]}
-            told = numbers.beyond(each[0], reference) or (
-                "equal" if own["env_steps"] else "nothing"
-            )
+            told = numbers.beyond(each, reference) or ("equal" if own["env_steps"] else "nothing")
             expert = numbers.expert_of(cell.results[0], row, spec.rows) or "-"
             rows.append((cell.name, row, *(f"{v:,}" for v in own.values()), told, expert))
     header = (
@@ -127,8 +125,8 @@ def _budgets(spec: Table, cells: Sequence[Cell]) -> Block:
         "trained tokens", "wall seconds", "against LEAFE's", "expert",
     )  # fmt: skip
     said = (
-        "What each row has cost before its evaluation, with all that it reads; the mean over seeds. Equal:"
-        f" environment steps within {numbers.STEPS_WITHIN:.0%}, generated tokens within"
+        "What each row has cost before its evaluation, with all that it reads; the mean over seeds. Equal,"
+        f" with every seed: environment steps within {numbers.STEPS_WITHIN:.0%}, generated tokens within"
         f" {numbers.TOKENS_WITHIN:.0%}."
     )
     return Block("Budgets", (said,), header, tuple(rows))

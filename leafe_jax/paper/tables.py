@@ -55,25 +55,28 @@ class Table:
     onto: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def _controls(c: Config) -> None:
-    """The base model, RFT at equal budget, LEAFE, and L_reh alone on 20% and on all successes."""
+def _alike(c: Config) -> None:
+    """The base model, RFT at equal budget, and LEAFE."""
     add_search(c, "independent", method="independent")
     c.rft.trees = "independent"
     c.methods = ("base", "rft", "leafe")
+
+
+def _controls(c: Config) -> None:
+    """Those, and L_reh alone on 20% and on all successes."""
+    _alike(c)
     add_variant(c, "reh_20", "leafe", counterfactual_weight=0.0)
     add_variant(c, "reh_100", "leafe", counterfactual_weight=0.0, rehearsal_share=1.0)
 
 
 def _practising(c: Config, *names: str) -> None:
-    """Methods that train on their own rollouts, as far as they are registered, with the tasks of
-    `search.tree` and all of its environment steps together.
+    """Methods that train on their own rollouts, with the tasks of `search.tree` and all of its environment
+    steps together.
 
-    They end with the iteration that reaches the limit, so iterations are short.
+    They end within half a group of the limit, so groups are small where it is low.
     """
     tree = c.search.tree
     for name in names:
-        if name not in base.REGISTRY:
-            continue
         c.methods = (*c.methods, name)
         if tree.num_tasks:  # else their number is known when the environment is
             steps = tree.num_tasks * tree.max_env_steps
@@ -83,11 +86,10 @@ def _practising(c: Config, *names: str) -> None:
 
 
 def _on_grpo(c: Config) -> None:
-    """GRPO, and what the paper puts on top of it, where a method of that name is registered."""
+    """GRPO, and what the paper puts on top of it."""
     _practising(c, "grpo")
-    if "grpo" in c.methods:
-        add_ace(c, "grpo", "ace_grpo")
-        add_leafe_on(c, "grpo", "leafe_grpo", "tree_grpo")
+    add_ace(c, "grpo", "ace_grpo")
+    add_leafe_on(c, "grpo", "leafe_grpo", "tree_grpo")
 
 
 def _main(c: Config) -> None:
@@ -126,22 +128,18 @@ def add_variants(c: Config) -> None:
     add_early_experience(c)
     add_leafe_on(c, "early_experience", "leafe_early", "tree_early")
     _practising(c, "grpo")
-    if "grpo" in c.methods:
-        add_leafe_on(c, "grpo", "leafe_grpo", "tree_grpo")
+    add_leafe_on(c, "grpo", "leafe_grpo", "tree_grpo")
 
 
 def _curve(c: Config) -> None:
-    add_search(c, "independent", method="independent")
-    c.rft.trees = "independent"
-    c.methods = ("base", "rft", "leafe")
+    _alike(c)
     _practising(c, "grpo")
 
 
 def _peers(c: Config) -> None:
     _curve(c)
     _practising(c, "gigpo", "sdpo", "erl")
-    if "grpo" in c.methods:
-        add_variant(c, "maxrl", "grpo", advantage="maxrl", reward="success")
+    add_variant(c, "maxrl", "grpo", advantage="maxrl", reward="success")
 
 
 def _alone(c: Config) -> None:

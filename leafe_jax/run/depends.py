@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from leafe_jax.errors import UserError
@@ -130,13 +130,18 @@ def without_seed(flat: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def methods_behind(config: RunConfig, names: Iterable[str]) -> list[str]:
+    """Methods and all that these read; what is read first stands first."""
+    parts = dict.fromkeys(part for name in names for part in closure(config, name))
+    return [part for part in parts if not part.startswith("trees/")]
+
+
 def fitted(config: RunConfig) -> list[str]:
     """The methods that this run fits, those that others read first."""
     wanted = list(config.methods) if "fit" in config.phases else []
     if "explore" in config.phases:
         wanted += [search.agent for search in config.search.values()]
-    parts = dict.fromkeys(part for name in wanted for part in closure(config, name))
-    return [part for part in parts if not part.startswith("trees/")]
+    return methods_behind(config, wanted)
 
 
 def searches(config: RunConfig) -> list[str]:

@@ -23,7 +23,7 @@ from leafe_jax.run import passk, protocol
 from leafe_jax.run.blocks import Blocks, Trees, evaluation_blocks, read_evaluation, tree_blocks
 from leafe_jax.run.checks import phases_of
 from leafe_jax.run.config import RunConfig
-from leafe_jax.run.depends import closure, flatten
+from leafe_jax.run.depends import flatten, methods_behind
 from leafe_jax.run.phase import finished, read_record
 from leafe_jax.run.report import table
 from leafe_jax.run.report.write import write_report
@@ -142,15 +142,9 @@ def _device() -> str:
     return name
 
 
-def _fitted(config: RunConfig) -> list[str]:
-    """The methods that are evaluated, and those that they read; what is read first stands first."""
-    parts = dict.fromkeys(part for m in config.methods for part in closure(config, m))
-    return [part for part in parts if not part.startswith("trees/")]
-
-
 def _reported(config: RunConfig) -> list[str]:
     """The directories that a report is made from, finished or not."""
-    methods = [m for m in _fitted(config) if m != "base"]
+    methods = [m for m in methods_behind(config, config.methods) if m != "base"]
     return [
         *(f"trees/{search}" for search in config.search),
         *methods,
@@ -200,7 +194,7 @@ def run_report(config: RunConfig, env: Environment, workdir: epath.Path) -> bool
             **read_summary(workdir / method / "summary.json"),
             "seconds": read_record(workdir / method)["seconds"],
         }
-        for method in _fitted(config)
+        for method in methods_behind(config, config.methods)
         if method in made_of
     }
     write_json(workdir / "results.json", results)

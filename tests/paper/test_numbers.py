@@ -101,4 +101,5 @@ def test_unequal_budgets_are_said(steps, tokens, said):
     own, reference = (
         dict(env_steps=s, generated_tokens=t) for s, t in ((steps, tokens), (100, 1000))
     )
-    assert numbers.beyond(own, reference) == said
+    assert numbers.beyond([own], [reference]) == said
+    assert numbers.beyond([reference, own], [reference, reference]) == said

@@ -344,8 +344,9 @@ def kill_and_finish(directory, finished, kills, seed):
 
 
 @pytest.mark.slow
-def test_ten_kills(finished, tmp_path):
-    kill_and_finish(tmp_path, finished, kills=10, seed=1)
+@pytest.mark.parametrize(("kills", "seed"), [(1, 0), (10, 1)])
+def test_killed_runs_end_with_the_same_table(finished, tmp_path, kills, seed):
+    kill_and_finish(tmp_path, finished, kills, seed)
 
 
 @pytest.mark.parametrize("trains", [False, pytest.param(True, marks=pytest.mark.slow)])

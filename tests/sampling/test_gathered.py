@@ -7,7 +7,14 @@ import pytest
 from leafe_jax.sampling.paged import attend_kernel, attend_reference
 
 
-@pytest.mark.parametrize(("time", "heads"), [(1, (6, 2)), (4, (4, 4))])
+@pytest.mark.parametrize(
+    ("time", "heads"),
+    [
+        (1, (6, 2)),
+        (4, (4, 4)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, (4, 4)), (4, (6, 2)))),
+    ],
+)
 def test_the_call_of_the_kernel_equals_the_reference(time, heads, monkeypatch):
     """The kernel runs on TPUs only, and this version of JAX cannot interpret it, so JAX's own reference
     implementation replaces it here. tests/sampling/test_sharded.py compiles the kernel."""
