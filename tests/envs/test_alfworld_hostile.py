@@ -43,10 +43,10 @@ def game(domain=DOMAIN, problem=PROBLEM, text=None):
 
 
 def refused(call, *arguments, **named) -> str:
-    start = time.process_time()
+    start = time.thread_time()
     with pytest.raises(EnvDataError) as error:
         call(*arguments, **named)
-    assert time.process_time() - start < 4
+    assert time.thread_time() - start < 4
     assert "game.tw-pddl" in str(error.value) and str(error.value).isprintable()
     return str(error.value)
 
@@ -105,9 +105,9 @@ def test_expressions_beyond_reason(source):
 
 
 def test_a_row_of_blanks_takes_no_longer_than_words():
-    start = time.process_time()
+    start = time.thread_time()
     assert twl2.parse_symbols("a {b" + " " * 200_000, "test") == ("a ",)
-    assert time.process_time() - start < 4
+    assert time.thread_time() - start < 4
 
 
 def test_pddl_beyond_reason():

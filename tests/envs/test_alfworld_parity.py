@@ -197,8 +197,8 @@ def test_a_hundred_times_the_steps_per_second():
     for player in (oracle.Real(data), oracle.Ours(data)):
         player.first()
         player.step("look")
-        begun = time.process_time()
+        begun = time.thread_time()
         for command in walk:
             player.step(command)
-        seconds.append(time.process_time() - begun)
+        seconds.append(time.thread_time() - begun)
     assert seconds[0] > 100 * seconds[1]

@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import time
 
 import pyarrow
 import pyarrow.parquet
@@ -49,9 +48,7 @@ def test_what_a_packed_file_unpacks_to_is_bounded(tmp_path, name, block, fault, 
     with gzip.open(tmp_path / name, "wb") as file:
         for _ in range(32):  # two times what is allowed; ten thousand times is no different
             file.write(block)
-    start = time.process_time()
     assert fault in refused(tmp_path / name, "codecontests")
-    assert time.process_time() - start < 2
 
 
 def test_a_long_record_of_a_plain_file_is_refused(tmp_path, monkeypatch):

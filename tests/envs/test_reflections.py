@@ -339,7 +339,7 @@ def test_a_long_reply_takes_no_time():
         "`",
         "1 ",
     ):
-        begin = time.process_time()
+        begin = time.thread_time()
         after_reasoning(piece * (200_000 // len(piece)))
         after_reasoning("\n".join([piece * 10] * 5_000))
-        assert time.process_time() - begin < 2, piece
+        assert time.thread_time() - begin < 2, piece

@@ -271,10 +271,10 @@ def test_five_thousand_steps_a_second():
         for action in ENV.solve(state):
             moves.append((state, action))
             state, _ = ENV.step(state, action)
-    start = time.process_time()
+    start = time.thread_time()
     for state, action in moves:
         ENV.step(state, action)
-    assert len(moves) / (time.process_time() - start) >= 5000
+    assert len(moves) / (time.thread_time() - start) >= 5000
 
 
 def test_clear_errors():

@@ -251,7 +251,7 @@ def test_levels_that_the_horizon_cannot_solve_are_announced(tmp_path, caplog):
 
 
 def test_a_level_file_beyond_reason_is_refused_at_once(tmp_path):
-    start = time.process_time()
+    start = time.thread_time()
     path = tmp_path / "wide.txt"
     path.write_text("#" * 10_000 + "\n" + ("#" + " " * 998 + "#\n") * 10_000)
     os.mkfifo(tmp_path / "pipe.txt")
@@ -262,7 +262,7 @@ def test_a_level_file_beyond_reason_is_refused_at_once(tmp_path):
         with pytest.raises(EnvDataError, match=message) as error:
             envs.make("sokoban", levels=[str(name)])
         assert str(name) in str(error.value)
-    assert time.process_time() - start < 4
+    assert time.thread_time() - start < 4
 
 
 def test_options():

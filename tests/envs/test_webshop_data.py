@@ -158,13 +158,13 @@ def wanted(asin):
 
 @pytest.mark.parametrize(("options", "values"), [(12, 10), (300, 50), (3, 300)])
 def test_option_combinations_beyond_reason_are_refused_at_once(tmp_path, options, values):
-    start = time.process_time()
+    start = time.thread_time()
     many = {f"option {n}": [{"value": f"{n}-{v}"} for v in range(values)] for n in range(options)}
     data = write(tmp_path, [product("A1", customization_options=many)], wanted("A1"))
     with pytest.raises(EnvDataError) as error:
         envs.make("webshop", data=data, goals="synthetic", nouns="guess")
     assert f"product A1: its {options} options have" in str(error.value)
-    assert time.process_time() - start < 4
+    assert time.thread_time() - start < 4
     # Instructions of people ask for some options only.
     write(tmp_path, [product("A1", customization_options=many)], {}, {"A1": [human("A1")]})
     env = envs.make("webshop", data=data, nouns="guess")
@@ -178,7 +178,7 @@ def opened(env):
 
 
 def test_an_expert_copes_with_many_wanted_options(tmp_path):
-    start = time.process_time()
+    start = time.thread_time()
     words = [f"{chr(97 + n // 10) * 4}{n % 10 * 1111:04d}" for n in range(40)]
     many = {f"option {n}": [{"value": word}] for n, word in enumerate(words)}
     data = write(tmp_path, [product("A1", customization_options=many)], {},
@@ -186,7 +186,7 @@ def test_an_expert_copes_with_many_wanted_options(tmp_path):
     env = envs.make("webshop", data=data, nouns="guess", horizon=50)
     plan = env.solve(env.reset(env.tasks[0].task_id)[0])
     assert plan is not None and len(plan) == 43
-    assert time.process_time() - start < 10
+    assert time.thread_time() - start < 10
 
 
 def test_a_pipe_in_place_of_a_file_is_refused(tmp_path):

@@ -106,6 +106,6 @@ def test_environments_import_light():
 
 
 def test_a_row_of_underscores_takes_no_longer_than_words():
-    start = time.process_time()
+    start = time.thread_time()
     assert analyze("_" * 200_000 + " mug " + "_" * 200_000 + "tea_" + "_-" * 100_000)[0] == "mug"
-    assert time.process_time() - start < 5
+    assert time.thread_time() - start < 5
