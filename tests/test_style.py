@@ -1,6 +1,7 @@
 """House style, checked on the sources: length of files and functions, parameters, and types."""
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +57,12 @@ def test_every_file_keeps_the_rules():
             found |= offences(path.read_text(encoding="utf-8"), name, folder == "leafe_jax")
     assert not found - KNOWN, "new offences"
     assert not KNOWN - found, "fixed: remove them from KNOWN"
+
+
+def test_nothing_is_named_like_a_line_of_output():
+    """A command pasted with its output makes files of it, and `git add -A` takes them along."""
+    names = {p.name for folder in ("", *FOLDERS, "docs") for p in (ROOT / folder).iterdir()}
+    assert not [name for name in names if not re.fullmatch(r"[\w.-]+", name)]
 
 
 def test_the_rules_find_what_they_should():
