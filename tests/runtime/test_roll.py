@@ -105,7 +105,7 @@ def test_callers_that_say_nothing_keep_nobody_waiting():
 
     begin = time.monotonic()
     assert hold(2, [(1, 2, "mine")], seconds=30.0, before=call) == {"first": None, 0: None}
-    assert time.monotonic() - begin < 25  # the thirty seconds are not waited for
+    assert time.monotonic() - begin < 5
 
 
 def test_more_silent_callers_than_allowed(monkeypatch):
